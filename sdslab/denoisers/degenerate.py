@@ -1,0 +1,40 @@
+"""The optimal denoiser of a distribution with one mode: CasTex Eq. 3."""
+
+from typing import Literal, final
+
+from torch import Tensor
+
+from sdslab.denoisers.denoiser import Denoiser, Prediction
+from sdslab.denoisers.noise_schedule import NoiseSchedule
+from sdslab.tensor_types import Diffused, Timesteps
+
+
+@final
+class DegenerateDenoiser(Denoiser):
+    """ε̂(x_t) = (x_t − √ᾱ_t x*) / √(1−ᾱ_t), the exact score of the distribution δ(x − x*).
+
+    Args:
+        x_star: x*, the only sample there is, [1 or b, c, *spatial], in the diffusion space.
+        schedule: the forward process.
+        prediction_type: "epsilon" states Eq. 3 as the paper does, with its rounding; "x0" returns
+            x̂_0 = x*, which is the same in exact arithmetic.
+
+    Source: CasTex Eq. 3 (arXiv 2504.06856).
+    """
+
+    def __init__(
+        self,
+        x_star: Diffused,
+        schedule: NoiseSchedule,
+        prediction_type: Literal["epsilon", "x0"] = "epsilon",
+    ) -> None:
+        self.x_star, self.schedule = x_star, schedule
+        self.prediction_type: Literal["epsilon", "x0"] = prediction_type
+
+    def predict(self, x_t: Diffused, t: Timesteps, condition: Tensor | None = None) -> Prediction:
+        del condition  # there is one sample, whatever is asked for
+        x_star = self.x_star.expand_as(x_t)
+        if self.prediction_type == "x0":
+            return Prediction(x_star, "x0")
+        alpha_bar = self.schedule.alpha_bar(t).to(x_t).view(-1, *[1] * (x_t.ndim - 1))
+        return Prediction((x_t - alpha_bar.sqrt() * x_star) / (1 - alpha_bar).sqrt(), "epsilon")

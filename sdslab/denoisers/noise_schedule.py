@@ -1,0 +1,184 @@
+"""ᾱ_t, how t is sampled, and how the gradient is weighted over t."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from sdslab.errors import UserError
+from sdslab.kernels.philox import TIMESTEP_STREAM, NoiseKey, philox_uniform
+from sdslab.tensor_types import PerSample, Timesteps
+
+DEEPFLOYD_IF = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
+STABLE_DIFFUSION = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+}
+
+
+@final
+class NoiseSchedule:
+    """The forward process x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε.
+
+    Args:
+        alpha_bars: ᾱ for t = 0, 1, …; within (0, 1) and falling.
+    """
+
+    def __init__(self, alpha_bars: Tensor) -> None:
+        if alpha_bars.ndim != 1 or not ((alpha_bars > 0) & (alpha_bars < 1)).all():
+            raise ValueError(
+                f"alpha_bars must be one row of numbers within (0, 1), got shape "
+                f"{list(alpha_bars.shape)} from {alpha_bars.min():.3g} to {alpha_bars.max():.3g}; "
+                f"a schedule rescaled to zero terminal SNR cannot be divided by its last ᾱ"
+            )
+        self.alpha_bars = alpha_bars.double()
+
+    def __len__(self) -> int:
+        return len(self.alpha_bars)
+
+    def alpha_bar(self, t: Timesteps) -> PerSample:
+        """ᾱ at each t [b], float64, on t's device."""
+        if self.alpha_bars.device != t.device:
+            self.alpha_bars = self.alpha_bars.to(t.device)
+        return self.alpha_bars[t]
+
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any] | str | Path) -> "NoiseSchedule":
+        """Reads ᾱ from any diffusers scheduler config that has one.
+
+        Args:
+            config: the config itself (such as ``DEEPFLOYD_IF`` or ``STABLE_DIFFUSION``), a
+                ``scheduler_config.json``, or the folder that holds it.
+
+        Raises:
+            UserError: unreadable, unknown to diffusers, or a scheduler without ᾱ (flow matching).
+        """
+        import diffusers
+
+        if not isinstance(config, Mapping):
+            config = _read_config(Path(config))
+        name = config.get("_class_name", "DDPMScheduler")
+        scheduler_class = getattr(diffusers, name, None)
+        if not name.endswith("Scheduler") or scheduler_class is None:
+            raise UserError(f"diffusers {diffusers.__version__} has no scheduler named {name!r}")
+        try:
+            scheduler = scheduler_class.from_config(dict(config))
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise UserError(f"the scheduler config is not one of {name}'s: {error}") from error
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise UserError(
+                f"the scheduler must have ᾱ (alphas_cumprod), got a {name}, which has none"
+            )
+        return cls(scheduler.alphas_cumprod)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        path = path / "scheduler_config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"a scheduler config must be a readable scheduler_config.json, got {str(path)!r}: {error}"
+        ) from error
+
+
+class TimestepSampler(ABC):
+    """Draws the timestep of each sample from the counter-based generator."""
+
+    @abstractmethod
+    def bounds(self, progress: float) -> tuple[int, int]:
+        """The half-open range [t_min, t_max) at ``progress`` = step / steps, within [0, 1]."""
+
+    @final
+    def __call__(self, key: NoiseKey, progress: float, *, shared: bool = False) -> Timesteps:
+        """Draws t uniformly within the bounds.
+
+        Args:
+            key: seed, step and sample indices [b]; the stream is this sampler's own.
+            progress: share of the run that is done, within [0, 1].
+            shared: one t for the whole batch, as CasTex does, instead of one per sample.
+
+        Returns:
+            Integers [b], the same whatever batch the samples are in (unless ``shared``).
+        """
+        t_min, t_max = self.bounds(progress)
+        sample = torch.zeros_like(key.sample) if shared else key.sample
+        uniform = philox_uniform(NoiseKey(key.seed, key.step, sample, TIMESTEP_STREAM), 1)[:, 0]
+        return t_min + (uniform * (t_max - t_min)).long()
+
+
+@final
+@dataclass(frozen=True)
+class UniformTimesteps(TimestepSampler):
+    """t ~ U[t_min, t_max) throughout."""
+
+    t_min: int = 20
+    t_max: int = 980
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_min < self.t_max:
+            raise UserError(
+                f"timesteps must satisfy 0 ≤ t_min < t_max, got {self.t_min} and {self.t_max}"
+            )
+
+    def bounds(self, progress: float) -> tuple[int, int]:  # noqa: ARG002
+        return self.t_min, self.t_max
+
+
+@final
+@dataclass(frozen=True)
+class SqrtAnnealedTimesteps(TimestepSampler):
+    """Both bounds fall with the square root of the progress.
+
+    Source: CasTex's public code; t_min = ⌊300 − 100√f⌋, t_max = ⌊980 − 480√f⌋, f = step / steps.
+    """
+
+    t_min: tuple[int, int] = (300, 200)
+    t_max: tuple[int, int] = (980, 500)
+
+    def bounds(self, progress: float) -> tuple[int, int]:
+        root = progress**0.5
+        first, last = (
+            int(start - (start - end) * root) for start, end in (self.t_min, self.t_max)
+        )
+        return first, last
+
+
+@final
+@dataclass(frozen=True)
+class Weighting:
+    """w(t) together with the form of Eq. 1 that it multiplies.
+
+    x0-form: w (x_0 − x̂_0). ε-form: w_ε (ε̂ − ε), where w_ε = w √((1−ᾱ)/ᾱ).
+    """
+
+    form: Literal["x0", "epsilon"]
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, alpha_bar: PerSample) -> PerSample:
+        """w of its own form, at each ᾱ [b]."""
+        return self.function(alpha_bar)
+
+
+# A weighting's name says its form. x0_castex and epsilon_dreamfusion are the same gradient.
+WEIGHTINGS = {
+    "x0_unit": Weighting("x0", torch.ones_like),  # CasTex Eq. 4–5
+    "x0_castex": Weighting("x0", lambda alpha_bar: (alpha_bar * (1 - alpha_bar)).sqrt()),
+    "epsilon_unit": Weighting("epsilon", torch.ones_like),
+    "epsilon_dreamfusion": Weighting("epsilon", lambda alpha_bar: 1 - alpha_bar),
+}
+
+
+def weighting_named(name: str) -> Weighting:
+    """Looks a weighting up by its name in ``WEIGHTINGS``."""
+    if name not in WEIGHTINGS:
+        raise UserError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {name!r}")
+    return WEIGHTINGS[name]

@@ -1,0 +1,215 @@
+"""Where the diffusion model lives: pixels in [−1, 1], or the latents of an autoencoder."""
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdslab.errors import UserError
+from sdslab.tensor_types import Diffused, Image
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+SHIPPED_VAE = Path(__file__).parent / "shipped_vae"
+
+
+class DiffusionSpace(ABC):
+    """A differentiable way from images in [0, 1] to the variable z that is diffused, and back."""
+
+    @abstractmethod
+    def encode(self, image: Image) -> Diffused:
+        """Maps sRGB-encoded images [b, 3, h, w] in [0, 1] to z."""
+
+    @abstractmethod
+    def decode(self, z: Diffused) -> Image:
+        """Maps z back to images; values may leave [0, 1] and are not clamped."""
+
+
+@final
+class PixelSpace(DiffusionSpace):
+    """z = 2 x − 1, at the diffusion model's own resolution.
+
+    Args:
+        size: height and width of z; images of another size are resized with antialiasing
+            (bilinear). None keeps the image's own.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def encode(self, image: Image) -> Diffused:
+        if self.size is not None and image.shape[-2:] != (self.size, self.size):
+            image = F.interpolate(
+                image, size=(self.size, self.size), mode="bilinear", antialias=True
+            )
+        return 2 * image - 1
+
+    def decode(self, z: Diffused) -> Image:
+        return (z + 1) / 2
+
+
+@final
+class LatentSpace(DiffusionSpace):
+    """The scaled latents of a diffusers autoencoder.
+
+    z = (posterior mean − shift) · scale, with the model's own ``scaling_factor``, ``shift_factor``,
+    ``latents_mean`` and ``latents_std``. The mean, not a sample: sampling would inject noise of its
+    own into the gradient.
+
+    Args:
+        vae: an ``AutoencoderKL``, ``AutoencoderTiny`` or any diffusers model like them; its weights
+            are frozen in place.
+    """
+
+    def __init__(self, vae: "AutoencoderKL") -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        config = dict(vae.config)
+        channels = config["latent_channels"]
+        self.scale = _per_channel(1.0, channels) * (config.get("scaling_factor") or 1.0)
+        self.shift = _per_channel(config.get("shift_factor") or 0.0, channels)
+        if config.get("latents_mean") and config.get("latents_std"):
+            self.shift = _per_channel(config["latents_mean"], channels)
+            self.scale = self.scale / _per_channel(config["latents_std"], channels)
+        blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        self.channels: int = channels
+        self.factor: int = 2 ** (len(blocks) - 1)
+
+    def encode(self, image: Image) -> Diffused:
+        self.check_size(*image.shape[-2:])
+        encoded = self.vae.encode(2 * image - 1)
+        latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latents
+        return (latents - self.shift.to(latents)) * self.scale.to(latents)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses a picture that the encoder's strides do not divide.
+
+        Raises:
+            UserError: says which size would do.
+        """
+        if height % self.factor or width % self.factor:
+            raise UserError(
+                f"the VAE needs a height and width divisible by {self.factor}, got "
+                f"{height}×{width}; use {max(1, round(height / self.factor)) * self.factor}"
+            )
+
+    def decode(self, z: Diffused) -> Image:
+        decoded = self.vae.decode(z / self.scale.to(z) + self.shift.to(z))
+        return (cast(Tensor, decoded.sample) + 1) / 2
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = SHIPPED_VAE,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "LatentSpace":
+        """Loads an autoencoder through diffusers, from safetensors only.
+
+        Args:
+            source: a folder with ``config.json`` and safetensors weights, a pipeline's folder with
+                such a ``vae`` folder in it, or a hub id such as ``stabilityai/sd-vae-ft-mse``.
+            device: where the weights go.
+            dtype: of the weights, and so of the latents.
+
+        Raises:
+            UserError: nothing there, not an autoencoder, or the hub cannot be reached.
+        """
+        folder = Path(source)
+        if (folder / "vae" / "config.json").is_file():
+            folder = folder / "vae"
+        if folder.is_dir():
+            return cls(_from_folder(folder, dtype).to(device))
+        if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
+            raise UserError(
+                f"--vae must be an existing folder or a hub id like stabilityai/sd-vae-ft-mse, got "
+                f"{str(source)!r}, which is neither; check the path"
+            )
+        return cls(_from_hub(str(source), dtype).to(device))
+
+
+def _per_channel(value: float | list[float], channels: int) -> Tensor:
+    values = torch.as_tensor(value, dtype=torch.float64).expand(channels)
+    return values.view(1, channels, 1, 1)
+
+
+def _model_class(name: str, source: str) -> "type[AutoencoderKL]":
+    import diffusers
+
+    if not name.startswith(("Autoencoder", "AsymmetricAutoencoder")):
+        raise UserError(
+            f"--vae must name a diffusers autoencoder, got a {name or 'config without _class_name'}"
+            f" in {source!r}; give the pipeline's vae folder"
+        )
+    model_class = getattr(diffusers, name, None)
+    if model_class is None:
+        raise UserError(f"diffusers {diffusers.__version__} has no {name}, which {source!r} names")
+    return model_class
+
+
+def _load_whole(
+    model_class: "type[AutoencoderKL]", source: str | Path, dtype: torch.dtype, **options: bool
+) -> "AutoencoderKL":
+    """``from_pretrained``, but a checkpoint that lacks weights is an error, not a random model."""
+    model, loading = model_class.from_pretrained(
+        source,
+        use_safetensors=True,
+        torch_dtype=dtype,
+        low_cpu_mem_usage=False,
+        output_loading_info=True,
+        **options,
+    )
+    if loading["missing_keys"]:
+        raise ValueError(f"{len(loading['missing_keys'])} of its weights are missing")
+    return model
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> "AutoencoderKL":
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise UserError(
+            f"a VAE folder must hold config.json and safetensors weights, got no config.json in "
+            f"{str(folder)!r}; save the model there with save_pretrained"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"a VAE folder must hold safetensors weights (pickles are never read), got none in "
+            f"{str(folder)!r}; convert them with model.save_pretrained(folder)"
+        )
+    try:
+        name = json.loads(config_path.read_text(encoding="utf-8")).get("_class_name", "")
+        model_class = _model_class(name, str(folder))
+        return _load_whole(model_class, folder, dtype, local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # diffusers and safetensors raise a dozen types for a broken folder
+        raise UserError(
+            f"the VAE in {str(folder)!r} cannot be loaded: {_first_line(error)}; download or save "
+            f"it again"
+        ) from error
+
+
+def _from_hub(hub_id: str, dtype: torch.dtype) -> "AutoencoderKL":
+    from diffusers import AutoencoderKL
+
+    try:
+        config = AutoencoderKL.load_config(hub_id)
+        model_class = _model_class(dict(config).get("_class_name", ""), hub_id)
+        return _load_whole(model_class, hub_id, dtype)
+    except UserError:
+        raise
+    except Exception as error:  # offline, gated, missing, no safetensors: the hub has many types
+        raise UserError(
+            f"--vae {hub_id} is no folder here and cannot be fetched from the hub: "
+            f"{_first_line(error)}; connect to the network, or download it elsewhere and give "
+            f"its folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .") if lines else type(error).__name__

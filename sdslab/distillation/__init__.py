@@ -1,0 +1,1 @@
+"""Gradients that a denoiser gives to z, as the papers print them."""

@@ -1,0 +1,30 @@
+"""Fused operations, each with a plain torch body and a Triton body."""
+
+from sdslab.kernels.backend import Backend
+from sdslab.kernels.degenerate_sds_gradient import degenerate_sds_gradient
+from sdslab.kernels.perturb import perturb
+from sdslab.kernels.philox import (
+    NOISE_STREAM,
+    TIMESTEP_STREAM,
+    NoiseKey,
+    philox_bits,
+    philox_normal,
+    philox_uniform,
+)
+from sdslab.kernels.sds_gradient import Form, PredictionType, SDSResult, sds_gradient
+
+__all__ = [
+    "NOISE_STREAM",
+    "TIMESTEP_STREAM",
+    "Backend",
+    "Form",
+    "NoiseKey",
+    "PredictionType",
+    "SDSResult",
+    "degenerate_sds_gradient",
+    "perturb",
+    "philox_bits",
+    "philox_normal",
+    "philox_uniform",
+    "sds_gradient",
+]

@@ -1,0 +1,341 @@
+"""The GPU programs behind `triton_bodies`.
+
+Each runs on a one-dimensional grid of b * programs programs. A program handles BLOCK consecutive
+elements of one sample, which are BLOCK / 4 Philox blocks. Sums leave one partial result for each
+program: no atomics, so the result is the same each time.
+"""
+
+# Triton annotates with values (tl.uint32, tl.constexpr), which a type checker takes for mistakes.
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
+
+import math
+
+import triton
+import triton.language as tl
+
+# These words change at every step: specialised on, each value would compile its kernel anew.
+_KEY_WORDS = ["seed_low", "seed_high", "stream", "step"]
+_UNIT = tl.constexpr(2.0**-32)
+_HALF_UNIT = tl.constexpr(2.0**-33)
+_TWO_PI = tl.constexpr(2 * math.pi)
+
+
+@triton.jit
+def _program(n, BLOCK: tl.constexpr):
+    """This program's sample, its number within the sample, its offsets there and their mask."""
+    programs = tl.cdiv(n, BLOCK)
+    row = (tl.program_id(0) // programs).to(tl.int64)
+    part = tl.program_id(0) % programs
+    offsets = part.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return row, part, offsets, offsets < n
+
+
+@triton.jit
+def _philox_lanes(sample_ptr, row, part, seed_low, seed_high, stream, step, BLOCK: tl.constexpr):
+    """The four words of each of this program's Philox blocks."""
+    counter = part.to(tl.uint32) * (BLOCK // 4) + tl.arange(0, BLOCK // 4).to(tl.uint32)
+    same = tl.zeros_like(counter)
+    seed = seed_low.to(tl.uint64) | (seed_high.to(tl.uint64) << 32)
+    sample = tl.load(sample_ptr + row).to(tl.uint32)
+    return tl.philox(
+        seed, counter, same + stream.to(tl.uint32), same + sample, same + step.to(tl.uint32)
+    )
+
+
+@triton.jit
+def _box_muller(p, q, DTYPE: tl.constexpr):
+    """Two words -> two normals, in the steps that `philox_normal` documents."""
+    u = p.to(DTYPE) * _UNIT + _HALF_UNIT
+    v = q.to(DTYPE) * _UNIT + _HALF_UNIT
+    radius = tl.sqrt(-2.0 * tl.log(u))
+    angle = v * _TWO_PI
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@triton.jit
+def _normals(
+    sample_ptr,
+    row,
+    part,
+    seed_low,
+    seed_high,
+    stream,
+    step,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """[BLOCK] normals in element order: one Philox call yields four."""
+    a, b, c, d = _philox_lanes(sample_ptr, row, part, seed_low, seed_high, stream, step, BLOCK)
+    a, b = _box_muller(a, b, DTYPE)
+    c, d = _box_muller(c, d, DTYPE)
+    return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+
+
+@triton.jit
+def _noise(
+    noise_ptr,
+    sample_ptr,
+    row,
+    part,
+    offsets,
+    mask,
+    n,
+    seed_low,
+    seed_high,
+    stream,
+    step,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """ε of this program's elements, loaded if there is a tensor and drawn if there is none."""
+    if noise_ptr is None:
+        eps = _normals(sample_ptr, row, part, seed_low, seed_high, stream, step, DTYPE, BLOCK)
+    else:
+        eps = tl.load(noise_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
+    return eps
+
+
+@triton.jit
+def _rates(alpha_bar_ptr, row, DTYPE: tl.constexpr):
+    """√ᾱ and √(1 - ᾱ), through float64 because 1 - alpha_bar cancels at small t."""
+    alpha_bar = tl.load(alpha_bar_ptr + row).to(tl.float64)
+    return tl.sqrt(alpha_bar).to(DTYPE), tl.sqrt(1.0 - alpha_bar).to(DTYPE)
+
+
+@triton.jit
+def _clamp(x, BOUND: tl.constexpr):
+    """Bounds |x|, as torch does: NaN stays NaN."""
+    if BOUND is not None:
+        x = tl.where(x > BOUND, BOUND, tl.where(x < -BOUND, -BOUND, x)).to(x.dtype)
+    return x
+
+
+@triton.jit
+def _store_gradient(
+    gradient_ptr,
+    loss_ptr,
+    nonfinite_ptr,
+    row,
+    part,
+    offsets,
+    mask,
+    n,
+    gradient,
+    difference,
+    half_weight,
+    used,
+    BLOCK: tl.constexpr,
+):
+    """Writes the gradient and this program's share of the loss and of the non-finite count."""
+    partial = row * tl.cdiv(n, BLOCK) + part
+    infinity = float("inf")
+    finite = (tl.abs(used) < infinity) & (tl.abs(gradient) < infinity)
+    square_sum = tl.sum(tl.where(mask, difference * difference, 0.0), axis=0)
+    tl.store(gradient_ptr + row * n + offsets, gradient, mask=mask)
+    tl.store(loss_ptr + partial, half_weight * square_sum)
+    tl.store(nonfinite_ptr + partial, tl.sum((mask & (finite == 0)).to(tl.int32), axis=0))
+
+
+@triton.jit(do_not_specialize=_KEY_WORDS)
+def bits_kernel(
+    sample_ptr,
+    bits_ptr,
+    seed_low: tl.uint32,
+    seed_high: tl.uint32,
+    stream: tl.uint32,
+    step: tl.uint32,
+    n,
+    BLOCK: tl.constexpr,
+):
+    """Fills [b, n] int64 with Philox words."""
+    row, part, offsets, mask = _program(n, BLOCK)
+    a, b, c, d = _philox_lanes(sample_ptr, row, part, seed_low, seed_high, stream, step, BLOCK)
+    bits = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+    tl.store(bits_ptr + row * n + offsets, bits.to(tl.int64), mask=mask)
+
+
+@triton.jit(do_not_specialize=_KEY_WORDS)
+def normal_kernel(
+    sample_ptr,
+    normal_ptr,
+    seed_low: tl.uint32,
+    seed_high: tl.uint32,
+    stream: tl.uint32,
+    step: tl.uint32,
+    n,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Fills [b, n] with normals."""
+    row, part, offsets, mask = _program(n, BLOCK)
+    normals = _normals(sample_ptr, row, part, seed_low, seed_high, stream, step, DTYPE, BLOCK)
+    tl.store(normal_ptr + row * n + offsets, normals, mask=mask)
+
+
+@triton.jit(do_not_specialize=_KEY_WORDS)
+def perturb_kernel(
+    x_ptr,
+    alpha_bar_ptr,
+    noise_ptr,
+    sample_ptr,
+    seed_low: tl.uint32,
+    seed_high: tl.uint32,
+    stream: tl.uint32,
+    step: tl.uint32,
+    x_t_ptr,
+    n,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Noises [b, n] samples to their timesteps."""
+    row, part, offsets, mask = _program(n, BLOCK)
+    x = tl.load(x_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
+    eps = _noise(
+        noise_ptr,
+        sample_ptr,
+        row,
+        part,
+        offsets,
+        mask,
+        n,
+        seed_low,
+        seed_high,
+        stream,
+        step,
+        DTYPE,
+        BLOCK,
+    )
+    signal, sigma = _rates(alpha_bar_ptr, row, DTYPE)
+    tl.store(x_t_ptr + row * n + offsets, signal * x + sigma * eps, mask=mask)
+
+
+@triton.jit(do_not_specialize=_KEY_WORDS)
+def sds_gradient_kernel(
+    x_ptr,
+    model_output_ptr,
+    alpha_bar_ptr,
+    weight_ptr,
+    noise_ptr,
+    sample_ptr,
+    seed_low: tl.uint32,
+    seed_high: tl.uint32,
+    stream: tl.uint32,
+    step: tl.uint32,
+    guidance_scale: tl.float64,
+    gradient_ptr,
+    loss_ptr,
+    nonfinite_ptr,
+    n,
+    output_stride,
+    conditional_offset,
+    GUIDED: tl.constexpr,
+    PREDICTION_TYPE: tl.constexpr,
+    FORM: tl.constexpr,
+    CLAMP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The distillation gradient, loss and non-finite count from a model's output."""
+    row, part, offsets, mask = _program(n, BLOCK)
+    x = tl.load(x_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
+    eps = _noise(
+        noise_ptr,
+        sample_ptr,
+        row,
+        part,
+        offsets,
+        mask,
+        n,
+        seed_low,
+        seed_high,
+        stream,
+        step,
+        DTYPE,
+        BLOCK,
+    )
+    signal, sigma = _rates(alpha_bar_ptr, row, DTYPE)
+    weight = tl.load(weight_ptr + row).to(DTYPE)
+    x_t = signal * x + sigma * eps
+
+    output_ptrs = model_output_ptr + row * output_stride + offsets
+    output = tl.load(output_ptrs, mask=mask, other=0.0).to(DTYPE)
+    if GUIDED:
+        conditional = tl.load(output_ptrs + conditional_offset, mask=mask, other=0.0).to(DTYPE)
+        output = output + tl.full((), guidance_scale, DTYPE) * (conditional - output)
+
+    if PREDICTION_TYPE == "epsilon":
+        x0_hat = (x_t - sigma * output) / signal
+    elif PREDICTION_TYPE == "v":
+        x0_hat = signal * x_t - sigma * output
+    else:
+        x0_hat = output
+    x0_hat = _clamp(x0_hat, CLAMP)
+
+    if FORM == "x0":
+        difference = x - x0_hat
+        half_weight = 0.5 * weight
+    else:
+        if PREDICTION_TYPE == "epsilon" and CLAMP is None:
+            difference = output - eps
+        else:
+            difference = (x_t - signal * x0_hat) / sigma - eps
+        half_weight = 0.5 * weight * (sigma / signal)
+    gradient = weight * difference
+    _store_gradient(
+        gradient_ptr,
+        loss_ptr,
+        nonfinite_ptr,
+        row,
+        part,
+        offsets,
+        mask,
+        n,
+        gradient,
+        difference,
+        half_weight,
+        output,
+        BLOCK,
+    )
+
+
+@triton.jit
+def degenerate_sds_gradient_kernel(
+    x_ptr,
+    target_ptr,
+    alpha_bar_ptr,
+    weight_ptr,
+    gradient_ptr,
+    loss_ptr,
+    nonfinite_ptr,
+    n,
+    target_stride,
+    FORM: tl.constexpr,
+    CLAMP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The same from the one image that the model predicts."""
+    row, part, offsets, mask = _program(n, BLOCK)
+    x = tl.load(x_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
+    target = tl.load(target_ptr + row * target_stride + offsets, mask=mask, other=0.0).to(DTYPE)
+    weight = tl.load(weight_ptr + row).to(DTYPE)
+    if FORM == "epsilon":
+        alpha_bar = tl.load(alpha_bar_ptr + row).to(tl.float64)
+        weight = weight * tl.sqrt(alpha_bar / (1.0 - alpha_bar)).to(DTYPE)
+    difference = x - _clamp(target, CLAMP)
+    gradient = weight * difference
+    _store_gradient(
+        gradient_ptr,
+        loss_ptr,
+        nonfinite_ptr,
+        row,
+        part,
+        offsets,
+        mask,
+        n,
+        gradient,
+        difference,
+        0.5 * weight,
+        target,
+        BLOCK,
+    )

@@ -1,0 +1,98 @@
+"""Argument checks shared by the ops: each error says what must hold, what came and what to do."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# Which ends of [0, 1] an equation can stand: those that it does not divide by.
+Interval = Literal["[0, 1]", "(0, 1]", "(0, 1)"]
+
+
+def require_one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """`value` is one of the names in `valid`."""
+    if value not in valid:
+        raise ValueError(
+            f"{name} must be one of {', '.join(valid)}, got {value!r}; pass one of those"
+        )
+
+
+def require_samples(name: str, x: Tensor, *, min_dims: int = 1) -> None:
+    """`x` is a non-empty floating tensor with a batch dimension."""
+    if not x.dtype.is_floating_point:
+        raise ValueError(
+            f"{name} must be a floating-point tensor, got {x.dtype}; convert it with .float()"
+        )
+    if x.ndim < min_dims or x.numel() == 0:
+        expected = "[b, *dims]" if min_dims == 1 else "[b, c, *spatial]"
+        raise ValueError(
+            f"{name} must be {expected} and not empty, got {list(x.shape)}; "
+            "add the missing dimension, or skip the step if no sample is left"
+        )
+
+
+def require_like(
+    name: str, tensor: Tensor, x: Tensor, shapes: tuple[list[int], ...], advice: str
+) -> None:
+    """`tensor` is floating, lives where x lives and has one of the given shapes."""
+    if not tensor.dtype.is_floating_point:
+        raise ValueError(
+            f"{name} must be a floating-point tensor, got {tensor.dtype}; convert it with .float()"
+        )
+    if list(tensor.shape) not in shapes:
+        expected = " or ".join(str(shape) for shape in shapes)
+        raise ValueError(
+            f"{name} must be {expected} for x {list(x.shape)}, got {list(tensor.shape)}; {advice}"
+        )
+    if tensor.device != x.device:
+        raise ValueError(
+            f"{name} must be on the device of x, {x.device}, got {tensor.device}; "
+            "move it with .to(x.device)"
+        )
+
+
+def require_alpha_bar(alpha_bar: Tensor, x: Tensor, interval: Interval) -> None:
+    """`alpha_bar` holds one value per sample, inside `interval`."""
+    require_like(
+        "alpha_bar",
+        alpha_bar,
+        x,
+        ([x.shape[0]],),
+        "look it up as schedule.alpha_bar[t] with one t per sample",
+    )
+    # Reading values back from a GPU would stall every step, so they are checked on the CPU only.
+    if alpha_bar.device.type != "cpu":
+        return
+    above = alpha_bar >= 0 if interval[0] == "[" else alpha_bar > 0
+    below = alpha_bar <= 1 if interval[-1] == "]" else alpha_bar < 1
+    inside = above & below
+    if not inside.all():
+        raise ValueError(
+            f"alpha_bar must be in {interval} here, got {alpha_bar[~inside].tolist()}; "
+            "restrict the timesteps, or choose a form and prediction_type that do not divide by 0"
+        )
+
+
+def require_weight(weight: Tensor, x: Tensor) -> None:
+    """`weight` holds one value per sample."""
+    require_like(
+        "weight", weight, x, ([x.shape[0]],), "evaluate the weighting at one timestep per sample"
+    )
+
+
+def require_clamp(clamp: float | None) -> None:
+    """`clamp` is absent or a positive bound."""
+    if clamp is not None and not clamp > 0:
+        raise ValueError(
+            f"clamp must be positive or None, got {clamp}; pass 1.0 for a pixel space of [-1, 1]"
+        )
+
+
+def require_no_graph(**tensors: Tensor) -> None:
+    """No tensor asks for a gradient, which these ops would not give."""
+    for name, tensor in tensors.items():
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise ValueError(
+                f"{name} must not require a gradient, because this op has no backward pass, "
+                f"got requires_grad=True; pass {name}.detach()"
+            )

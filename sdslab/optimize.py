@@ -1,0 +1,185 @@
+"""The only optimisation loop of the project."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdslab.errors import UserError
+from sdslab.kernels import SDSResult
+
+Optimizer = Literal["adam", "sgd", "lbfgs"]
+LearningRateSchedule = Literal["constant", "cosine", "step"]
+
+
+@dataclass(frozen=True)
+class OptimizeConfig:
+    """How θ is moved along the gradient."""
+
+    steps: int
+    """Steps at most."""
+    optimizer: Optimizer = "adam"
+    """Adam, plain gradient descent, or L-BFGS with strong Wolfe line search."""
+    learning_rate: float = 0.01
+    """At the first step."""
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    """"constant", "cosine" (to zero at the last step) or "step" (×0.9 every 100, as CasTex)."""
+    gradient_norm_limit: float = math.inf
+    """θ's gradient is scaled down to this norm where it is longer."""
+    converged_below: float = 0.0
+    """Stop when the norm of θ's gradient is at most this: 0 stops at the exact optimum only."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("optimizer", ("adam", "sgd", "lbfgs")),
+            ("learning_rate_schedule", ("constant", "cosine", "step")),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        if self.steps < 1:
+            raise UserError(f"steps must be a positive number, got {self.steps}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UserError(f"learning_rate must be a positive number, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened in one step, before θ moved.
+
+    Attributes:
+        index: from 0; the first step sees the initial θ.
+        loss: the distillation objective, summed over the batch.
+        gradient_norm: L2 norm of θ's gradient.
+        z: what was distilled, detached.
+        nonfinite: NaN and infinite values that the model or the gradient held.
+        seconds: since the loop began.
+    """
+
+    index: int
+    loss: float
+    gradient_norm: float
+    z: Tensor
+    nonfinite: int
+    seconds: float
+
+
+def optimize(
+    theta: Iterable[Tensor],
+    diffused: Callable[[], Tensor],
+    gradient: Callable[[Tensor, int], SDSResult],
+    config: OptimizeConfig,
+) -> Iterator[Step]:
+    """Moves θ along a distillation gradient, step by step.
+
+    Args:
+        theta: the parameters.
+        diffused: z = encode(render(g(θ))), attached to θ's graph.
+        gradient: from (z detached, step index) to the gradient with respect to z.
+        config: optimiser, learning rate and when to stop.
+
+    Yields:
+        One `Step` before each update of θ; the loop ends after ``config.steps`` of them or on
+        convergence. A caller may stop after any of them: θ is whole then, also on Ctrl-C, which
+        is held back to the end of the step.
+
+    Raises:
+        FloatingPointError: the gradient of θ is not finite; θ is left as it was.
+    """
+    parameters = list(theta)
+    optimizer = _optimizer(parameters, config)
+    latest: tuple[SDSResult, Tensor] | None = None
+
+    def backward() -> float:
+        nonlocal latest
+        optimizer.zero_grad()
+        z = diffused()
+        result = gradient(z.detach(), index)
+        z.backward(result.gradient)
+        latest = result, z.detach()
+        return result.loss.sum().item()
+
+    start = time.perf_counter()
+    with _interrupts_held() as raise_if_interrupted:
+        for index in range(config.steps):
+            raise_if_interrupted()
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _decay(config, index)
+            loss = backward()
+            assert latest is not None
+            result, z = latest
+            nonfinite = int(result.nonfinite.sum())
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients).item()
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"the gradient of θ must be finite, got a norm of {norm} at step {index} "
+                    f"({nonfinite} non-finite values in the model's output); lower the learning "
+                    f"rate ({config.learning_rate:g}) or use float64"
+                )
+            yield Step(index, loss, norm, z, nonfinite, time.perf_counter() - start)
+            if norm <= config.converged_below:
+                return
+            if norm > config.gradient_norm_limit:
+                torch._foreach_mul_(gradients, config.gradient_norm_limit / norm)
+            # L-BFGS evaluates again along its search direction.
+            optimizer.step(backward if config.optimizer == "lbfgs" else None)
+
+
+def _optimizer(parameters: list[Tensor], config: OptimizeConfig) -> torch.optim.Optimizer:
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=config.learning_rate)
+        case "lbfgs":
+            return torch.optim.LBFGS(
+                parameters, lr=config.learning_rate, max_iter=1, line_search_fn="strong_wolfe"
+            )
+
+
+def _decay(config: OptimizeConfig, index: int) -> float:
+    match config.learning_rate_schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            return 0.5 + 0.5 * math.cos(math.pi * index / config.steps)
+        case "step":
+            return 0.9 ** (index // 100)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Holds Ctrl-C back until the yielded function is called, so that θ is never half-updated.
+
+    A second Ctrl-C is not held back. Outside the main thread, where Python delivers no signals,
+    nothing is held.
+    """
+    received: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if received:
+            signal.default_int_handler(number, frame)
+        received.append(number)
+
+    def raise_if_received() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield raise_if_received
+        return
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield raise_if_received
+    finally:
+        signal.signal(signal.SIGINT, before)

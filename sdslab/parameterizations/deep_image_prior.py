@@ -1,0 +1,167 @@
+"""θ is the weights of an untrained hourglass network that maps fixed noise to the picture."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import nn
+
+from sdslab.errors import UserError
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.tensor_types import Maps
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An hourglass with skip connections, as deep-image-prior's ``skip`` builds it."""
+
+    width: int
+    """Channels of the down and up convolutions."""
+    skip_width: int
+    """Channels of the skip convolutions."""
+    input_channels: int
+    """Channels of the fixed noise input."""
+    input_noise: str
+    """"normal" (standardised per channel) or "uniform" (U(0, 0.1))."""
+    upsampling: str
+    """"nearest" or "bilinear"."""
+    scales: int = 5
+    """Halvings of the resolution."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be divisible by this."""
+        return 2**self.scales
+
+
+# Paint-it's network (arXiv 2312.11360), which is the paper's DIP; and the network of the original
+# Deep Image Prior (arXiv 1711.10925).
+ARCHITECTURES = {
+    "paint-it": Architecture(128, 128, 3, "normal", "nearest"),
+    "original": Architecture(128, 4, 32, "uniform", "bilinear"),
+}
+
+
+@final
+class DeepImagePrior(Parameterization):
+    """Paint-it's or the original Deep Image Prior network on its own fixed noise input.
+
+    Batch normalisation always uses the statistics of the current output, as in both sources.
+
+    Args:
+        shape: (b, c, h, w) of the output; each sample has its own noise input. h and w must be
+            divisible by 32.
+        seed: of the weights and of the input.
+        network: a name of ``ARCHITECTURES``.
+        width: channels of the down, up and (paint-it) skip convolutions; None keeps the network's.
+
+    Returns:
+        Maps in (0, 1): the last layer is a sigmoid.
+
+    Raises:
+        UserError: unknown network, or a size that is not divisible.
+
+    Source: Ulyanov et al. 2018 (arXiv 1711.10925); Youwang et al. 2024 (arXiv 2312.11360).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        seed: int,
+        network: str = "paint-it",
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        architecture = resolve_architecture(network, width)
+        batch, channels, height, breadth = shape
+        check_size(height, breadth, architecture)
+        with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
+            torch.manual_seed(seed)
+            self.network = nn.Sequential(
+                *_scale(architecture, 0),
+                nn.Conv2d(architecture.width, channels, 1),
+                nn.Sigmoid(),
+            )
+            size = (batch, architecture.input_channels, height, breadth)
+            if architecture.input_noise == "normal":
+                noise = torch.randn(size)
+                deviation, mean = torch.std_mean(noise, dim=(2, 3), keepdim=True)
+                noise = (noise - mean) / deviation
+            else:
+                noise = 0.1 * torch.rand(size)
+        self.register_buffer("noise", noise)
+        self.noise: torch.Tensor
+
+    def forward(self) -> Maps:
+        return self.network(self.noise)
+
+
+def resolve_architecture(network: str, width: int | None) -> Architecture:
+    """Looks ``network`` up and gives it ``width`` channels."""
+    if network not in ARCHITECTURES:
+        raise UserError(f"network must be one of {', '.join(ARCHITECTURES)}, got {network!r}")
+    architecture = ARCHITECTURES[network]
+    if width is None:
+        return architecture
+    if width < 1:
+        raise UserError(f"width must be a positive number of channels, got {width}")
+    skip_width = width if architecture.skip_width == architecture.width else architecture.skip_width
+    return replace(architecture, width=width, skip_width=skip_width)
+
+
+def check_size(height: int, width: int, architecture: Architecture) -> None:
+    """Refuses a size that the hourglass cannot halve down and double up again."""
+    multiple = architecture.size_multiple
+    smallest = 2 * multiple  # reflection padding needs two pixels at the deepest scale
+    if height % multiple or width % multiple or min(height, width) < smallest:
+        nearest = max(smallest, round(height / multiple) * multiple)
+        raise UserError(
+            f"a deep image prior's height and width must be divisible by {multiple} and at least "
+            f"{smallest}, got {height}×{width}; use {nearest}"
+        )
+
+
+def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    padding = kernel // 2
+    return [
+        nn.Conv2d(
+            channels_in,
+            channels_out,
+            kernel,
+            stride,
+            padding,
+            padding_mode="reflect" if padding else "zeros",
+        ),
+        nn.BatchNorm2d(channels_out, track_running_stats=False),
+        nn.LeakyReLU(0.2, inplace=True),
+    ]
+
+
+class _Branches(nn.Module):
+    """Concatenates the outputs of a skip path and a deeper path."""
+
+    def __init__(self, skip: nn.Module, deeper: nn.Module) -> None:
+        super().__init__()
+        self.skip, self.deeper = skip, deeper
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((self.skip(x), self.deeper(x)), dim=1)
+
+
+def _scale(architecture: Architecture, index: int) -> list[nn.Module]:
+    """One level of the hourglass, with all deeper ones inside it."""
+    channels_in = architecture.width if index else architecture.input_channels
+    width, skip_width = architecture.width, architecture.skip_width
+    inner = _scale(architecture, index + 1) if index + 1 < architecture.scales else []
+    deeper = nn.Sequential(
+        *_convolution(channels_in, width, 3, stride=2),
+        *_convolution(width, width, 3),
+        *inner,
+        nn.Upsample(scale_factor=2, mode=architecture.upsampling),
+    )
+    return [
+        _Branches(nn.Sequential(*_convolution(channels_in, skip_width, 1)), deeper),
+        nn.BatchNorm2d(width + skip_width, track_running_stats=False),
+        *_convolution(width + skip_width, width, 3),
+        *_convolution(width, width, 1),
+    ]

@@ -1,0 +1,44 @@
+"""θ is the picture itself: one number per pixel (or texel) and channel."""
+
+from typing import final
+
+import torch
+from torch import nn
+
+from sdslab.kernels.philox import NoiseKey, philox_uniform
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.tensor_types import Maps
+
+INITIALIZATION_STREAM = 2  # of the counter-based generator: apart from noise and timesteps
+
+
+@final
+class PixelGrid(Parameterization):
+    """An explicit grid of values; nothing keeps it within [0, 1].
+
+    Args:
+        initial: θ at the start, [b, c, h, w], nominally in [0, 1]; copied.
+
+    Source: "RGB pixels" of CasTex Figure 2 (arXiv 2504.06856).
+    """
+
+    def __init__(self, initial: Maps) -> None:
+        super().__init__()
+        self.values = nn.Parameter(initial.detach().clone())
+
+    def forward(self) -> Maps:
+        return self.values
+
+    @classmethod
+    def grey(cls, shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> "PixelGrid":
+        """Starts from 0.5 everywhere; ``shape`` is (b, c, h, w)."""
+        return cls(torch.full(shape, 0.5, dtype=dtype))
+
+    @classmethod
+    def uniform_noise(
+        cls, shape: tuple[int, int, int, int], seed: int, dtype: torch.dtype = torch.float32
+    ) -> "PixelGrid":
+        """Starts from U[0, 1) noise; sample i of ``seed`` is the same in a batch of any size."""
+        key = NoiseKey(seed, step=0, sample=torch.arange(shape[0]), stream=INITIALIZATION_STREAM)
+        values = philox_uniform(key, shape[1] * shape[2] * shape[3])
+        return cls(values.view(shape).to(dtype))

@@ -1,0 +1,1 @@
+"""``python -m sdslab.study``: runs a study described by a TOML file and writes its figures."""

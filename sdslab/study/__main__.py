@@ -1,0 +1,117 @@
+"""The command line of ``python -m sdslab.study``: parses, and calls the runner."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sdslab.errors import UserError, exit_on_user_error
+from sdslab.study.specification import find_study, list_studies, load_study, select_cells
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which study, and which part of it."""
+
+    study: Annotated[str | None, tyro.conf.Positional] = None
+    """A study's name, or a .toml file. Without it, the studies are listed."""
+    preset: str | None = None
+    """A variant that the study file defines, such as quick, full or paper."""
+    quick: bool = False
+    """The same as --preset quick."""
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Run this cell only (repeatable)."""
+    fresh: bool = False
+    """Run cells again that are saved from before."""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Settings in place of the study's own."""
+
+    image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A picture file, or the name of a photograph that scikit-image ships (repeatable)."""
+    size: int | None = None
+    """Height and width of the image in pixels."""
+    vae: str | None = None
+    """"shipped", a diffusers autoencoder's folder, or a hub id."""
+    steps: int | None = None
+    """Optimisation steps of every cell."""
+    seeds: tuple[int, ...] = ()
+    """Of the initial θ and of the noise."""
+    dtype: Literal["float32", "float64"] | None = None
+    """Of θ, the VAE and the gradient."""
+    device: str | None = None
+    """cpu, cuda, cuda:N or auto."""
+    threads: int | None = None
+    """CPU threads; default: torch's own choice."""
+    out: str | None = None
+    """Folder for the results."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Runs a study and writes its table and pictures.
+
+    Example: python -m sdslab.study figure2 --image photo.jpg --size 128
+    """
+
+    selection: tyro.conf.OmitArgPrefixes[Selection]
+    overrides: tyro.conf.OmitArgPrefixes[Overrides]
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = tyro.cli(Arguments, prog="python -m sdslab.study")
+    with exit_on_user_error():
+        try:
+            run(arguments.selection, arguments.overrides)
+        except KeyboardInterrupt:
+            print("\ninterrupted: finished cells are saved; the same command goes on from there")  # noqa: T201
+            raise SystemExit(130) from None
+
+
+def run(selection: Selection, overrides: Overrides) -> None:
+    """Resolves the study and runs it."""
+    if selection.study is None:
+        for name, title in list_studies().items():
+            print(f"{name:12} {title}")  # noqa: T201
+        return
+    if selection.quick and selection.preset not in (None, "quick"):
+        raise UserError(f"--quick and --preset {selection.preset} exclude each other: give one")
+    preset = "quick" if selection.quick else selection.preset
+    study = select_cells(load_study(find_study(selection.study), preset), selection.only)
+    replaced = {
+        "images": overrides.image or None,
+        "seeds": overrides.seeds or None,
+        **{name: getattr(overrides, name) for name in ("size", "vae", "dtype", "device", "out")},
+    }
+    settings = dataclasses.replace(
+        study.settings, **{name: value for name, value in replaced.items() if value is not None}
+    )
+    cells = study.cells
+    if overrides.steps is not None:
+        cells = tuple(
+            dataclasses.replace(
+                cell,
+                optimization=dataclasses.replace(cell.optimization, steps=overrides.steps),
+            )
+            for cell in cells
+        )
+    if overrides.threads is not None and not 1 <= overrides.threads <= (os.cpu_count() or 1) * 4:
+        raise UserError(f"--threads must be a positive number of CPU threads, got {overrides.threads}")
+
+    import torch  # here, so that --help and mistakes answer at once
+
+    from sdslab.study.runner import run_study
+
+    if overrides.threads is not None:
+        torch.set_num_threads(overrides.threads)
+    run_study(dataclasses.replace(study, settings=settings, cells=cells), fresh=selection.fresh)
+
+
+if __name__ == "__main__":
+    main()

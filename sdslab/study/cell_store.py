@@ -1,0 +1,105 @@
+"""Finished cells on disk, each under a key of everything its numbers depend on."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sdslab.atomic_write import atomic_write
+from sdslab.study.reconstruct import CellResult, Readout
+from sdslab.study.specification import Cell
+
+PACKAGE = Path(__file__).parents[1]
+# Code whose change makes old cells stale. Plots and tables may change without a new run.
+NUMERIC_SOURCES = (
+    "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "metrics.py",
+    "optimize.py", "parameterizations", "study/reconstruct.py",
+)  # fmt: skip
+# What a cell looks like in a table; its numbers do not depend on it.
+PRESENTATION = ("name", "label", "pictured", "paper_psnr_db")
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of tensors (dtype, shape and bytes) and JSON-able values."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            sha.update(f"{part.dtype}{list(part.shape)}".encode())
+            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        else:
+            sha.update(json.dumps(part, sort_keys=True).encode())
+    return sha.hexdigest()
+
+
+def code_digest() -> str:
+    """SHA-256 of the package's numeric source files."""
+    files = [
+        file
+        for source in NUMERIC_SOURCES
+        for file in sorted((PACKAGE / source).rglob("*.py") if "." not in source else [PACKAGE / source])
+    ]
+    return digest([[str(file.relative_to(PACKAGE)), file.read_text("utf-8")] for file in files])
+
+
+def cell_key(cell: Cell, **inputs: Any) -> str:
+    """The key of a cell: its numeric settings and ``inputs`` (digests, seed, device, code)."""
+    settings = dataclasses.asdict(cell)
+    for name in PRESENTATION:
+        del settings[name]
+    settings["optimization"] = {  # JSON has no infinity
+        name: str(value) for name, value in settings["optimization"].items()
+    }
+    return digest(settings, inputs)[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class CellStore:
+    """A folder with one safetensors file per finished (cell, image, seed)."""
+
+    folder: Path
+
+    def path(self, cell: Cell, image_name: str, seed: int, key: str) -> Path:
+        """Where a cell's result is kept."""
+        return self.folder / f"{cell.name}-{Path(image_name).stem}-{seed}-{key}.safetensors"
+
+    def save(self, path: Path, result: CellResult) -> None:
+        """Writes ``result``, whole or not at all."""
+        numbers = {
+            "latent_mse": result.latent_mse,
+            "latent_mse_start": result.latent_mse_start,
+            "vae_ceiling_db": result.vae_ceiling_db,
+            "steps": result.steps,
+            "seconds": result.seconds,
+            "curve": result.curve,
+            "psnr": {
+                name: [readout.psnr_db, readout.psnr_clamped_db]
+                for name, readout in result.readouts.items()
+            },
+        }
+        images = {
+            name: readout.image.cpu().contiguous() for name, readout in result.readouts.items()
+        }
+        with atomic_write(path) as temporary:
+            safetensors.torch.save_file(images, temporary, {"result": json.dumps(numbers)})
+
+    def load(self, path: Path) -> CellResult | None:
+        """Reads a result back; None where there is none, or only a damaged one."""
+        if not path.is_file():
+            return None
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                numbers = json.loads(file.metadata()["result"])
+                psnr = numbers.pop("psnr")
+                readouts = {
+                    name: Readout(file.get_tensor(name), *values) for name, values in psnr.items()
+                }
+            numbers["curve"] = [tuple(point) for point in numbers["curve"]]
+            return CellResult(readouts=readouts, **numbers)
+        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
+            return None

@@ -1,0 +1,128 @@
+"""The study's pictures: reconstructions laid out like the paper's figure, and convergence."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sdslab.atomic_write import atomic_write
+from sdslab.study.reconstruct import Problem
+from sdslab.study.results import READOUT_LABELS, Finished
+from sdslab.study.specification import Cell, Study
+
+mpl.use("Agg")
+mpl.rcParams.update({"font.size": 9, "pdf.fonttype": 42, "savefig.bbox": "tight"})
+GROUP_TITLES = {"pixel": "diffusion in pixel space", "latent": "diffusion in VAE latent space"}
+
+
+def reconstruction_figure(
+    study: Study, problems: list[Problem], finished: list[Finished]
+) -> Figure:
+    """A row per image: the original, then each pictured cell's read-outs with PSNR below.
+
+    Of several seeds the first is shown.
+    """
+    columns = [
+        (cell, readout)
+        for cell in study.cells
+        if cell.pictured
+        for readout in _readouts(cell, finished)
+    ]
+    figure, axes = plt.subplots(
+        len(problems),
+        1 + len(columns),
+        figsize=(1.55 * (1 + len(columns)), 2.0 * len(problems) + 0.7),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, problem in zip(axes, problems, strict=True):
+        _show(row[0], problem.image, problem.image_name)
+        for ax, (cell, readout) in zip(row[1:], columns, strict=True):
+            item = _first(finished, cell.name, problem.image_name)
+            picture = item.result.readouts[readout]
+            _show(ax, picture.image, f"{picture.psnr_db:.2f} dB")
+    axes[0][0].set_title("original x*\n")
+    for ax, (cell, readout) in zip(axes[0][1:], columns, strict=True):
+        ax.set_title(f"{cell.label}\n{READOUT_LABELS[readout]}")
+    figure.canvas.draw()  # places the axes, which the group titles are centred over
+    _group_titles(figure, axes[0][1:], [cell.diffusion for cell, _ in columns])
+    return figure
+
+
+def convergence_figure(study: Study, finished: list[Finished]) -> Figure:
+    """PSNR of θ against the step for every cell, mean over images and seeds."""
+    groups = [name for name in GROUP_TITLES if any(c.diffusion == name for c in study.cells)]
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(5.2 * len(groups), 3.8), squeeze=False, layout="constrained"
+    )
+    for ax, group in zip(axes[0], groups, strict=True):
+        for cell in study.cells:
+            curves = [item.result.curve for item in finished if item.cell.name == cell.name]
+            if cell.diffusion == group and curves:
+                steps, psnrs = _mean_curve(curves)
+                ax.plot(steps + 1, psnrs, label=cell.label, marker="o", markersize=2)
+        ceilings = [
+            item.result.vae_ceiling_db
+            for item in finished
+            if item.cell.diffusion == group and item.result.vae_ceiling_db is not None
+        ]
+        if ceilings:
+            ax.axhline(float(np.mean(ceilings)), color="grey", ls=":", label="dec(enc(x*))")
+        ax.set(xscale="log", xlabel="step", ylabel="PSNR of θ, dB", title=GROUP_TITLES[group])
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes the figure in the format of the path's suffix, without a date, whole or not at all."""
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=160, metadata=metadata)
+
+
+def close_figure(figure: Figure) -> None:
+    """Frees the figure's memory."""
+    plt.close(figure)
+
+
+def _readouts(cell: Cell, finished: list[Finished]) -> list[str]:
+    """θ, and for an image parameterization its decoding; a latent's θ is a decoding already."""
+    names = next(list(item.result.readouts) for item in finished if item.cell.name == cell.name)
+    return names[:1] if cell.parameterization == "latent" else names
+
+
+def _first(finished: list[Finished], cell_name: str, image_name: str) -> Finished:
+    return next(
+        item for item in finished if (item.cell.name, item.image_name) == (cell_name, image_name)
+    )
+
+
+def _show(ax: Axes, image: Tensor, caption: str) -> None:
+    pixels = image[0].movedim(0, -1).float().clamp(0, 1).cpu().numpy()
+    ax.imshow(pixels, interpolation="nearest")
+    ax.set_xlabel(caption)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def _group_titles(figure: Figure, axes: np.ndarray, groups: list[str]) -> None:
+    top = max((ax.get_tightbbox().y1 for ax in axes), default=0) / figure.bbox.height
+    for group in dict.fromkeys(groups):
+        boxes = [ax.get_position() for ax, name in zip(axes, groups, strict=True) if name == group]
+        left, right = boxes[0].x0, boxes[-1].x1
+        figure.text((left + right) / 2, top + 0.04, GROUP_TITLES[group], ha="center", va="bottom")
+        line = mpl.lines.Line2D([left, right], [top + 0.03] * 2, color="black", lw=0.8)
+        figure.add_artist(line)
+
+
+def _mean_curve(curves: list[list[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean PSNR at the steps that every curve has; runs that converge early end early."""
+    common = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
+    by_step = [dict(curve) for curve in curves]
+    means = [float(np.mean([values[step] for values in by_step])) for step in common]
+    return np.array(common), np.array(means)

@@ -1,0 +1,258 @@
+"""One cell of a study: recovers an image by SDS against Eq. 3's denoiser, and measures it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdslab.denoisers.degenerate import DegenerateDenoiser
+from sdslab.denoisers.noise_schedule import (
+    DEEPFLOYD_IF,
+    STABLE_DIFFUSION,
+    NoiseSchedule,
+    UniformTimesteps,
+    weighting_named,
+)
+from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace
+from sdslab.distillation.sds import exact_sds_gradient, sds_gradient
+from sdslab.kernels import NoiseKey, SDSResult, philox_normal
+from sdslab.metrics import mse, psnr_db
+from sdslab.optimize import OptimizeConfig, optimize
+from sdslab.parameterizations.deep_image_prior import (
+    DeepImagePrior,
+    check_size,
+    resolve_architecture,
+)
+from sdslab.parameterizations.latent import LatentGrid
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, PixelGrid
+from sdslab.study.specification import Cell
+
+MEASUREMENTS = 60  # points of a convergence curve, spread evenly over log(step)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An image to recover, with everything that does not depend on the cell.
+
+    Attributes:
+        image_name: for tables.
+        image: x*, [1, 3, size, size], sRGB-encoded, in [0, 1].
+        vae: the latent space, or None where no cell needs it.
+        vae_ceiling: dec(enc(x*)), or None.
+    """
+
+    image_name: str
+    image: Tensor
+    vae: LatentSpace | None
+    vae_ceiling: Tensor | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, image_name: str, image: Tensor, vae: LatentSpace | None) -> "Problem":
+        """Adds the autoencoder's own reconstruction to an image."""
+        return cls(image_name, image, vae, vae.decode(vae.encode(image)) if vae else None)
+
+    def space(self, cell: Cell) -> DiffusionSpace:
+        """The space that the cell's diffusion model lives in."""
+        if cell.diffusion == "pixel":
+            return PixelSpace()
+        assert self.vae is not None
+        return self.vae
+
+
+@dataclass(frozen=True)
+class Readout:
+    """One picture of θ, against the original.
+
+    Attributes:
+        image: [1, 3, h, w], not clamped.
+        psnr_db: of the picture as it is.
+        psnr_clamped_db: of the picture clamped to [0, 1].
+    """
+
+    image: Tensor
+    psnr_db: float
+    psnr_clamped_db: float
+
+    @classmethod
+    def of(cls, image: Tensor, original: Tensor) -> "Readout":
+        """Measures ``image``."""
+        clamped = psnr_db(image.clamp(0, 1), original)
+        return cls(image.detach(), psnr_db(image, original), clamped)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What one (cell, image, seed) gave.
+
+    Attributes:
+        readouts: by name: "theta" always, "decoded" for latent diffusion.
+        latent_mse: mean squared error of z against enc(x*), in scaled latents; None in pixel space.
+        latent_mse_start: the same before the first step.
+        vae_ceiling_db: PSNR of dec(enc(x*)); None in pixel space.
+        steps: updates of θ.
+        seconds: of the loop, measurements included.
+        curve: (step, PSNR of θ) while it ran.
+    """
+
+    readouts: dict[str, Readout]
+    latent_mse: float | None
+    latent_mse_start: float | None
+    vae_ceiling_db: float | None
+    steps: int
+    seconds: float
+    curve: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running cell is, for a progress bar."""
+
+    step: int
+    psnr_db: float
+
+
+def check_cell(cell: Cell, size: int, vae: LatentSpace | None) -> None:
+    """Refuses, before anything runs or is written, a cell that cannot run at this size.
+
+    Raises:
+        UserError: unknown names, bad numbers, or an indivisible size.
+    """
+    weighting_named(cell.weighting)
+    OptimizeConfig(**dataclasses.asdict(cell.optimization))
+    if cell.parameterization == "dip":
+        check_size(size, size, resolve_architecture(cell.network, cell.width))
+    if cell.diffusion == "latent":
+        assert vae is not None
+        vae.check_size(size, size)
+
+
+def run_cell(cell: Cell, problem: Problem, seed: int) -> Iterator[Progress | CellResult]:
+    """Runs one cell: several `Progress` and, last, the `CellResult`."""
+    theta = initial_theta(cell, problem, seed)
+    space = problem.space(cell)
+    z_star = space.encode(problem.image).detach()
+    latest_image: Tensor | None = None
+
+    def diffused() -> Tensor:
+        nonlocal latest_image
+        if isinstance(theta, LatentGrid):  # diffusion sees θ itself: there is no encoder in between
+            return theta.latents
+        image = theta()
+        latest_image = image.detach()
+        return space.encode(image)
+
+    config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
+    gradient = gradient_of(cell, z_star, seed, config.steps)
+    measured_at = {round(config.steps ** (i / MEASUREMENTS)) - 1 for i in range(MEASUREMENTS)}
+    curve: list[tuple[int, float]] = []
+    latent_mse_start = None
+    steps, seconds = 0, 0.0
+    for step in optimize(theta.parameters(), diffused, gradient, config):
+        steps, seconds = step.index + 1, step.seconds
+        if step.index == 0:
+            latent_mse_start = mse(step.z, z_star)
+        if step.index in measured_at:
+            with torch.no_grad():
+                image = theta() if latest_image is None else latest_image
+            curve.append((step.index, psnr_db(image, problem.image)))
+        yield Progress(steps, curve[-1][1])
+        converged = step.gradient_norm <= config.converged_below
+        if converged:
+            steps = step.index
+    yield _measure(theta, problem, space, z_star, steps, seconds, curve, latent_mse_start)
+
+
+@torch.no_grad()
+def _measure(
+    theta: Parameterization,
+    problem: Problem,
+    space: DiffusionSpace,
+    z_star: Tensor,
+    steps: int,
+    seconds: float,
+    curve: list[tuple[int, float]],
+    latent_mse_start: float | None,
+) -> CellResult:
+    image = theta()
+    readouts = {"theta": Readout.of(image, problem.image)}
+    curve = [*curve, (steps, readouts["theta"].psnr_db)]
+    if not isinstance(space, LatentSpace):
+        return CellResult(readouts, None, None, None, steps, seconds, curve)
+    assert problem.vae_ceiling is not None
+    encoded = space.encode(image)
+    z = theta.latents if isinstance(theta, LatentGrid) else encoded
+    readouts["decoded"] = Readout.of(space.decode(encoded), problem.image)
+    return CellResult(
+        readouts=readouts,
+        latent_mse=mse(z, z_star),
+        latent_mse_start=latent_mse_start,
+        vae_ceiling_db=psnr_db(problem.vae_ceiling, problem.image),
+        steps=steps,
+        seconds=seconds,
+        curve=curve,
+    )
+
+
+def gradient_of(
+    cell: Cell, z_star: Tensor, seed: int, steps: int
+) -> Callable[[Tensor, int], SDSResult]:
+    """The cell's distillation gradient as a function of (z, step index)."""
+    config = DEEPFLOYD_IF if cell.diffusion == "pixel" else STABLE_DIFFUSION
+    denoiser = DegenerateDenoiser(z_star, NoiseSchedule.from_scheduler_config(config))
+    weighting = weighting_named(cell.weighting)
+    sample = torch.arange(len(z_star), device=z_star.device)
+    timesteps = UniformTimesteps()
+
+    def gradient(z: Tensor, index: int) -> SDSResult:
+        key = NoiseKey(seed, index, sample)
+        t = timesteps(key, index / steps)
+        if cell.noise == "cancelled":
+            return exact_sds_gradient(z, denoiser, t, weighting=weighting)
+        return sds_gradient(z, denoiser, t, key, weighting=weighting)
+
+    return gradient
+
+
+def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:
+    """θ before the first step, on the image's device and of its dtype."""
+    image = problem.image
+    batch, channels, height, width = image.shape
+    shape = (batch, channels, height, width)
+    if cell.parameterization == "dip":
+        network = DeepImagePrior(shape, seed, cell.network, cell.width)
+        return network.to(image.device, image.dtype)
+    if cell.parameterization == "latent":
+        assert problem.vae is not None
+        return LatentGrid(_initial_latents(cell, problem.vae, image, seed), problem.vae.decode)
+    match cell.initialization:
+        case "noise":
+            grid = PixelGrid.uniform_noise(shape, seed, image.dtype)
+        case "grey":
+            grid = PixelGrid.grey(shape, image.dtype)
+        case _:
+            grid = PixelGrid(image)
+    return grid.to(image.device)
+
+
+@torch.no_grad()
+def _initial_latents(cell: Cell, vae: LatentSpace, image: Tensor, seed: int) -> Tensor:
+    match cell.initialization:
+        case "noise":
+            sample = torch.arange(len(image), device=image.device)
+            key = NoiseKey(seed, 0, sample, INITIALIZATION_STREAM)
+            size = (vae.channels, *(extent // vae.factor for extent in image.shape[-2:]))
+            return philox_normal(key, size, dtype=image.dtype, device=image.device)
+        case "grey":
+            return vae.encode(torch.full_like(image, 0.5))
+        case _:
+            return vae.encode(image)
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """``value``, or None where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None

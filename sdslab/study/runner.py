@@ -1,0 +1,207 @@
+"""Runs every cell of a study that is not on disk yet, and writes tables and pictures."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
+from sdslab.errors import UserError
+from sdslab.image_io import load_image
+from sdslab.run_record import device_name, run_record, write_json
+from sdslab.study import reconstruct
+from sdslab.study.cell_store import CellStore, cell_key, code_digest, digest
+from sdslab.study.reconstruct import CellResult, Problem
+from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
+from sdslab.study.specification import Cell, Study
+
+# Rows go on stdout, progress on stderr: `> table.txt` keeps the table alone.
+console = Console()
+progress_console = Console(stderr=True)
+
+
+def run_study(study: Study, *, fresh: bool = False) -> None:
+    """Runs ``study`` and writes ``NAME.{png,pdf,csv,json,md}`` and ``NAME/run.json``.
+
+    Cells that are saved from before under the same configuration are not run again.
+
+    Args:
+        study: cells and settings.
+        fresh: run every cell again.
+
+    Raises:
+        UserError: something cannot work; nothing was written.
+    """
+    settings = study.settings
+    if len(set(settings.seeds)) < len(settings.seeds) or min(settings.seeds) < 0:
+        raise UserError(f"--seeds must be different and at least 0, got {list(settings.seeds)}")
+    device = resolve_device(settings.device)
+    dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
+    images = {
+        name: load_image(name, settings.size).to(device, dtype) for name in settings.images
+    }
+    vae = None
+    if any(cell.diffusion == "latent" for cell in study.cells):
+        source = SHIPPED_VAE if settings.vae == "shipped" else settings.vae
+        vae = LatentSpace.load(source, device, dtype)
+    for cell in study.cells:
+        reconstruct.check_cell(cell, settings.size, vae)
+    out = Path(settings.out)
+    check_writable(out)
+
+    record = run_record(dataclasses.asdict(study), device)
+    run_path = out / study.name / "run.json"
+    write_json(run_path, _json_able(record))
+    start = time.perf_counter()
+    problems = [Problem.of(name, image, vae) for name, image in images.items()]
+    keys = {
+        "device": device.type,
+        "code": code_digest(),
+        "torch": torch.__version__,
+        "vae": digest(*vae.vae.state_dict().values(), vae.scale, vae.shift) if vae else None,
+    }
+    store = CellStore(out / study.name / "cells")
+    finished = _run_cells(study, problems, store, keys, fresh)
+    record["seconds"] = round(time.perf_counter() - start, 1)
+    write_json(run_path, _json_able(record))
+    _write_results(study, out, problems, finished, record, device_name(device))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a ``--device`` value.
+
+    Raises:
+        UserError: not a device, or not one that is here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name} needs a CUDA GPU and a CUDA build of torch, got "
+            f"{torch.cuda.device_count()} GPUs with torch {torch.__version__}; use --device cpu"
+        )
+    return device
+
+
+def _run_cells(
+    study: Study, problems: list[Problem], store: CellStore, keys: dict[str, Any], fresh: bool
+) -> list[Finished]:
+    progress = Progress(
+        TextColumn("{task.description}", table_column=None),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[psnr]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=progress_console,
+    )
+    finished: list[Finished] = []
+    jobs = [
+        (cell, problem, seed)
+        for cell in study.cells
+        for problem in problems
+        for seed in study.settings.seeds
+    ]
+    with progress:
+        for number, (cell, problem, seed) in enumerate(jobs, start=1):
+            path = store.path(
+                cell,
+                problem.image_name,
+                seed,
+                cell_key(cell, image=digest(problem.image), seed=seed, **keys),
+            )
+            result = None if fresh else store.load(path)
+            what = f"{number}/{len(jobs)} {cell.name} {Path(problem.image_name).stem} seed {seed}"
+            if result is None:
+                result = _run_with_progress(cell, problem, seed, progress, what)
+                store.save(path, result)
+            else:
+                progress.console.print(f"{what}: saved from before", highlight=False)
+            finished.append(Finished(cell, problem.image_name, seed, result))
+    return finished
+
+
+def _run_with_progress(
+    cell: Cell, problem: Problem, seed: int, progress: Progress, what: str
+) -> CellResult:
+    task = progress.add_task(what, total=cell.optimization.steps, psnr="")
+    for update in reconstruct.run_cell(cell, problem, seed):
+        if isinstance(update, CellResult):
+            psnr = update.readouts["theta"].psnr_db
+            progress.update(task, total=update.steps, completed=update.steps, psnr=f"{psnr:.2f} dB")
+            return update
+        progress.update(task, completed=update.step, psnr=f"{update.psnr_db:.2f} dB")
+    raise AssertionError("a cell ends with its result")
+
+
+def _write_results(
+    study: Study,
+    out: Path,
+    problems: list[Problem],
+    finished: list[Finished],
+    record: dict[str, Any],
+    device: str,
+) -> None:
+    from sdslab.study import plots  # matplotlib takes a second to import
+
+    rows = rows_of(finished)
+    table = table_of(study, rows)
+    paths = {suffix: out / f"{study.name}.{suffix}" for suffix in ("png", "pdf", "csv", "json", "md")}
+    with atomic_write(paths["csv"]) as temporary:
+        rows.to_csv(temporary, index=False, float_format="%.6g")
+    with atomic_write(paths["md"]) as temporary:
+        temporary.write_text(markdown_of(study, table, notes_of(study, device)), encoding="utf-8")
+    curves = [
+        {"cell": item.cell.name, "image": item.image_name, "seed": item.seed, "curve": item.result.curve}
+        for item in finished
+    ]
+    results = json.loads(rows.to_json(orient="records", double_precision=6))
+    write_json(paths["json"], _json_able({"run": record, "rows": results, "curves": curves}))
+    figures = {"": plots.reconstruction_figure(study, problems, finished)}
+    figures[".convergence"] = plots.convergence_figure(study, finished)
+    for suffix, figure in figures.items():
+        for kind in ("png", "pdf"):
+            plots.save_figure(figure, out / f"{study.name}{suffix}.{kind}")
+        plots.close_figure(figure)
+
+    printed = Table(title=study.title, title_justify="left")
+    for column in table.columns:
+        printed.add_column(column, justify="left" if column in ("diffusion", "θ") else "right")
+    for row in table.itertuples(index=False):
+        printed.add_row(*row)
+    console.print(printed)
+    for note in notes_of(study, device):
+        console.print(note, highlight=False)
+    console.print(f"written to {out}/{study.name}.*", highlight=False)
+
+
+def _json_able(value: Any) -> Any:
+    """``value`` with None for NaN and "inf" for infinities, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _json_able(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_able(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

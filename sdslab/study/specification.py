@@ -1,0 +1,272 @@
+"""A study as data: strict TOML to frozen dataclasses. Imports nothing heavy."""
+
+import dataclasses
+import re
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sdslab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a study runs on; presets and command-line options replace single fields."""
+
+    images: tuple[str, ...]
+    """Files, or names of the photographs that scikit-image ships."""
+    seeds: tuple[int, ...]
+    """Of the initial θ and of the noise."""
+    size: int
+    """Height and width of the image, in pixels."""
+    vae: str = "shipped"
+    """"shipped", a local folder or a hub id."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of θ, the VAE and the gradient."""
+    device: str = "cpu"
+    """"auto" is cuda where there is one."""
+    out: str = "figures"
+    """Folder for the results."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Fields of ``sdslab.optimize.OptimizeConfig``, which explains and checks them."""
+
+    steps: int
+    optimizer: str = "adam"
+    learning_rate: float = 0.01
+    learning_rate_schedule: str = "constant"
+    gradient_norm_limit: float = float("inf")
+    converged_below: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of recovering an image: where diffusion happens, what θ is, how it is optimised."""
+
+    name: str
+    """For ``--only`` and file names: lower-case letters, digits and underscores."""
+    label: str
+    """For the table and the figure."""
+    diffusion: Literal["pixel", "latent"]
+    """The space of the diffusion model."""
+    parameterization: Literal["pixel", "dip", "latent"]
+    """What θ is."""
+    optimization: Optimization
+    """How θ moves."""
+    initialization: Literal["grey", "noise", "image", "network"] = "network"
+    """θ at the start; "image" is the original itself, "network" a DIP's random weights."""
+    network: str = "paint-it"
+    """The DIP network."""
+    width: int | None = None
+    """The DIP network's channels; absent: its own."""
+    weighting: str = "x0_unit"
+    """w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``."""
+    noise: Literal["cancelled", "sampled"] = "cancelled"
+    """Eq. 3 in closed form, or through a drawn ε, x_t and the printed ε̂."""
+    pictured: bool = True
+    """Whether the figure shows it; the table always does."""
+    paper_psnr_db: dict[str, float] = field(default_factory=dict)
+    """The paper's numbers by read-out: theta, decoded."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A parsed study file with one preset applied."""
+
+    name: str
+    title: str
+    preset: str
+    settings: Settings
+    cells: tuple[Cell, ...]
+
+
+T = TypeVar("T")
+STUDY_KEYS = ("title", "settings", "cells", "presets")
+
+
+def studies_folder() -> Path:
+    """The folder of the study files: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).parents[1]
+    checkout = package.parent / "studies"
+    return checkout if checkout.is_dir() else package / "studies"
+
+
+def list_studies() -> dict[str, str]:
+    """Names and titles of the studies that come with sdslab."""
+    return {
+        path.stem: str(_read_toml(path).get("title", ""))
+        for path in sorted(studies_folder().glob("*.toml"))
+    }
+
+
+def find_study(name: str) -> Path:
+    """The file of a study given by name or by path."""
+    if not name.endswith(".toml"):
+        if name not in list_studies():
+            raise UserError(
+                f"STUDY must be one of {', '.join(list_studies())}, or a .toml file, got {name!r}"
+            )
+        return studies_folder() / f"{name}.toml"
+    if not Path(name).is_file():
+        raise UserError(f"STUDY must be an existing .toml file, got {name!r}")
+    return Path(name)
+
+
+def load_study(path: Path, preset: str | None = None) -> Study:
+    """Reads a study file and applies one of its presets; all of them are checked.
+
+    Raises:
+        UserError: not TOML, a key or value that is not one of the valid ones (which are listed), a
+            missing key, or an unknown preset.
+    """
+    table = _read_toml(path)
+    _check_keys(table, STUDY_KEYS, str(path))
+    for key in ("title", "settings", "cells"):
+        if key not in table:
+            raise UserError(f"{path}: {key!r} must be there, got none")
+    presets = _table(table.get("presets", {}), f"{path}: presets")
+    if preset is not None and preset not in presets:
+        valid = ", ".join(presets) or "none here"
+        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
+    studies = {name: _resolve(table, name, path) for name in (None, *presets)}
+    return studies[preset]
+
+
+def select_cells(study: Study, only: tuple[str, ...]) -> Study:
+    """Keeps the cells named in ``only``; all, where it is empty."""
+    names = [cell.name for cell in study.cells]
+    for name in only:
+        if name not in names:
+            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    cells = tuple(cell for cell in study.cells if not only or cell.name in only)
+    return dataclasses.replace(study, cells=cells)
+
+
+def _resolve(table: dict[str, Any], preset: str | None, path: Path) -> Study:
+    """Builds the study with one preset applied."""
+    settings = dict(_table(table["settings"], f"{path}: settings"))
+    cells = [dict(_table(cell, f"{path}: cells")) for cell in _list(table["cells"], str(path))]
+    if preset is not None:
+        _apply_preset(table["presets"][preset], settings, cells, f"{path}: presets.{preset}")
+    built = tuple(
+        _build(Cell, cell, f"{path}: cells.{cell.get('name', number)}")
+        for number, cell in enumerate(cells)
+    )
+    names = [cell.name for cell in built]
+    for cell in built:
+        if names.count(cell.name) > 1:
+            raise UserError(f"{path}: cells must have different names, got {cell.name!r} twice")
+        _check_cell(cell, f"{path}: cells.{cell.name}")
+    return Study(
+        name=path.stem,
+        title=str(table["title"]),
+        preset=preset or "default",
+        settings=_build(Settings, settings, f"{path}: settings"),
+        cells=built,
+    )
+
+
+def _apply_preset(
+    preset: Any, settings: dict[str, Any], cells: list[dict[str, Any]], where: str
+) -> None:
+    """Replaces single values; ``[presets.NAME.cells.CELL]`` reaches into a cell."""
+    preset = dict(_table(preset, where))
+    changes = _table(preset.pop("cells", {}), f"{where}.cells")
+    _check_keys(preset, [f.name for f in dataclasses.fields(Settings)], where)
+    settings.update(preset)
+    by_name = {cell.get("name"): cell for cell in cells}
+    _check_keys(changes, list(map(str, by_name)), f"{where}.cells")
+    for name, change in changes.items():
+        for key, value in _table(change, f"{where}.cells.{name}").items():
+            if isinstance(value, dict):
+                by_name[name][key] = {**by_name[name].get(key, {}), **value}
+            else:
+                by_name[name][key] = value
+
+
+def _check_cell(cell: Cell, where: str) -> None:
+    if not re.fullmatch("[a-z0-9_]+", cell.name):
+        raise UserError(
+            f"{where}: a cell's name must be lower-case letters, digits and underscores, got "
+            f"{cell.name!r}"
+        )
+    if cell.parameterization == "latent" and cell.diffusion == "pixel":
+        raise UserError(f"{where}: a latent parameterization needs diffusion = 'latent'")
+    if (cell.parameterization == "dip") != (cell.initialization == "network"):
+        raise UserError(
+            f"{where}: initialization must be 'network' for dip and 'grey', 'noise' or 'image' "
+            f"otherwise, got {cell.initialization!r}"
+        )
+    _check_keys(cell.paper_psnr_db, ("theta", "decoded"), f"{where}.paper_psnr_db")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} must be a readable TOML file: {error}") from error
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a table, got {value!r}")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: cells must be [[cells]] tables, at least one, got {value!r}")
+    return value
+
+
+def _check_keys(table: dict[str, Any], valid: typing.Iterable[str], where: str) -> None:
+    valid = list(valid)
+    for key in table:
+        if key not in valid:
+            raise UserError(f"{where}: valid keys are {', '.join(valid)}; got {key!r}")
+
+
+def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
+    """Makes a dataclass from a table whose keys and value types must be the dataclass's own."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    _check_keys(table, fields, where)
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in table:
+            raise UserError(f"{where}: {name!r} must be given, got {', '.join(table) or 'nothing'}")
+    hints = typing.get_type_hints(cls)
+    values = {
+        name: _checked(value, hints[name], f"{where}.{name}") for name, value in table.items()
+    }
+    return cls(**values)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """Returns ``value`` as ``hint``, or refuses it."""
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), _table(value, where), where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where} must be one of {', '.join(arguments)}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or not value:
+            raise UserError(f"{where} must be a list of at least one, got {value!r}")
+        return tuple(_checked(item, arguments[0], where) for item in value)
+    if origin is dict:
+        return {
+            key: _checked(item, arguments[1], f"{where}.{key}")
+            for key, item in _table(value, where).items()
+        }
+    allowed = arguments or (hint,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
+        raise UserError(f"{where} must be {names}, got {value!r}")
+    return value

@@ -1,0 +1,10 @@
+"""Names for the tensor shapes that travel between modules (checked at run time in tests)."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Maps = Float[Tensor, "b c h w"]  # an image (c = 3, sRGB-encoded, nominally [0, 1]) or a material
+Image = Float[Tensor, "b 3 h w"]  # sRGB-encoded, nominally [0, 1]
+Diffused = Float[Tensor, "b c *spatial"]  # z or z_t: pixels in [−1, 1], or scaled latents
+PerSample = Float[Tensor, " b"]  # ᾱ, weights, losses
+Timesteps = Int[Tensor, " b"]  # integers in [0, number of training timesteps)

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from sdslab.diffusion_space import LatentSpace
+
+
+def tiny_vae() -> AutoencoderKL:
+    """An untrained f8 autoencoder; random weights are as good as any for equalities."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+            scaling_factor=0.7,
+            mid_block_add_attention=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_vae")
+    tiny_vae().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def latent_space(tiny_vae_folder: Path) -> LatentSpace:
+    return LatentSpace.load(tiny_vae_folder)
+
+
+@pytest.fixture(scope="session")
+def latent_space_float64(tiny_vae_folder: Path) -> LatentSpace:
+    return LatentSpace.load(tiny_vae_folder, dtype=torch.float64)
+
+
+def random_image(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -1,0 +1,56 @@
+"""Every op is tested through all its bodies: plain torch, Triton interpreted and compiled."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+# Triton reads this variable once, when something imports it, so tests cannot set it themselves:
+# test_triton_kernels.py runs them with it in a process of their own.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CPU_BODIES = ["reference", "interpreted"] if INTERPRETED else ["reference"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+@dataclass(frozen=True)
+class Body:
+    device: str
+    backend: str
+
+
+@pytest.fixture(params=[*CPU_BODIES, pytest.param("cuda", marks=pytest.mark.gpu)], scope="session")
+def body(request: pytest.FixtureRequest) -> Body:
+    if request.param == "reference":
+        return Body("cpu", "reference")
+    if request.param == "interpreted":
+        pytest.importorskip("triton", reason="triton is not installed")
+        return Body("cpu", "triton")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return Body("cuda", "auto")
+
+
+@pytest.fixture(scope="session")
+def assert_within_budget() -> Callable[..., None]:
+    """Compares with float64: within twice the equation's own error in low precision."""
+
+    def check(name: str, actual: Tensor, truth: Tensor, low_precision: Tensor) -> None:
+        assert actual.dtype == low_precision.dtype, name
+        assert actual.shape == truth.shape, name
+        truth = truth.double()
+        error = (actual.cpu().double() - truth).abs().max().item()
+        own_error = (low_precision.double() - truth).abs().max().item()
+        compute = torch.promote_types(actual.dtype, torch.float32)
+        size = truth.abs().max().item()
+        # Triton's interpreter truncates to bfloat16, where a GPU rounds to nearest.
+        truncation = torch.finfo(actual.dtype).eps * size
+        budget = max(2 * own_error, truncation) + 4 * torch.finfo(compute).eps * size
+        assert error <= budget, f"{name}: error {error:.3e} exceeds the budget of {budget:.3e}"
+
+    return check

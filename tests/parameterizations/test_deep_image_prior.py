@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from sdslab.errors import UserError
+from sdslab.parameterizations.deep_image_prior import DeepImagePrior
+
+
+def parameter_count(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "channels", "expected"),
+    [("paint-it", 9, 2_966_281), ("original", 3, 2_217_831)],
+)
+def test_parameter_count_is_the_published_network_s(network: str, channels: int, expected: int):
+    assert parameter_count(DeepImagePrior((1, channels, 64, 64), 0, network)) == expected
+
+
+@pytest.mark.parametrize("network", ["paint-it", "original"])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_output_is_in_the_open_unit_interval(network: str, channels: int):
+    maps = DeepImagePrior((2, channels, 64, 96), 0, network, width=8)()
+    assert maps.shape == (2, channels, 64, 96)
+    assert maps.min() > 0
+    assert maps.max() < 1
+    assert maps.std() > 0.01
+
+
+def test_paint_it_s_input_is_standardised_and_the_original_s_is_small():
+    noise = DeepImagePrior((2, 3, 64, 64), 0, width=4).noise
+    torch.testing.assert_close(noise.mean((2, 3)), torch.zeros(2, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(noise.std((2, 3)), torch.ones(2, 3))
+    original = DeepImagePrior((1, 3, 64, 64), 0, "original", width=4).noise
+    assert 0 <= original.min()
+    assert original.max() <= 0.1
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    one, same, other = (DeepImagePrior((1, 3, 64, 64), seed, width=4)() for seed in (1, 1, 2))
+    assert one.equal(same)
+    assert not one.equal(other)
+    assert torch.rand(1).equal(expected)
+
+
+def test_every_weight_gets_a_gradient():
+    network = DeepImagePrior((1, 3, 64, 64), 0, width=8)
+    network().square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("size", [48, 32, 100])
+def test_indivisible_sizes_are_refused_with_one_that_works(size: int):
+    with pytest.raises(UserError, match=r"divisible by 32 and at least 64, got .*; use \d+") as info:
+        DeepImagePrior((1, 3, size, size), 0, width=4)
+    suggested = int(str(info.value).rsplit(" ", 1)[-1])
+    DeepImagePrior((1, 3, suggested, suggested), 0, width=4)()
+
+
+def test_unknown_network_and_bad_width_are_refused():
+    with pytest.raises(UserError, match="one of paint-it, original, got 'unet'"):
+        DeepImagePrior((1, 3, 64, 64), 0, "unet")
+    with pytest.raises(UserError, match="positive number of channels, got 0"):
+        DeepImagePrior((1, 3, 64, 64), 0, width=0)

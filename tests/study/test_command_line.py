@@ -1,0 +1,242 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from sdslab.study.__main__ import Overrides, Selection, run
+from sdslab.study.results import COLUMNS
+
+STUDY = """
+title = "A small study"
+[settings]
+images = ["chelsea", "coffee"]
+seeds = [0]
+size = 16
+[[cells]]
+name = "pixel_rgb"
+label = "RGB pixels"
+diffusion = "pixel"
+parameterization = "pixel"
+initialization = "noise"
+paper_psnr_db = { theta = 148.02 }
+optimization = { optimizer = "sgd", learning_rate = 0.1, steps = 20 }
+[[cells]]
+name = "latent_rgb"
+label = "RGB pixels"
+diffusion = "latent"
+parameterization = "pixel"
+initialization = "noise"
+paper_psnr_db = { theta = 8.53, decoded = 26.38 }
+optimization = { learning_rate = 0.05, steps = 2 }
+[[cells]]
+name = "latent_dip"
+label = "DIP"
+diffusion = "latent"
+parameterization = "dip"
+width = 4
+optimization = { steps = 2 }
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_vae_folder: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY.replace("size = 16", f"size = 64\nvae = '{tiny_vae_folder}'"))
+    return path
+
+
+def command_line(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sdslab.study", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )
+
+
+def cells_of(out: Path) -> dict[str, float]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / "small" / "cells").iterdir()}
+
+
+def test_a_study_writes_its_table_pictures_and_record(study: Path, tmp_path: Path):
+    out = tmp_path / "figures"
+    done = command_line(study, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "latent_dip" in done.stderr
+    assert "dec(enc(θ))" in done.stdout
+    names = {path.name for path in out.iterdir()}
+    suffixes = {"png", "pdf", "csv", "json", "md", "convergence.png", "convergence.pdf"}
+    assert names == {f"small.{suffix}" for suffix in suffixes} | {"small"}
+
+    table = pd.read_csv(out / "small.csv")
+    assert list(table.columns) == list(COLUMNS)
+    assert len(table) == 2 * (1 + 2 + 2)
+    assert set(table["readout"]) == {"theta", "decoded"}
+    assert table["psnr_db"].notna().all()
+    assert table[table["diffusion"] == "pixel"]["latent_mse"].isna().all()
+    assert (table[table["diffusion"] == "latent"]["latent_mse"] > 0).all()
+    assert set(table[table["cell"] == "latent_rgb"]["paper_psnr_db"]) == {8.53, 26.38}
+
+    record = json.loads((out / "small" / "run.json").read_text())
+    assert record["command"].startswith("python -m sdslab.study ")
+    assert record["config"]["settings"]["size"] == 64
+    assert record["seconds"] > 0
+    everything = json.loads((out / "small.json").read_text())
+    assert len(everything["rows"]) == len(table)
+    assert everything["curves"][0]["curve"]
+    assert "| pixel | RGB pixels | θ |" in (out / "small.md").read_text()
+    for name in ("small.png", "small.convergence.png"):
+        pixels = np.asarray(Image.open(out / name).convert("L"))
+        assert pixels.std() > 10, name
+
+
+def test_running_again_does_only_what_is_missing(study: Path, tmp_path: Path):
+    out = tmp_path / "figures"
+    selection, overrides = Selection(str(study)), Overrides(out=str(out))
+    run(selection, overrides)
+    first, table = cells_of(out), (out / "small.csv").read_bytes()
+    removed = next(name for name in first if name.startswith("latent_rgb-coffee"))
+    (out / "small" / "cells" / removed).unlink()
+    run(selection, overrides)
+    second = cells_of(out)
+    assert {name for name in first if first[name] != second[name]} == {removed}
+    before, after = (
+        pd.read_csv(file).drop(columns="seconds")
+        for file in (out / "small.csv", _written(tmp_path / "table.csv", table))
+    )
+    pd.testing.assert_frame_equal(before, after)
+
+    run(Selection(str(study), fresh=True), overrides)
+    third = cells_of(out)
+    assert third.keys() == second.keys()
+    assert all(third[name] != second[name] for name in second)
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_a_changed_configuration_never_reuses_old_cells(study: Path, tmp_path: Path):
+    out = tmp_path / "figures"
+    selection = Selection(str(study), only=("pixel_rgb",))
+    run(selection, Overrides(out=str(out), image=("chelsea",)))
+    for changed in (
+        Overrides(out=str(out), image=("chelsea",), steps=21),
+        Overrides(out=str(out), image=("chelsea",), seeds=(1,)),
+        Overrides(out=str(out), image=("chelsea",), size=96),
+        Overrides(out=str(out), image=("chelsea",), dtype="float64"),
+        Overrides(out=str(out), image=("rocket",)),
+    ):
+        before = cells_of(out)
+        run(selection, changed)
+        assert len(cells_of(out)) == len(before) + 1
+
+
+def test_an_interrupted_study_goes_on_where_it_was(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sdslab.study import reconstruct
+
+    out = tmp_path / "figures"
+    real, runs = reconstruct.run_cell, []
+
+    def interrupted_at_the_third(cell, problem, seed):
+        runs.append(cell.name)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return real(cell, problem, seed)
+
+    monkeypatch.setattr(reconstruct, "run_cell", interrupted_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(Selection(str(study)), Overrides(out=str(out)))
+    assert len(cells_of(out)) == 2
+    run(Selection(str(study)), Overrides(out=str(out)))
+    assert len(runs) == 3 + 4
+    assert len(cells_of(out)) == 6
+
+
+def test_without_arguments_the_studies_are_listed():
+    done = command_line()
+    assert done.returncode == 0
+    assert done.stdout.startswith("figure2")
+    assert done.stderr == ""
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['study', '--help']\n"
+        "try:\n    from sdslab.study.__main__ import main; main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'diffusers', 'matplotlib', 'pandas', 'numpy', 'triton'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("heavy: []")
+    assert "--image" in done.stdout
+
+
+BAD_INPUT = {
+    "missing image": (["--image", "nowhere.png"], "image must be an existing file"),
+    "unreadable image": (["--image", "{tmp}/text.png"], "image must be a readable picture"),
+    "non-finite image": (["--image", "{tmp}/nan.npy"], "finite values only"),
+    "missing VAE folder": (["--vae", "./nowhere"], "--vae must be an existing folder"),
+    "empty VAE folder": (["--vae", "{tmp}"], "no config.json"),
+    "hub id offline": (["--vae", "stabilityai/sd-vae-ft-mse"], "cannot be fetched from the hub"),
+    "size for the VAE": (["--size", "100", "--only", "latent_rgb"], "divisible by 8, got 100×100"),
+    "size for the DIP": (["--size", "72", "--only", "latent_dip"], "divisible by 32"),
+    "size zero": (["--size", "0"], "size must be a positive number"),
+    "no steps": (["--steps", "0"], "steps must be a positive number"),
+    "unknown cell": (["--only", "pixel"], "--only must name one of pixel_rgb, latent_rgb"),
+    "unknown preset": (["--preset", "huge"], "preset must be one of none here, got 'huge'"),
+    "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N"),
+    "absent GPU": (["--device", "cuda:63"], "--device cuda:63 needs a CUDA GPU"),
+    "twice the same seed": (["--seeds", "1", "1"], "--seeds must be different"),
+    "no threads": (["--threads", "0"], "--threads must be a positive number"),
+    "file as folder": (["--out", "{tmp}/text.png"], "--out must be a folder that can be written"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_gets_one_line_exit_code_2_and_nothing_written(
+    arguments: list[str],
+    message: str,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    from sdslab.study.__main__ import main
+
+    (tmp_path / "text.png").write_text("not a picture")
+    np.save(tmp_path / "nan.npy", np.full((8, 8, 3), np.nan))
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "figures")]
+    monkeypatch.setattr(sys, "argv", ["sdslab.study", str(study), *arguments, *out])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unknown_studies_and_options_exit_with_2():
+    done = command_line("figure3")
+    assert done.returncode == 2
+    assert "STUDY must be one of figure2" in done.stderr
+    assert command_line("figure2", "--colour").returncode == 2
+    assert command_line("figure2", "--quick", "--preset", "full").returncode == 2

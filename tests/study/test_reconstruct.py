@@ -1,0 +1,114 @@
+"""The study's claims, at a size that tests can afford."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from sdslab.diffusion_space import LatentSpace
+from sdslab.image_io import load_image
+from sdslab.metrics import psnr_db
+from sdslab.study.reconstruct import CellResult, Problem, Progress, run_cell
+from sdslab.study.specification import Cell, find_study, load_study
+
+CELLS = {cell.name: cell for cell in load_study(find_study("figure2"), "quick").cells}
+SIZE = 64
+
+
+def run(cell: Cell, problem: Problem, seed: int = 0) -> CellResult:
+    *progress, result = run_cell(cell, problem, seed)
+    assert all(isinstance(update, Progress) for update in progress)
+    assert isinstance(result, CellResult)
+    return result
+
+
+def with_steps(cell: Cell, steps: int) -> Cell:
+    return dataclasses.replace(cell, optimization=dataclasses.replace(cell.optimization, steps=steps))
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return Problem.of("astronaut", load_image("astronaut", SIZE), LatentSpace.load())
+
+
+@pytest.mark.parametrize("name", ["pixel_rgb", "pixel_rgb_epsilon"])
+def test_pixels_reach_float32_s_floor(name: str, problem: Problem):
+    result = run(CELLS[name], problem)
+    assert result.readouts["theta"].psnr_db >= 140
+    assert result.latent_mse is None
+    assert "decoded" not in result.readouts
+
+
+def test_at_the_floor_theta_is_another_float_with_the_same_z(problem: Problem):
+    theta = run(CELLS["pixel_rgb"], problem).readouts["theta"].image
+    assert not theta.equal(problem.image)
+    difference = (2 * theta - 1) - (2 * problem.image - 1)
+    assert difference.abs().max() <= 2**-23
+
+
+def test_float64_pixels_go_far_past_200_db():
+    problem = Problem.of("astronaut", load_image("astronaut", SIZE).double(), None)
+    assert run(CELLS["pixel_rgb"], problem).readouts["theta"].psnr_db > 250
+
+
+@pytest.mark.parametrize("name", ["latent_rgb", "latent_rgb_grey"])
+def test_latent_diffusion_finds_the_latent_but_not_the_picture(name: str, problem: Problem):
+    result = run(CELLS[name], problem)
+    assert result.latent_mse is not None
+    assert result.latent_mse_start is not None
+    assert result.vae_ceiling_db is not None
+    assert result.readouts["theta"].psnr_db < 12
+    assert result.readouts["decoded"].psnr_db == pytest.approx(result.vae_ceiling_db, abs=0.5)
+    assert result.latent_mse < 1e-3 * result.latent_mse_start
+
+
+def test_optimising_the_latent_itself_reaches_the_ceiling(problem: Problem):
+    result = run(CELLS["latent_direct"], problem)
+    assert result.readouts["theta"].psnr_db == pytest.approx(result.vae_ceiling_db, abs=0.01)
+
+
+def test_the_ceiling_s_cell_takes_no_step(problem: Problem):
+    result = run(CELLS["vae_ceiling"], problem)
+    assert result.steps == 0
+    assert result.readouts["theta"].psnr_db == result.vae_ceiling_db
+    assert problem.vae_ceiling is not None
+    assert result.vae_ceiling_db == psnr_db(problem.vae_ceiling, problem.image)
+
+
+@pytest.mark.parametrize("name", ["pixel_dip", "latent_dip"])
+def test_a_deep_image_prior_improves_steadily(name: str, problem: Problem):
+    cell = dataclasses.replace(with_steps(CELLS[name], 30), width=16)
+    result = run(cell, problem)
+    psnrs = [psnr for _, psnr in result.curve]
+    assert psnrs[-1] > psnrs[0] + 3
+
+
+def test_the_curve_runs_from_the_first_step_to_the_result(problem: Problem):
+    result = run(with_steps(CELLS["pixel_rgb"], 20), problem)
+    assert result.curve[0][0] == 0
+    assert result.curve[-1] == (20, result.readouts["theta"].psnr_db)
+    assert [step for step, _ in result.curve] == sorted({step for step, _ in result.curve})
+
+
+@pytest.mark.parametrize("name", ["pixel_rgb", "latent_rgb", "latent_direct", "pixel_dip"])
+def test_the_seed_decides_the_result(name: str, problem: Problem):
+    cell = dataclasses.replace(with_steps(CELLS[name], 2), width=8)
+    one, same, other = (
+        run(cell, problem, seed).readouts["theta"].image for seed in (1, 1, 2)
+    )
+    assert one.equal(same)
+    assert not one.equal(other)
+
+
+def test_lbfgs_solves_the_pixel_cell_in_a_few_steps(problem: Problem):
+    optimization = dataclasses.replace(
+        CELLS["pixel_rgb"].optimization, optimizer="lbfgs", learning_rate=1.0, steps=5
+    )
+    cell = dataclasses.replace(CELLS["pixel_rgb"], optimization=optimization)
+    assert run(cell, problem).readouts["theta"].psnr_db > 120
+
+
+def test_global_random_state_is_never_touched(problem: Problem):
+    state = torch.get_rng_state()
+    run(dataclasses.replace(with_steps(CELLS["latent_dip"], 2), width=8), problem)
+    assert torch.get_rng_state().equal(state)
