@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ from torch import Tensor
 from sdslab.errors import UserError
 from sdslab.tensor_types import Diffused, Image
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+# AutoencoderKL, AutoencoderTiny and their like; diffusers annotates their outputs wrongly.
+Autoencoder = Any
 
 SHIPPED_VAE = Path(__file__).parent / "shipped_vae"
 
@@ -66,7 +66,7 @@ class LatentSpace(DiffusionSpace):
             are frozen in place.
     """
 
-    def __init__(self, vae: "AutoencoderKL") -> None:
+    def __init__(self, vae: Autoencoder) -> None:
         self.vae = vae.eval().requires_grad_(False)
         config = dict(vae.config)
         channels = config["latent_channels"]
@@ -99,7 +99,7 @@ class LatentSpace(DiffusionSpace):
 
     def decode(self, z: Diffused) -> Image:
         decoded = self.vae.decode(z / self.scale.to(z) + self.shift.to(z))
-        return (cast(Tensor, decoded.sample) + 1) / 2
+        return (decoded.sample + 1) / 2
 
     @classmethod
     def load(
@@ -124,7 +124,11 @@ class LatentSpace(DiffusionSpace):
             folder = folder / "vae"
         if folder.is_dir():
             return cls(_from_folder(folder, dtype).to(device))
-        if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
+        if (
+            folder.is_absolute()
+            or str(source).startswith((".", "~"))
+            or str(source).count("/") != 1
+        ):
             raise UserError(
                 f"--vae must be an existing folder or a hub id like stabilityai/sd-vae-ft-mse, got "
                 f"{str(source)!r}, which is neither; check the path"
@@ -137,7 +141,7 @@ def _per_channel(value: float | list[float], channels: int) -> Tensor:
     return values.view(1, channels, 1, 1)
 
 
-def _model_class(name: str, source: str) -> "type[AutoencoderKL]":
+def _model_class(name: str, source: str) -> type[Autoencoder]:
     import diffusers
 
     if not name.startswith(("Autoencoder", "AsymmetricAutoencoder")):
@@ -152,8 +156,8 @@ def _model_class(name: str, source: str) -> "type[AutoencoderKL]":
 
 
 def _load_whole(
-    model_class: "type[AutoencoderKL]", source: str | Path, dtype: torch.dtype, **options: bool
-) -> "AutoencoderKL":
+    model_class: type[Autoencoder], source: str | Path, dtype: torch.dtype, **options: bool
+) -> Autoencoder:
     """``from_pretrained``, but a checkpoint that lacks weights is an error, not a random model."""
     model, loading = model_class.from_pretrained(
         source,
@@ -168,7 +172,7 @@ def _load_whole(
     return model
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> "AutoencoderKL":
+def _from_folder(folder: Path, dtype: torch.dtype) -> Autoencoder:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise UserError(
@@ -193,12 +197,12 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> "AutoencoderKL":
         ) from error
 
 
-def _from_hub(hub_id: str, dtype: torch.dtype) -> "AutoencoderKL":
+def _from_hub(hub_id: str, dtype: torch.dtype) -> Autoencoder:
     from diffusers import AutoencoderKL
 
     try:
-        config = AutoencoderKL.load_config(hub_id)
-        model_class = _model_class(dict(config).get("_class_name", ""), hub_id)
+        config: Any = AutoencoderKL.load_config(hub_id)
+        model_class = _model_class(config.get("_class_name", ""), hub_id)
         return _load_whole(model_class, hub_id, dtype)
     except UserError:
         raise

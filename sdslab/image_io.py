@@ -34,7 +34,7 @@ def load_image(source: str | Path, size: int) -> torch.Tensor:
         the channels and transparent ones are laid on white.
 
     Raises:
-        UserError: there is no such file or name, or it cannot be read as a picture of finite values.
+        UserError: there is no such file or name, or it is no picture of finite values.
     """
     if size < 1:
         raise UserError(f"size must be a positive number of pixels, got {size}")

@@ -1,4 +1,4 @@
-"""Trains the small KL autoencoder that ships with sdslab: ``python -m sdslab.train_vae FOLDER ...``.
+"""Trains the small KL autoencoder that ships with sdslab: ``python -m sdslab.train_vae FOLDER``.
 
 The result is a folder in diffusers' own ``AutoencoderKL`` format. Photographs may come from
 anywhere; the shipped weights used the wallpapers that Debian packages under free licences (see
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -21,13 +21,10 @@ import torch.nn.functional as F
 import tyro
 from PIL import Image
 
-from sdslab.diffusion_space import LatentSpace
+from sdslab.diffusion_space import Autoencoder, LatentSpace
 from sdslab.errors import UserError, exit_on_user_error
 from sdslab.image_io import load_image
 from sdslab.metrics import psnr_db
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 HELD_OUT = ("astronaut", "chelsea", "coffee", "rocket")  # never trained on
 HELD_OUT_SIZE = 256
@@ -52,7 +49,7 @@ class TrainVaeConfig:
     """64² crops a step; larger crops are fewer, for about as many pixels."""
     crop_sides: tuple[int, ...] = (64, 128, 192)
     """Crop sizes in pixels, each for an equal share of the run. Group norm makes the result depend
-    on the picture's size: without large crops at the end, whole pictures lose 2 dB to their tiles."""
+    on the picture's size: without large crops at the end, whole pictures are 2 dB worse than tiles."""
     initial: Path | None = None
     """Folder of a model to go on from, instead of random weights."""
     channels: tuple[int, int, int, int] = (24, 48, 96, 96)
@@ -112,7 +109,6 @@ def random_crops(
     Crops are flipped, transposed and, three times in ten, have their colour channels permuted: a
     few hundred photographs hold too few colours otherwise.
     """
-
     fitting = [scale for scale in scales if min(scale.shape[:2]) >= side]
 
     def candidate() -> np.ndarray:
@@ -169,11 +165,12 @@ class Muon(torch.optim.Optimizer):
                 kernel.mul_(1 - 0.01 * group["lr"]).sub_(update, alpha=group["lr"] * size)
 
 
-def build_vae(channels: tuple[int, int, int, int]) -> "AutoencoderKL":
+def build_vae(channels: tuple[int, int, int, int]) -> Autoencoder:
     """An f8, 4-channel ``AutoencoderKL`` with one residual block a level and no attention."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    model_class: type[Autoencoder] = AutoencoderKL
+    return model_class(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -187,7 +184,7 @@ def build_vae(channels: tuple[int, int, int, int]) -> "AutoencoderKL":
     )
 
 
-def loss_of(vae: "AutoencoderKL", x: torch.Tensor) -> torch.Tensor:
+def loss_of(vae: Autoencoder, x: torch.Tensor) -> torch.Tensor:
     """Mean squared error, a little of its image gradients' L1 error, and 1e-6 of the KL term."""
     posterior = vae.encode(x).latent_dist
     reconstruction = vae.decode(posterior.mode()).sample
@@ -198,15 +195,15 @@ def loss_of(vae: "AutoencoderKL", x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def reconstruction_psnrs_db(vae: "AutoencoderKL", x: torch.Tensor) -> list[float]:
+def reconstruction_psnrs_db(vae: Autoencoder, x: torch.Tensor) -> list[float]:
     """PSNR of each clamped reconstruction of ``x`` [b, 3, h, w] in [−1, 1]."""
     decoded = vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
     return [psnr_db(*pair) for pair in zip((decoded + 1) / 2, (x + 1) / 2, strict=True)]
 
 
 @torch.no_grad()
-def finished(vae: "AutoencoderKL", crops: torch.Tensor) -> "AutoencoderKL":
-    """A half-precision copy of ``vae`` whose scaling factor gives ``crops`` unit latent variance."""
+def finished(vae: Autoencoder, crops: torch.Tensor) -> Autoencoder:
+    """A half-precision copy of ``vae``, scaled so that the latents of ``crops`` have variance 1."""
     copy = type(vae).from_config(dict(vae.config))
     copy.load_state_dict(vae.state_dict())
     latents = torch.cat([vae.encode(crop[None]).latent_dist.mode() for crop in crops])
@@ -215,7 +212,7 @@ def finished(vae: "AutoencoderKL", crops: torch.Tensor) -> "AutoencoderKL":
 
 
 def training_steps(
-    config: TrainVaeConfig, vae: "AutoencoderKL", scales: list[np.ndarray]
+    config: TrainVaeConfig, vae: Autoencoder, scales: list[np.ndarray]
 ) -> Iterator[tuple[int, float, float]]:
     """Trains ``vae`` in place, yielding (step, share of the run done, loss) after each step."""
     rng = np.random.default_rng(config.seed)
@@ -292,7 +289,8 @@ def train(config: TrainVaeConfig) -> None:
             file.flush()
             finished(average, known).save_pretrained(config.out)
             print(  # noqa: T201
-                f"step {step} ({done:.0%}): held-out {np.mean(psnrs):.2f} dB, crops {crops_db:.2f} dB",
+                f"step {step} ({done:.0%}): held-out {np.mean(psnrs):.2f} dB, "
+                f"crops {crops_db:.2f} dB",
                 flush=True,
             )
 

@@ -4,14 +4,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from sdslab.diffusion_space import LatentSpace
+from sdslab.diffusion_space import Autoencoder, LatentSpace
 
 
-def tiny_vae() -> AutoencoderKL:
+def tiny_vae() -> Autoencoder:
     """An untrained f8 autoencoder; random weights are as good as any for equalities."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoencoderKL(
+        model_class: type[Autoencoder] = AutoencoderKL
+        return model_class(
             block_out_channels=(8, 8, 8, 8),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,

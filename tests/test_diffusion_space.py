@@ -25,7 +25,10 @@ def test_pixel_space_resizes_with_antialiasing_and_a_gradient():
     assert z.shape == (1, 3, 16, 16)
     assert z[..., 1:-1].abs().max() < 0.02
     z.sum().backward()
-    torch.testing.assert_close(stripes.grad.sum(), torch.tensor(2 * 3 * 16.0 * 16), rtol=1e-5, atol=0)
+    assert stripes.grad is not None
+    torch.testing.assert_close(
+        stripes.grad.sum(), torch.tensor(2 * 3 * 16.0 * 16), rtol=1e-5, atol=0
+    )
 
 
 def test_latents_are_the_scaled_posterior_mean_and_not_a_sample():

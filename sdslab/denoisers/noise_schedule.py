@@ -86,7 +86,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"a scheduler config must be a readable scheduler_config.json, got {str(path)!r}: {error}"
+            f"a scheduler config must be a readable scheduler_config.json, got "
+            f"{str(path)!r}: {error}"
         ) from error
 
 
@@ -146,9 +147,7 @@ class SqrtAnnealedTimesteps(TimestepSampler):
 
     def bounds(self, progress: float) -> tuple[int, int]:
         root = progress**0.5
-        first, last = (
-            int(start - (start - end) * root) for start, end in (self.t_min, self.t_max)
-        )
+        first, last = (int(start - (start - end) * root) for start, end in (self.t_min, self.t_max))
         return first, last
 
 
@@ -164,7 +163,7 @@ class Weighting:
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, alpha_bar: PerSample) -> PerSample:
-        """w of its own form, at each ᾱ [b]."""
+        """W of its own form, at each ᾱ [b]."""
         return self.function(alpha_bar)
 
 

@@ -70,7 +70,7 @@ def exact_sds_gradient(
     weighting: Weighting,
     clamp: float | None = None,
 ) -> SDSResult:
-    """`sds_gradient` of Eq. 3's denoiser in closed form: the sampled noise cancels and is not drawn.
+    """`sds_gradient` of Eq. 3's denoiser in closed form: the noise cancels and is not drawn.
 
     With w = 1 in x0-form this is z − x*, half the gradient of ‖z − x*‖².
 

@@ -121,7 +121,9 @@ def check_size(height: int, width: int, architecture: Architecture) -> None:
         )
 
 
-def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+def _convolution(
+    channels_in: int, channels_out: int, kernel: int, stride: int = 1
+) -> list[nn.Module]:
     padding = kernel // 2
     return [
         nn.Conv2d(

@@ -30,7 +30,9 @@ class PixelGrid(Parameterization):
         return self.values
 
     @classmethod
-    def grey(cls, shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> "PixelGrid":
+    def grey(
+        cls, shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32
+    ) -> "PixelGrid":
         """Starts from 0.5 everywhere; ``shape`` is (b, c, h, w)."""
         return cls(torch.full(shape, 0.5, dtype=dtype))
 

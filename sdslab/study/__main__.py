@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -102,7 +101,9 @@ def run(selection: Selection, overrides: Overrides) -> None:
             for cell in cells
         )
     if overrides.threads is not None and not 1 <= overrides.threads <= (os.cpu_count() or 1) * 4:
-        raise UserError(f"--threads must be a positive number of CPU threads, got {overrides.threads}")
+        raise UserError(
+            f"--threads must be a positive number of CPU threads, got {overrides.threads}"
+        )
 
     import torch  # here, so that --help and mistakes answer at once
 

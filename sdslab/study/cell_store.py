@@ -31,7 +31,7 @@ def digest(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             sha.update(f"{part.dtype}{list(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
             sha.update(json.dumps(part, sort_keys=True).encode())
     return sha.hexdigest()
@@ -42,7 +42,9 @@ def code_digest() -> str:
     files = [
         file
         for source in NUMERIC_SOURCES
-        for file in sorted((PACKAGE / source).rglob("*.py") if "." not in source else [PACKAGE / source])
+        for file in sorted(
+            (PACKAGE / source).rglob("*.py") if "." not in source else [PACKAGE / source]
+        )
     ]
     return digest([[str(file.relative_to(PACKAGE)), file.read_text("utf-8")] for file in files])
 

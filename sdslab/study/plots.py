@@ -7,16 +7,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from sdslab.atomic_write import atomic_write
 from sdslab.study.reconstruct import Problem
-from sdslab.study.results import READOUT_LABELS, Finished
+from sdslab.study.results import GROUP_TITLES, READOUT_LABELS, Finished
 from sdslab.study.specification import Cell, Study
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 9, "pdf.fonttype": 42, "savefig.bbox": "tight"})
-GROUP_TITLES = {"pixel": "diffusion in pixel space", "latent": "diffusion in VAE latent space"}
 
 
 def reconstruction_figure(
@@ -116,7 +116,7 @@ def _group_titles(figure: Figure, axes: np.ndarray, groups: list[str]) -> None:
         boxes = [ax.get_position() for ax, name in zip(axes, groups, strict=True) if name == group]
         left, right = boxes[0].x0, boxes[-1].x1
         figure.text((left + right) / 2, top + 0.04, GROUP_TITLES[group], ha="center", va="bottom")
-        line = mpl.lines.Line2D([left, right], [top + 0.03] * 2, color="black", lw=0.8)
+        line = Line2D([left, right], [top + 0.03] * 2, color="black", lw=0.8)
         figure.add_artist(line)
 
 

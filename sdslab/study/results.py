@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
+import numpy as np
 import pandas as pd
 
 from sdslab.study.reconstruct import CellResult
@@ -12,6 +14,11 @@ COLUMNS = (
     "diffusion", "parameterization", "readout", "image", "seed", "psnr_db", "psnr_clamped_db",
     "latent_mse", "vae_ceiling_db", "paper_psnr_db", "steps", "seconds", "cell", "latent_mse_start",
 )  # fmt: skip
+NUMBERS = (
+    "psnr_db", "psnr_clamped_db", "vae_ceiling_db", "latent_mse", "paper_psnr_db", "steps",
+    "seconds",
+)  # fmt: skip
+GROUP_TITLES = {"pixel": "diffusion in pixel space", "latent": "diffusion in VAE latent space"}
 READOUT_LABELS = {"theta": "θ", "decoded": "dec(enc(θ))"}
 
 
@@ -54,36 +61,35 @@ def rows_of(finished: list[Finished]) -> pd.DataFrame:
 
 def table_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """Means over images and seeds, formatted: one line per cell and read-out, in study order."""
+    cells = {cell.name: cell for cell in study.cells}
     lines = []
-    for cell in study.cells:
-        of_cell = rows[rows["cell"] == cell.name]
-        for readout in of_cell["readout"].unique():
-            group = of_cell[of_cell["readout"] == readout]
-            paper = cell.paper_psnr_db.get(readout)
-            mean = group["psnr_db"].mean()
-            lines.append(
-                {
-                    "diffusion": cell.diffusion,
-                    "θ": cell.label,
-                    "read-out": READOUT_LABELS[readout],
-                    "PSNR, dB": _mean_and_spread(group["psnr_db"]),
-                    "clamped": _mean_and_spread(group["psnr_clamped_db"]),
-                    "VAE ceiling": _number(group["vae_ceiling_db"].mean(), ".2f"),
-                    "latent MSE": _number(group["latent_mse"].mean(), ".1e"),
-                    "paper": _number(paper, ".2f"),
-                    "difference": _number(mean - paper if paper else None, "+.2f"),
-                    "steps": _number(group["steps"].mean(), ".0f"),
-                    "seconds": _number(group["seconds"].mean(), ".1f"),
-                }
-            )
+    for key, group in rows.groupby(["cell", "readout"], sort=False):
+        name, readout = cast(tuple[str, str], key)
+        cell = cells[name]
+        columns = {column: np.asarray(group[column], dtype=float) for column in NUMBERS}
+        means = {column: values.mean() for column, values in columns.items()}
+        lines.append(
+            {
+                "diffusion": cell.diffusion,
+                "θ": cell.label,
+                "read-out": READOUT_LABELS[readout],
+                "PSNR, dB": _mean_and_spread(columns["psnr_db"], columns["psnr_clamped_db"]),
+                "VAE ceiling": _number(means["vae_ceiling_db"], ".2f"),
+                "latent MSE": _number(means["latent_mse"], ".1e"),
+                "paper": _number(means["paper_psnr_db"], ".2f"),
+                "difference": _number(means["psnr_db"] - means["paper_psnr_db"], "+.2f"),
+                "steps": _number(means["steps"], ".0f"),
+                "seconds": _number(means["seconds"], ".1f"),
+            }
+        )
     return pd.DataFrame(lines)
 
 
 def markdown_of(study: Study, table: pd.DataFrame, notes: list[str]) -> str:
     """The table as a Markdown page."""
-    lines = [
-        " | ".join(map(str, row)) for row in [table.columns, ["---"] * len(table.columns)]
-    ] + [" | ".join(map(str, row)) for row in table.itertuples(index=False)]
+    lines = [" | ".join(map(str, row)) for row in [table.columns, ["---"] * len(table.columns)]] + [
+        " | ".join(map(str, row)) for row in table.itertuples(index=False)
+    ]
     body = "\n".join(f"| {line} |" for line in lines)
     return f"# {study.title}\n\n{body}\n\n" + "\n".join(f"{note}  " for note in notes) + "\n"
 
@@ -95,20 +101,24 @@ def notes_of(study: Study, device: str) -> list[str]:
         f"Mean ± standard deviation over {', '.join(settings.images)} at {settings.size}² and "
         f"seed {', '.join(map(str, settings.seeds))}; VAE {settings.vae}, {settings.dtype}, preset "
         f"{study.preset}, on {device}.",
-        "PSNR of the picture as it is; “clamped” after clamping it to [0, 1]. VAE ceiling: PSNR of "
-        "dec(enc(x*)). Latent MSE: of z against enc(x*), in scaled latents.",
+        "PSNR of the picture as it is and, where that is another, in parentheses after clamping it "
+        "to [0, 1]. VAE ceiling: PSNR of dec(enc(x*)). Latent MSE: of z against enc(x*), in scaled "
+        "latents.",
         "RGB pixels under pixel diffusion end at float32's floor: z = 2θ − 1 rounds, so a whole "
         "interval of θ around x* has the optimal z, and the gradient there is exactly zero. "
         "--dtype float64 moves the floor past 300 dB.",
     ]
 
 
-def _mean_and_spread(values: pd.Series) -> str:
-    mean = values.mean()
+def _mean_and_spread(psnr: np.ndarray, clamped: np.ndarray) -> str:
+    """Mean ± deviation; the clamped mean in parentheses where it is another by over 0.1 dB."""
+    mean = psnr.mean()
     if not math.isfinite(mean):
         return str(mean)
-    return f"{mean:.2f} ± {values.std():.2f}" if len(values) > 1 else f"{mean:.2f}"
+    spread = f" ± {psnr.std(ddof=1):.2f}" if len(psnr) > 1 else ""
+    differs = abs(clamped.mean() - mean) > 0.1
+    return f"{mean:.2f}{spread}" + (f" ({clamped.mean():.2f})" if differs else "")
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:{form}}"
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if math.isfinite(value) else ""

@@ -1,13 +1,15 @@
 """Runs every cell of a study that is not on disk yet, and writes tables and pictures."""
 
 import dataclasses
-import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,11 +29,11 @@ from sdslab.run_record import device_name, run_record, write_json
 from sdslab.study import reconstruct
 from sdslab.study.cell_store import CellStore, cell_key, code_digest, digest
 from sdslab.study.reconstruct import CellResult, Problem
-from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
+from sdslab.study.results import GROUP_TITLES, Finished, markdown_of, notes_of, rows_of, table_of
 from sdslab.study.specification import Cell, Study
 
 # Rows go on stdout, progress on stderr: `> table.txt` keeps the table alone.
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 progress_console = Console(stderr=True)
 
 
@@ -52,9 +54,7 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
         raise UserError(f"--seeds must be different and at least 0, got {list(settings.seeds)}")
     device = resolve_device(settings.device)
     dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
-    images = {
-        name: load_image(name, settings.size).to(device, dtype) for name in settings.images
-    }
+    images = {name: load_image(name, settings.size).to(device, dtype) for name in settings.images}
     vae = None
     if any(cell.diffusion == "latent" for cell in study.cells):
         source = SHIPPED_VAE if settings.vae == "shipped" else settings.vae
@@ -167,17 +167,26 @@ def _write_results(
 
     rows = rows_of(finished)
     table = table_of(study, rows)
-    paths = {suffix: out / f"{study.name}.{suffix}" for suffix in ("png", "pdf", "csv", "json", "md")}
+    paths = {
+        suffix: out / f"{study.name}.{suffix}" for suffix in ("png", "pdf", "csv", "json", "md")
+    }
     with atomic_write(paths["csv"]) as temporary:
         rows.to_csv(temporary, index=False, float_format="%.6g")
     with atomic_write(paths["md"]) as temporary:
         temporary.write_text(markdown_of(study, table, notes_of(study, device)), encoding="utf-8")
     curves = [
-        {"cell": item.cell.name, "image": item.image_name, "seed": item.seed, "curve": item.result.curve}
+        {
+            "cell": item.cell.name,
+            "image": item.image_name,
+            "seed": item.seed,
+            "curve": item.result.curve,
+        }
         for item in finished
     ]
-    results = json.loads(rows.to_json(orient="records", double_precision=6))
-    write_json(paths["json"], _json_able({"run": record, "rows": results, "curves": curves}))
+    write_json(
+        paths["json"],
+        _json_able({"run": record, "rows": rows.to_dict("records"), "curves": curves}),
+    )
     figures = {"": plots.reconstruction_figure(study, problems, finished)}
     figures[".convergence"] = plots.convergence_figure(study, finished)
     for suffix, figure in figures.items():
@@ -185,15 +194,28 @@ def _write_results(
             plots.save_figure(figure, out / f"{study.name}{suffix}.{kind}")
         plots.close_figure(figure)
 
-    printed = Table(title=study.title, title_justify="left")
-    for column in table.columns:
-        printed.add_column(column, justify="left" if column in ("diffusion", "θ") else "right")
-    for row in table.itertuples(index=False):
-        printed.add_row(*row)
-    console.print(printed)
-    for note in notes_of(study, device):
-        console.print(note, highlight=False)
+    _print_table(study, table, notes_of(study, device))
     console.print(f"written to {out}/{study.name}.*", highlight=False)
+
+
+def _print_table(study: Study, table: pd.DataFrame, notes: list[str]) -> None:
+    printed = Table(
+        title=study.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for column in table.columns[1:]:
+        printed.add_column(
+            column,
+            no_wrap=column != "θ",
+            justify="left" if column in ("θ", "read-out") else "right",
+        )
+    for diffusion, group in table.groupby("diffusion", sort=False):
+        printed.add_section()
+        printed.add_row(f"[bold]{GROUP_TITLES[str(diffusion)]}")
+        for row in group.itertuples(index=False):
+            printed.add_row(*row[1:])
+    console.print(printed)
+    for note in notes:
+        console.print(note, highlight=False)
 
 
 def _json_able(value: Any) -> Any:

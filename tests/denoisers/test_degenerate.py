@@ -16,9 +16,7 @@ def test_x0_hat_is_x_star_whatever_the_noise_and_the_timestep(config, prediction
         x_star, NoiseSchedule.from_scheduler_config(config), prediction_type
     )
     t = torch.tensor([0, 20, 500, 979])
-    x_t = torch.randn(
-        4, 3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    x_t = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(
         denoiser.x0_hat(x_t, t), x_star.expand_as(x_t), rtol=1e-10, atol=1e-10
     )

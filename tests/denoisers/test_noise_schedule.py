@@ -40,7 +40,9 @@ def test_built_in_schedules_have_the_published_values(config: dict, expected: di
 
 @pytest.mark.parametrize("scheduler_class", [DDPMScheduler, DDIMScheduler])
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_any_diffusers_config_gives_its_own_alpha_bar(scheduler_class, beta_schedule, tmp_path: Path):
+def test_any_diffusers_config_gives_its_own_alpha_bar(
+    scheduler_class, beta_schedule, tmp_path: Path
+):
     scheduler = scheduler_class(num_train_timesteps=50, beta_schedule=beta_schedule)
     scheduler.save_pretrained(tmp_path)
     for source in (tmp_path, tmp_path / "scheduler_config.json", dict(scheduler.config)):
@@ -90,7 +92,9 @@ def test_uniform_timesteps_cover_their_range_evenly():
     t = UniformTimesteps(10, 20)(NoiseKey(0, 0, torch.arange(20_000)), 0.0)
     counts = torch.bincount(t, minlength=20)
     assert counts[:10].sum() == 0
-    torch.testing.assert_close(counts[10:].double(), torch.full((10,), 2000.0).double(), atol=200, rtol=0)
+    torch.testing.assert_close(
+        counts[10:].double(), torch.full((10,), 2000.0).double(), atol=200, rtol=0
+    )
 
 
 def test_shared_timesteps_are_one_for_the_batch():
@@ -121,5 +125,5 @@ def test_castex_weighting_in_x0_form_is_dreamfusion_s_in_epsilon_form():
 
 def test_weightings_name_their_form():
     assert all(name.startswith(weighting.form) for name, weighting in WEIGHTINGS.items())
-    with pytest.raises(UserError, match="one of x0_unit, x0_castex, .*, got 'unit'"):
+    with pytest.raises(UserError, match=r"one of x0_unit, x0_castex, .*, got 'unit'"):
         weighting_named("unit")

@@ -1,4 +1,4 @@
-"""SDS against Eq. 3's denoiser is the gradient of the squared error: the claim of CasTex Eq. 4–5."""
+"""SDS against Eq. 3's denoiser is the gradient of the squared error: CasTex Eq. 4–5."""
 
 import pytest
 import torch
@@ -81,9 +81,7 @@ def test_twice_the_sds_gradient_is_the_gradient_of_the_squared_error(
     theta.zero_grad()
     z = space.encode(theta())
     denoiser = DegenerateDenoiser(z_star, SCHEDULE)
-    result = exact_sds_gradient(
-        z.detach(), denoiser, torch.tensor(t), weighting=UNIT, clamp=clamp
-    )
+    result = exact_sds_gradient(z.detach(), denoiser, torch.tensor(t), weighting=UNIT, clamp=clamp)
     z.backward(2 * result.gradient)
     assert_close_to_largest(gradients(theta), expected, TOLERANCE[dtype])
 
@@ -102,7 +100,11 @@ def test_the_same_through_sampled_noise_and_the_printed_epsilon_hat(
     z = space.encode(theta())
     key = NoiseKey(seed=3, step=4, sample=torch.arange(2))
     result = sds_gradient(
-        z.detach(), DegenerateDenoiser(z_star, SCHEDULE), torch.tensor([100, 900]), key, weighting=UNIT
+        z.detach(),
+        DegenerateDenoiser(z_star, SCHEDULE),
+        torch.tensor([100, 900]),
+        key,
+        weighting=UNIT,
     )
     z.backward(2 * result.gradient)
     assert_close_to_largest(gradients(theta), expected, 1e-10)

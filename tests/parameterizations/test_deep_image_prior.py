@@ -32,7 +32,7 @@ def test_paint_it_s_input_is_standardised_and_the_original_s_is_small():
     torch.testing.assert_close(noise.mean((2, 3)), torch.zeros(2, 3), atol=1e-6, rtol=0)
     torch.testing.assert_close(noise.std((2, 3)), torch.ones(2, 3))
     original = DeepImagePrior((1, 3, 64, 64), 0, "original", width=4).noise
-    assert 0 <= original.min()
+    assert original.min() >= 0
     assert original.max() <= 0.1
 
 
@@ -56,7 +56,9 @@ def test_every_weight_gets_a_gradient():
 
 @pytest.mark.parametrize("size", [48, 32, 100])
 def test_indivisible_sizes_are_refused_with_one_that_works(size: int):
-    with pytest.raises(UserError, match=r"divisible by 32 and at least 64, got .*; use \d+") as info:
+    with pytest.raises(
+        UserError, match=r"divisible by 32 and at least 64, got .*; use \d+"
+    ) as info:
         DeepImagePrior((1, 3, size, size), 0, width=4)
     suggested = int(str(info.value).rsplit(" ", 1)[-1])
     DeepImagePrior((1, 3, suggested, suggested), 0, width=4)()

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdslab.study.cell_store import NUMERIC_SOURCES, PACKAGE, CellStore, cell_key, code_digest, digest
+from sdslab.study.cell_store import (
+    NUMERIC_SOURCES,
+    PACKAGE,
+    CellStore,
+    cell_key,
+    code_digest,
+    digest,
+)
 from sdslab.study.reconstruct import CellResult, Readout
 from sdslab.study.specification import Cell, Optimization
 from tests.conftest import random_image
@@ -64,7 +71,9 @@ def test_a_foreign_file_counts_as_missing(tmp_path: Path):
 
 def test_the_key_depends_on_every_number_and_on_no_label():
     key = cell_key(CELL, seed=0, image="x")
-    assert cell_key(dataclasses.replace(CELL, label="other", pictured=False), seed=0, image="x") == key
+    assert (
+        cell_key(dataclasses.replace(CELL, label="other", pictured=False), seed=0, image="x") == key
+    )
     changed = [
         cell_key(CELL, seed=1, image="x"),
         cell_key(CELL, seed=0, image="y"),

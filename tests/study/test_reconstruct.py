@@ -23,7 +23,9 @@ def run(cell: Cell, problem: Problem, seed: int = 0) -> CellResult:
 
 
 def with_steps(cell: Cell, steps: int) -> Cell:
-    return dataclasses.replace(cell, optimization=dataclasses.replace(cell.optimization, steps=steps))
+    return dataclasses.replace(
+        cell, optimization=dataclasses.replace(cell.optimization, steps=steps)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +95,7 @@ def test_the_curve_runs_from_the_first_step_to_the_result(problem: Problem):
 @pytest.mark.parametrize("name", ["pixel_rgb", "latent_rgb", "latent_direct", "pixel_dip"])
 def test_the_seed_decides_the_result(name: str, problem: Problem):
     cell = dataclasses.replace(with_steps(CELLS[name], 2), width=8)
-    one, same, other = (
-        run(cell, problem, seed).readouts["theta"].image for seed in (1, 1, 2)
-    )
+    one, same, other = (run(cell, problem, seed).readouts["theta"].image for seed in (1, 1, 2))
     assert one.equal(same)
     assert not one.equal(other)
 

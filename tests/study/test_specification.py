@@ -73,7 +73,11 @@ def test_cells_can_be_selected(path: Path):
         ("seeds = [0, 1]", "seeds = 0", "settings.seeds must be a list of at least one, got 0"),
         ("seeds = [0, 1]", "", "settings: 'seeds' must be given"),
         ("steps = 10,", "stpes = 10,", "valid keys are steps, optimizer, .*; got 'stpes'"),
-        ('"pixel"\nparam', '"pixels"\nparam', "diffusion must be one of pixel, latent, got 'pixels'"),
+        (
+            '"pixel"\nparam',
+            '"pixels"\nparam',
+            "diffusion must be one of pixel, latent, got 'pixels'",
+        ),
         ('"dip"', '"latent"', "initialization must be 'network' for dip"),
         ('name = "two"', 'name = "one"', "different names, got 'one' twice"),
         ('name = "two"', 'name = "../two"', "lower-case letters, digits and underscores"),
@@ -91,9 +95,7 @@ def test_mistakes_name_what_is_valid(path: Path, before: str, after: str, messag
 
 
 def test_latent_pixels_need_latent_diffusion(path: Path):
-    path.write_text(
-        STUDY.replace('"pixel"\ninitialization', '"latent"\ninitialization')
-    )
+    path.write_text(STUDY.replace('"pixel"\ninitialization', '"latent"\ninitialization'))
     with pytest.raises(UserError, match="a latent parameterization needs diffusion = 'latent'"):
         load_study(path)
 
@@ -101,9 +103,11 @@ def test_latent_pixels_need_latent_diffusion(path: Path):
 def test_unknown_presets_and_studies_list_the_valid_ones(path: Path):
     with pytest.raises(UserError, match="preset must be one of small, got 'big'"):
         load_study(path, "big")
-    with pytest.raises(UserError, match="STUDY must be one of figure2.*, or a .toml file, got 'fig3'"):
+    with pytest.raises(
+        UserError, match=r"STUDY must be one of figure2.*, or a .toml file, got 'fig3'"
+    ):
         find_study("fig3")
-    with pytest.raises(UserError, match="existing .toml file, got 'missing.toml'"):
+    with pytest.raises(UserError, match=r"existing .toml file, got 'missing.toml'"):
         find_study("missing.toml")
     with pytest.raises(UserError, match="STUDY must be one of"):
         find_study("../../etc/passwd")
