@@ -48,8 +48,8 @@ class TrainVaeConfig:
     batch: int = 8
     """64² crops a step; larger crops are fewer, for about as many pixels."""
     crop_sides: tuple[int, ...] = (64, 128, 192)
-    """Crop sizes in pixels, each for an equal share of the run. Group norm makes the result depend
-    on the picture's size: without large crops at the end, whole pictures are 2 dB worse than tiles."""
+    """Crop sizes in pixels, each for an equal share of the run. Group norm makes the result vary
+    with the picture's size: without large crops at the end, whole pictures are 2 dB worse than tiles."""
     initial: Path | None = None
     """Folder of a model to go on from, instead of random weights."""
     channels: tuple[int, int, int, int] = (24, 48, 96, 96)

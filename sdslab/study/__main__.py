@@ -11,18 +11,24 @@ from sdslab.errors import UserError, exit_on_user_error
 from sdslab.study.specification import find_study, list_studies, load_study, select_cells
 
 
+def _option(metavar: str, default: str) -> object:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which study, and which part of it."""
 
-    study: Annotated[str | None, tyro.conf.Positional] = None
-    """A study's name, or a .toml file. Without it, the studies are listed."""
-    preset: str | None = None
+    study: Annotated[str | None, tyro.conf.Positional, _option("STUDY", "list the studies")] = None
+    """A study's name, or a .toml file."""
+    preset: Annotated[str | None, _option("NAME", "none")] = None
     """A variant that the study file defines, such as quick, full or paper."""
     quick: bool = False
     """The same as --preset quick."""
-    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Run this cell only (repeatable)."""
+    only: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, _option("CELL", "all; repeatable")
+    ] = ()
+    """Run this cell only."""
     fresh: bool = False
     """Run cells again that are saved from before."""
 
@@ -31,23 +37,27 @@ class Selection:
 class Overrides:
     """Settings in place of the study's own."""
 
-    image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A picture file, or the name of a photograph that scikit-image ships (repeatable)."""
-    size: int | None = None
-    """Height and width of the image in pixels."""
-    vae: str | None = None
+    image: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, _option("IMAGE", "the study's; repeatable")
+    ] = ()
+    """A picture file, or the name of a photograph that scikit-image ships."""
+    size: Annotated[int | None, _option("PIXELS", "the study's")] = None
+    """Height and width of the image."""
+    vae: Annotated[str | None, _option("VAE", "the study's")] = None
     """"shipped", a diffusers autoencoder's folder, or a hub id."""
-    steps: int | None = None
+    steps: Annotated[int | None, _option("N", "each cell's")] = None
     """Optimisation steps of every cell."""
-    seeds: tuple[int, ...] = ()
+    seeds: Annotated[tuple[int, ...], _option("SEED ...", "the study's")] = ()
     """Of the initial θ and of the noise."""
-    dtype: Literal["float32", "float64"] | None = None
+    dtype: Annotated[
+        Literal["float32", "float64"] | None, _option("float32|float64", "the study's")
+    ] = None
     """Of θ, the VAE and the gradient."""
-    device: str | None = None
+    device: Annotated[str | None, _option("DEVICE", "the study's")] = None
     """cpu, cuda, cuda:N or auto."""
-    threads: int | None = None
-    """CPU threads; default: torch's own choice."""
-    out: str | None = None
+    threads: Annotated[int | None, _option("N", "torch's own choice")] = None
+    """CPU threads."""
+    out: Annotated[str | None, _option("FOLDER", "the study's, figures")] = None
     """Folder for the results."""
 
 
@@ -64,7 +74,9 @@ class Arguments:
 
 def main() -> None:
     """Entry point."""
-    arguments = tyro.cli(Arguments, prog="python -m sdslab.study")
+    arguments = tyro.cli(
+        Arguments, prog="python -m sdslab.study", config=(tyro.conf.FlagCreatePairsOff,)
+    )
     with exit_on_user_error():
         try:
             run(arguments.selection, arguments.overrides)

@@ -1,0 +1,44 @@
+"""What the README prints must work."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+from sdslab.study.__main__ import Arguments
+from sdslab.study.specification import find_study, load_study, select_cells
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+STUDY_LINES = [
+    line
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    if line.startswith("python -m sdslab.study")
+]
+
+
+def test_the_library_example_runs():
+    (example,) = (block for language, block in BLOCKS if language == "python")
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["theta"].values.grad.abs().sum() > 0
+    assert names["result"].gradient.shape == torch.Size([1, 4, 16, 16])
+
+
+@pytest.mark.parametrize("line", STUDY_LINES)
+def test_every_printed_command_is_understood(line: str):
+    words = shlex.split(line, comments=True)[3:]
+    arguments = tyro.cli(Arguments, args=words)
+    if arguments.selection.study:
+        study = load_study(find_study(arguments.selection.study), arguments.selection.preset)
+        assert select_cells(study, arguments.selection.only).cells
+
+
+def test_every_named_file_exists():
+    for name in re.findall(r"`((?:sdslab|studies|figures)/[\w./]*)`", README.read_text("utf-8")):
+        assert (README.parent / name).exists(), name
