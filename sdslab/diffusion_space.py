@@ -123,7 +123,7 @@ class LatentSpace(DiffusionSpace):
         if (folder / "vae" / "config.json").is_file():
             folder = folder / "vae"
         if folder.is_dir():
-            return cls(_from_folder(folder, dtype).to(device))
+            return cls._of_model(_from_folder(folder, dtype).to(device), str(source))
         if (
             folder.is_absolute()
             or str(source).startswith((".", "~"))
@@ -133,7 +133,28 @@ class LatentSpace(DiffusionSpace):
                 f"--vae must be an existing folder or a hub id like stabilityai/sd-vae-ft-mse, got "
                 f"{str(source)!r}, which is neither; check the path"
             )
-        return cls(_from_hub(str(source), dtype).to(device))
+        return cls._of_model(_from_hub(str(source), dtype).to(device), str(source))
+
+    @classmethod
+    @torch.no_grad()
+    def _of_model(cls, vae: Autoencoder, source: str) -> "LatentSpace":
+        """Makes the space and tries it, for diffusers has autoencoders of many other shapes."""
+        try:
+            space = cls(vae)
+            image = torch.zeros(1, 3, 8 * space.factor, 8 * space.factor)
+            decoded = space.decode(space.encode(image.to(vae.device, vae.dtype)))
+            fits = decoded.shape == image.shape
+        except Exception as error:  # whatever a model of another kind raises
+            raise UserError(
+                f"--vae must be an image autoencoder like AutoencoderKL, got {source!r}, which "
+                f"fails on a small picture: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+        if not fits:
+            raise UserError(
+                f"--vae must give back pictures of the size it got, got {source!r}, which turns "
+                f"{list(image.shape)} into {list(decoded.shape)}"
+            )
+        return space
 
 
 def _per_channel(value: float | list[float], channels: int) -> Tensor:
@@ -156,17 +177,24 @@ def _model_class(name: str, source: str) -> type[Autoencoder]:
 
 
 def _load_whole(
-    model_class: type[Autoencoder], source: str | Path, dtype: torch.dtype, **options: bool
+    model_class: type[Autoencoder], source: str | Path, dtype: torch.dtype, **options: Any
 ) -> Autoencoder:
     """``from_pretrained``, but a checkpoint that lacks weights is an error, not a random model."""
-    model, loading = model_class.from_pretrained(
-        source,
-        use_safetensors=True,
-        torch_dtype=dtype,
-        low_cpu_mem_usage=False,
-        output_loading_info=True,
-        **options,
-    )
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong is raised below, in one line
+    try:
+        model, loading = model_class.from_pretrained(
+            source,
+            use_safetensors=True,
+            torch_dtype=dtype,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            **options,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     if loading["missing_keys"]:
         raise ValueError(f"{len(loading['missing_keys'])} of its weights are missing")
     return model
@@ -187,7 +215,8 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Autoencoder:
     try:
         name = json.loads(config_path.read_text(encoding="utf-8")).get("_class_name", "")
         model_class = _model_class(name, str(folder))
-        return _load_whole(model_class, folder, dtype, local_files_only=True)
+        variant = None if any(folder.glob("*model.safetensors*")) else "fp16"
+        return _load_whole(model_class, folder, dtype, local_files_only=True, variant=variant)
     except UserError:
         raise
     except Exception as error:  # diffusers and safetensors raise a dozen types for a broken folder

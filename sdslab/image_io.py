@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sdslab.errors import UserError
 
+LARGEST_SIZE = 8192
 # Those whose pixels lie in scikit-image's wheel: nothing is downloaded.
 SKIMAGE_PHOTOGRAPHS = {
     "astronaut": "astronaut",
@@ -36,8 +37,8 @@ def load_image(source: str | Path, size: int) -> torch.Tensor:
     Raises:
         UserError: there is no such file or name, or it is no picture of finite values.
     """
-    if size < 1:
-        raise UserError(f"size must be a positive number of pixels, got {size}")
+    if not 1 <= size <= LARGEST_SIZE:
+        raise UserError(f"size must be from 1 to {LARGEST_SIZE} pixels, got {size}")
     pixels = _pixels(source)
     side = min(pixels.shape[:2])
     top, left = ((extent - side) // 2 for extent in pixels.shape[:2])
@@ -52,7 +53,7 @@ def load_image(source: str | Path, size: int) -> torch.Tensor:
 
 def _pixels(source: str | Path) -> np.ndarray:
     path = Path(source)
-    if not path.exists() and str(source) in SKIMAGE_PHOTOGRAPHS:
+    if not path.is_file() and str(source) in SKIMAGE_PHOTOGRAPHS:
         import skimage.data
 
         return _as_rgb(getattr(skimage.data, SKIMAGE_PHOTOGRAPHS[str(source)])(), source)
@@ -63,37 +64,64 @@ def _pixels(source: str | Path) -> np.ndarray:
         )
     try:
         if path.suffix.lower() == ".npy":
-            return _as_rgb(np.load(path, allow_pickle=False), source)
+            with path.open("rb") as file:
+                return _as_rgb(np.lib.format.read_array(file, allow_pickle=False), source)
         with Image.open(path) as picture:
-            if picture.mode in ("P", "PA", "LA", "RGBA"):
-                picture = picture.convert("RGBA")
-                page = Image.new("RGBA", picture.size, "white")
-                return _as_rgb(np.asarray(Image.alpha_composite(page, picture))[..., :3], source)
-            if picture.mode in ("F", "I;16"):
-                return _as_rgb(np.asarray(picture), source)
-            return _as_rgb(np.asarray(picture.convert("RGB")), source)
+            return _as_rgb(_upright_pixels(picture), source)
     except UserError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        EOFError, MemoryError, OSError, SyntaxError, ValueError, Image.DecompressionBombError
+    ) as error:  # fmt: skip
         raise UserError(
             f"image must be a readable picture (PNG, JPEG, WebP, TIFF, … or a .npy array), got "
-            f"{str(source)!r}: {error}; open it in a viewer and save it again"
+            f"{str(source)!r}: {error or type(error).__name__}; open it in a viewer and save it "
+            f"again"
         ) from error
 
 
+def _upright_pixels(picture: Image.Image) -> np.ndarray:
+    """Pixels as the camera was held, on white, h×w or h×w×3."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow widens some files' to 32 bits
+        pixels = np.asarray(picture).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"grey values run from {pixels.min()} to {pixels.max()}, not to 65535")
+        return pixels.astype(np.uint16)
+    if picture.mode == "F":
+        return np.asarray(picture)
+    if picture.mode in ("P", "PA", "LA", "RGBA"):
+        picture = picture.convert("RGBA")
+        page = Image.new("RGBA", picture.size, "white")
+        return np.asarray(Image.alpha_composite(page, picture))[..., :3]
+    return np.asarray(picture.convert("RGB"))
+
+
 def _as_rgb(pixels: np.ndarray, source: str | Path) -> np.ndarray:
-    if np.issubdtype(pixels.dtype, np.integer):
+    """Checks values and shape; float32 h×w×3 in [0, 1]."""
+    if pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all():
+            count = int((~np.isfinite(pixels)).sum())
+            raise UserError(
+                f"image must hold finite values only, got {count} NaN or infinite ones in "
+                f"{str(source)!r}; repair or replace it"
+            )
+        if pixels.size and (pixels.min() < 0 or pixels.max() > 1):
+            raise UserError(
+                f"image must hold numbers within [0, 1] where they are floats, got "
+                f"{pixels.min():.4g} to {pixels.max():.4g} in {str(source)!r}; divide or clip them"
+            )
+    elif pixels.dtype in (np.uint8, np.uint16):
         pixels = pixels / np.float64(np.iinfo(pixels.dtype).max)
+    else:
+        raise UserError(
+            f"image must hold uint8, uint16 or floats within [0, 1], got {pixels.dtype} in "
+            f"{str(source)!r}; convert it"
+        )
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=-1)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.size == 0:
         raise UserError(
             f"image must be h×w or h×w×3, got shape {list(pixels.shape)} in {str(source)!r}"
-        )
-    if not np.isfinite(pixels).all():
-        count = int((~np.isfinite(pixels)).sum())
-        raise UserError(
-            f"image must hold finite values only, got {count} NaN or infinite ones in "
-            f"{str(source)!r}; repair or replace it"
         )
     return pixels.astype(np.float32)

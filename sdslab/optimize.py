@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class OptimizeConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("optimizer", ("adam", "sgd", "lbfgs")),
-            ("learning_rate_schedule", ("constant", "cosine", "step")),
+            ("optimizer", get_args(Optimizer)),
+            ("learning_rate_schedule", get_args(LearningRateSchedule)),
         ):
             if getattr(self, name) not in choices:
                 raise UserError(
@@ -50,6 +50,19 @@ class OptimizeConfig:
             raise UserError(f"steps must be a positive number, got {self.steps}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if not self.gradient_norm_limit > 0:
+            raise UserError(
+                f"gradient_norm_limit must be a positive number, got {self.gradient_norm_limit}"
+            )
+        if self.optimizer == "lbfgs" and math.isfinite(self.gradient_norm_limit):
+            raise UserError(
+                f"lbfgs must have no gradient_norm_limit, got {self.gradient_norm_limit}: its line "
+                f"search needs the true gradient"
+            )
+        if not 0 <= self.converged_below < math.inf:
+            raise UserError(
+                f"converged_below must be a number of at least 0, got {self.converged_below}"
+            )
 
 
 @dataclass(frozen=True)
@@ -128,11 +141,12 @@ def optimize(
                 )
             yield Step(index, loss, norm, z, nonfinite, time.perf_counter() - start)
             if norm <= config.converged_below:
-                return
+                break
             if norm > config.gradient_norm_limit:
                 torch._foreach_mul_(gradients, config.gradient_norm_limit / norm)
             # L-BFGS evaluates again along its search direction.
             optimizer.step(backward if config.optimizer == "lbfgs" else None)
+        raise_if_interrupted()
 
 
 def _optimizer(parameters: list[Tensor], config: OptimizeConfig) -> torch.optim.Optimizer:

@@ -48,8 +48,8 @@ class TrainVaeConfig:
     batch: int = 8
     """64² crops a step; larger crops are fewer, for about as many pixels."""
     crop_sides: tuple[int, ...] = (64, 128, 192)
-    """Crop sizes in pixels, each for an equal share of the run. Group norm makes the result vary
-    with the picture's size: without large crops at the end, whole pictures are 2 dB worse than tiles."""
+    """Crop sizes in pixels, each for an equal share of the run; group norm makes the result vary
+    with the picture's size, so that whole pictures suffer where all crops were small."""
     initial: Path | None = None
     """Folder of a model to go on from, instead of random weights."""
     channels: tuple[int, int, int, int] = (24, 48, 96, 96)
@@ -90,9 +90,12 @@ def load_scales(paths: list[Path]) -> list[np.ndarray]:
     """Decodes each photograph at every scale of ``SHORT_SIDES`` that it is large enough for."""
     scales = []
     for path in paths:
-        with Image.open(path) as picture:
-            picture.draft("RGB", (2 * max(SHORT_SIDES), 2 * max(SHORT_SIDES)))
-            picture = picture.convert("RGB")
+        try:
+            with Image.open(path) as picture:
+                picture.draft("RGB", (2 * max(SHORT_SIDES), 2 * max(SHORT_SIDES)))
+                picture = picture.convert("RGB")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{str(path)!r} must be a readable picture: {error}") from error
         for short_side in SHORT_SIDES:
             factor = short_side / min(picture.size)
             if factor <= 1:
@@ -204,7 +207,7 @@ def reconstruction_psnrs_db(vae: Autoencoder, x: torch.Tensor) -> list[float]:
 @torch.no_grad()
 def finished(vae: Autoencoder, crops: torch.Tensor) -> Autoencoder:
     """A half-precision copy of ``vae``, scaled so that the latents of ``crops`` have variance 1."""
-    copy = type(vae).from_config(dict(vae.config))
+    copy = type(vae).from_config({k: v for k, v in vae.config.items() if not k.startswith("_")})
     copy.load_state_dict(vae.state_dict())
     latents = torch.cat([vae.encode(crop[None]).latent_dist.mode() for crop in crops])
     copy.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
@@ -248,6 +251,11 @@ def train(config: TrainVaeConfig) -> None:
     """Trains, evaluates every few minutes and leaves the averaged weights in ``config.out``."""
     from rich.progress import track
 
+    if config.steps < 1 or not config.minutes > 0 or config.batch < 1:
+        raise UserError(
+            f"--steps, --minutes and --batch must be positive, got {config.steps}, "
+            f"{config.minutes} and {config.batch}"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     paths = find_photographs(config.folders)

@@ -155,6 +155,24 @@ def test_broken_folders_are_refused_in_one_line(
     assert "\n" not in str(info.value)
 
 
+def test_a_half_precision_variant_is_found(tiny_vae_folder: Path, tmp_path: Path):
+    AutoencoderKL.from_pretrained(tiny_vae_folder, low_cpu_mem_usage=False).half().save_pretrained(
+        tmp_path, variant="fp16"
+    )
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == [
+        "diffusion_pytorch_model.fp16.safetensors"
+    ]
+    assert LatentSpace.load(tmp_path).vae.dtype == torch.float32
+
+
+def test_models_of_other_shapes_are_refused_in_one_line(tmp_path: Path):
+    with torch.random.fork_rng():
+        AutoencoderKL(in_channels=1, out_channels=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="an image autoencoder like AutoencoderKL") as info:
+        LatentSpace.load(tmp_path)
+    assert "\n" not in str(info.value)
+
+
 def test_a_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="--vae stabilityai/sd-vae-ft-mse is no folder here"):

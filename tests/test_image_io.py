@@ -38,6 +38,23 @@ def test_transparency_is_laid_on_white(tmp_path: Path):
     assert load_image(tmp_path / "clear.png", 4).min() == 1
 
 
+def test_a_folder_does_not_hide_a_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "coffee").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_image("coffee", 8).shape == (1, 3, 8, 8)
+
+
+def test_pictures_are_turned_upright_as_their_exif_says(tmp_path: Path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    image = load_image(tmp_path / "phone.png", 8)
+    assert image[..., 4:].min() == 1
+    assert image[..., :4].max() == 0
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "I;16", "1", "CMYK"])
 def test_other_pixel_formats_become_rgb_in_unit_range(mode: str, tmp_path: Path):
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
@@ -82,6 +99,31 @@ def test_non_finite_values_are_counted_and_refused(tmp_path: Path):
     pixels[0, 0] = np.nan
     np.save(tmp_path / "picture.npy", pixels)
     with pytest.raises(UserError, match="finite values only, got 3 NaN"):
+        load_image(tmp_path / "picture.npy", 8)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((8, 8, 3), 200.0), "within \\[0, 1\\] where they are floats, got 200 to 200"),
+        (np.full((8, 8, 3), 7, np.int64), "uint8, uint16 or floats within"),
+        (np.full((8, 8), "x"), "uint8, uint16 or floats within"),
+        (np.full((8, 8), 1j), "uint8, uint16 or floats within"),
+        (np.zeros((8, 8, 5)), r"h×w or h×w×3, got shape \[8, 8, 5\]"),
+        (np.zeros((0, 8)), "h×w or h×w×3"),
+    ],
+    ids=["float-255", "int64", "text", "complex", "channels", "empty"],
+)
+def test_arrays_of_unclear_meaning_are_refused(array: np.ndarray, message: str, tmp_path: Path):
+    np.save(tmp_path / "picture.npy", array)
+    with pytest.raises(UserError, match=message):
+        load_image(tmp_path / "picture.npy", 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip"], ids=["empty", "zip"])
+def test_files_that_are_no_arrays_are_refused(content: bytes, tmp_path: Path):
+    (tmp_path / "picture.npy").write_bytes(content)
+    with pytest.raises(UserError, match="readable picture"):
         load_image(tmp_path / "picture.npy", 8)
 
 

@@ -112,26 +112,26 @@ def test_a_non_finite_gradient_stops_with_theta_untouched():
     assert quadratic.theta.equal(three_steps.theta)
 
 
-def test_ctrl_c_waits_for_the_end_of_the_step():
+@pytest.mark.parametrize("at", [0, 4, 8], ids=["first", "middle", "last"])
+def test_ctrl_c_waits_for_the_end_of_the_step(at: int):
     quadratic = Quadratic()
 
     def interrupted(z: Tensor, index: int) -> SDSResult:
-        if index == 4:
+        if index == at:
             os.kill(os.getpid(), signal.SIGINT)
         return quadratic.gradient(z, index)
 
     handler = signal.getsignal(signal.SIGINT)
+    loop = optimize(
+        [quadratic.theta],
+        lambda: quadratic.theta * 1,
+        interrupted,
+        OptimizeConfig(9, "sgd", 0.5),
+    )
     with pytest.raises(KeyboardInterrupt):
-        list(
-            optimize(
-                [quadratic.theta],
-                lambda: quadratic.theta * 1,
-                interrupted,
-                OptimizeConfig(9, "sgd", 0.5),
-            )
-        )
+        list(loop)
     uninterrupted = Quadratic()
-    list(uninterrupted.run(OptimizeConfig(5, "sgd", 0.5)))
+    list(uninterrupted.run(OptimizeConfig(at + 1, "sgd", 0.5)))
     assert quadratic.theta.equal(uninterrupted.theta)
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -152,6 +152,9 @@ def test_it_runs_outside_the_main_thread():
         ({"steps": 0}, "steps must be a positive number, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be a positive number"),
         ({"learning_rate": math.nan}, "learning_rate must be a positive number"),
+        ({"gradient_norm_limit": -0.1}, "gradient_norm_limit must be a positive number"),
+        ({"optimizer": "lbfgs", "gradient_norm_limit": 1.0}, "must have no gradient_norm_limit"),
+        ({"converged_below": math.nan}, "converged_below must be a number of at least 0"),
     ],
 )
 def test_bad_configurations_are_refused(wrong: dict, message: str):

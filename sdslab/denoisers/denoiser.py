@@ -2,15 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from sdslab.denoisers.noise_schedule import NoiseSchedule
+from sdslab.kernels import PredictionType
 from sdslab.tensor_types import Diffused, PerSample, Timesteps
-
-PredictionType = Literal["epsilon", "v", "x0"]
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from sdslab.errors import UserError
+from sdslab.kernels import Form
 from sdslab.kernels.philox import TIMESTEP_STREAM, NoiseKey, philox_uniform
 from sdslab.tensor_types import PerSample, Timesteps
 
@@ -159,7 +160,7 @@ class Weighting:
     x0-form: w (x_0 − x̂_0). ε-form: w_ε (ε̂ − ε), where w_ε = w √((1−ᾱ)/ᾱ).
     """
 
-    form: Literal["x0", "epsilon"]
+    form: Form
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, alpha_bar: PerSample) -> PerSample:

@@ -76,7 +76,7 @@ class DeepImagePrior(Parameterization):
         batch, channels, height, breadth = shape
         check_size(height, breadth, architecture)
         with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
             self.network = nn.Sequential(
                 *_scale(architecture, 0),
                 nn.Conv2d(architecture.width, channels, 1),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,6 +10,8 @@ import tyro
 
 from sdslab.errors import UserError, exit_on_user_error
 from sdslab.study.specification import find_study, list_studies, load_study, select_cells
+
+CHANGED_OUT = "figures/custom"
 
 
 def _option(metavar: str, default: str) -> object:
@@ -57,7 +60,9 @@ class Overrides:
     """cpu, cuda, cuda:N or auto."""
     threads: Annotated[int | None, _option("N", "torch's own choice")] = None
     """CPU threads."""
-    out: Annotated[str | None, _option("FOLDER", "the study's, figures")] = None
+    out: Annotated[
+        str | None, _option("FOLDER", f"the study's own; {CHANGED_OUT} with options that change it")
+    ] = None
     """Folder for the results."""
 
 
@@ -81,7 +86,10 @@ def main() -> None:
         try:
             run(arguments.selection, arguments.overrides)
         except KeyboardInterrupt:
-            print("\ninterrupted: finished cells are saved; the same command goes on from there")  # noqa: T201
+            print(  # noqa: T201
+                "\ninterrupted: finished cells are saved; the same command goes on from there",
+                file=sys.stderr,
+            )
             raise SystemExit(130) from None
 
 
@@ -100,9 +108,13 @@ def run(selection: Selection, overrides: Overrides) -> None:
         "seeds": overrides.seeds or None,
         **{name: getattr(overrides, name) for name in ("size", "vae", "dtype", "device", "out")},
     }
-    settings = dataclasses.replace(
-        study.settings, **{name: value for name, value in replaced.items() if value is not None}
+    replaced = {name: value for name, value in replaced.items() if value is not None}
+    changed = bool(
+        selection.only or overrides.steps is not None or replaced.keys() - {"device", "out"}
     )
+    if changed:  # the study's own figure is not overwritten by a part or a variant of it
+        replaced.setdefault("out", CHANGED_OUT)
+    settings = dataclasses.replace(study.settings, **replaced)
     cells = study.cells
     if overrides.steps is not None:
         cells = tuple(
@@ -123,7 +135,9 @@ def run(selection: Selection, overrides: Overrides) -> None:
 
     if overrides.threads is not None:
         torch.set_num_threads(overrides.threads)
-    run_study(dataclasses.replace(study, settings=settings, cells=cells), fresh=selection.fresh)
+    preset_label = f"{study.preset}, changed" if changed else study.preset
+    study = dataclasses.replace(study, preset=preset_label, settings=settings, cells=cells)
+    run_study(study, fresh=selection.fresh)
 
 
 if __name__ == "__main__":

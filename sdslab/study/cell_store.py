@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class CellStore:
 
     def path(self, cell: Cell, image_name: str, seed: int, key: str) -> Path:
         """Where a cell's result is kept."""
-        return self.folder / f"{cell.name}-{Path(image_name).stem}-{seed}-{key}.safetensors"
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", Path(image_name).stem)[:40]
+        return self.folder / f"{cell.name}-{name}-{seed}-{key}.safetensors"
 
     def save(self, path: Path, result: CellResult) -> None:
         """Writes ``result``, whole or not at all."""
@@ -88,7 +90,8 @@ class CellStore:
             name: readout.image.cpu().contiguous() for name, readout in result.readouts.items()
         }
         with atomic_write(path) as temporary:
-            safetensors.torch.save_file(images, temporary, {"result": json.dumps(numbers)})
+            content = safetensors.torch.save(images, {"result": json.dumps(numbers)})
+            temporary.write_bytes(content)
 
     def load(self, path: Path) -> CellResult | None:
         """Reads a result back; None where there is none, or only a damaged one."""

@@ -1,5 +1,6 @@
 """The study's pictures: reconstructions laid out like the paper's figure, and convergence."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -35,19 +36,20 @@ def reconstruction_figure(
     figure, axes = plt.subplots(
         len(problems),
         1 + len(columns),
-        figsize=(1.55 * (1 + len(columns)), 2.0 * len(problems) + 0.7),
+        figsize=(1.55 * (1 + len(columns)), 1.75 * len(problems) + 0.45),
         squeeze=False,
         layout="constrained",
     )
     for row, problem in zip(axes, problems, strict=True):
-        _show(row[0], problem.image, problem.image_name)
+        _show(row[0], problem.image, textwrap.shorten(Path(problem.image_name).stem, 24))
         for ax, (cell, readout) in zip(row[1:], columns, strict=True):
             item = _first(finished, cell.name, problem.image_name)
             picture = item.result.readouts[readout]
             _show(ax, picture.image, f"{picture.psnr_db:.2f} dB")
     axes[0][0].set_title("original x*\n")
     for ax, (cell, readout) in zip(axes[0][1:], columns, strict=True):
-        ax.set_title(f"{cell.label}\n{READOUT_LABELS[readout]}")
+        label = textwrap.fill(cell.label, 20)
+        ax.set_title(f"{label}\n{READOUT_LABELS[readout]}", parse_math=False)
     figure.canvas.draw()  # places the axes, which the group titles are centred over
     _group_titles(figure, axes[0][1:], [cell.diffusion for cell, _ in columns])
     return figure
@@ -57,7 +59,7 @@ def convergence_figure(study: Study, finished: list[Finished]) -> Figure:
     """PSNR of θ against the step for every cell, mean over images and seeds."""
     groups = [name for name in GROUP_TITLES if any(c.diffusion == name for c in study.cells)]
     figure, axes = plt.subplots(
-        1, len(groups), figsize=(5.2 * len(groups), 3.8), squeeze=False, layout="constrained"
+        1, len(groups), figsize=(5.2 * len(groups), 4.4), squeeze=False, layout="constrained"
     )
     for ax, group in zip(axes[0], groups, strict=True):
         for cell in study.cells:
@@ -74,7 +76,7 @@ def convergence_figure(study: Study, finished: list[Finished]) -> Figure:
             ax.axhline(float(np.mean(ceilings)), color="grey", ls=":", label="dec(enc(x*))")
         ax.set(xscale="log", xlabel="step", ylabel="PSNR of θ, dB", title=GROUP_TITLES[group])
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return figure
 
 
@@ -105,7 +107,7 @@ def _first(finished: list[Finished], cell_name: str, image_name: str) -> Finishe
 def _show(ax: Axes, image: Tensor, caption: str) -> None:
     pixels = image[0].movedim(0, -1).float().clamp(0, 1).cpu().numpy()
     ax.imshow(pixels, interpolation="nearest")
-    ax.set_xlabel(caption)
+    ax.set_xlabel(caption, parse_math=False)
     ax.set_xticks([])
     ax.set_yticks([])
 

@@ -1,7 +1,6 @@
 """One cell of a study: recovers an image by SDS against Eq. 3's denoiser, and measures it."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from sdslab.denoisers.noise_schedule import (
 )
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace
 from sdslab.distillation.sds import exact_sds_gradient, sds_gradient
+from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.metrics import mse, psnr_db
 from sdslab.optimize import OptimizeConfig, optimize
@@ -109,7 +109,7 @@ class CellResult:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Measurement:
     """Where a running cell is, for a progress bar."""
 
     step: int
@@ -122,8 +122,11 @@ def check_cell(cell: Cell, size: int, vae: LatentSpace | None) -> None:
     Raises:
         UserError: unknown names, bad numbers, or an indivisible size.
     """
-    weighting_named(cell.weighting)
-    OptimizeConfig(**dataclasses.asdict(cell.optimization))
+    try:
+        weighting_named(cell.weighting)
+        OptimizeConfig(**dataclasses.asdict(cell.optimization))
+    except UserError as error:
+        raise UserError(f"cell {cell.name}: {error}") from error
     if cell.parameterization == "dip":
         check_size(size, size, resolve_architecture(cell.network, cell.width))
     if cell.diffusion == "latent":
@@ -131,8 +134,8 @@ def check_cell(cell: Cell, size: int, vae: LatentSpace | None) -> None:
         vae.check_size(size, size)
 
 
-def run_cell(cell: Cell, problem: Problem, seed: int) -> Iterator[Progress | CellResult]:
-    """Runs one cell: several `Progress` and, last, the `CellResult`."""
+def run_cell(cell: Cell, problem: Problem, seed: int) -> Iterator[Measurement | CellResult]:
+    """Runs one cell: several `Measurement`s and, last, the `CellResult`."""
     theta = initial_theta(cell, problem, seed)
     space = problem.space(cell)
     z_star = space.encode(problem.image).detach()
@@ -160,7 +163,7 @@ def run_cell(cell: Cell, problem: Problem, seed: int) -> Iterator[Progress | Cel
             with torch.no_grad():
                 image = theta() if latest_image is None else latest_image
             curve.append((step.index, psnr_db(image, problem.image)))
-        yield Progress(steps, curve[-1][1])
+        yield Measurement(steps, curve[-1][1])
         converged = step.gradient_norm <= config.converged_below
         if converged:
             steps = step.index
@@ -251,8 +254,3 @@ def _initial_latents(cell: Cell, vae: LatentSpace, image: Tensor, seed: int) -> 
             return vae.encode(torch.full_like(image, 0.5))
         case _:
             return vae.encode(image)
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """``value``, or None where JSON has no number for it."""
-    return value if value is not None and math.isfinite(value) else None

@@ -73,7 +73,8 @@ def table_of(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
                 "diffusion": cell.diffusion,
                 "θ": cell.label,
                 "read-out": READOUT_LABELS[readout],
-                "PSNR, dB": _mean_and_spread(columns["psnr_db"], columns["psnr_clamped_db"]),
+                "PSNR, dB": _mean_and_spread(columns["psnr_db"]),
+                "clamped": _mean_and_spread(columns["psnr_clamped_db"]),
                 "VAE ceiling": _number(means["vae_ceiling_db"], ".2f"),
                 "latent MSE": _number(means["latent_mse"], ".1e"),
                 "paper": _number(means["paper_psnr_db"], ".2f"),
@@ -97,27 +98,29 @@ def markdown_of(study: Study, table: pd.DataFrame, notes: list[str]) -> str:
 def notes_of(study: Study, device: str) -> list[str]:
     """What one must know to read the table."""
     settings = study.settings
-    return [
+    notes = [
         f"Mean ± standard deviation over {', '.join(settings.images)} at {settings.size}² and "
         f"seed {', '.join(map(str, settings.seeds))}; VAE {settings.vae}, {settings.dtype}, preset "
         f"{study.preset}, on {device}.",
-        "PSNR of the picture as it is and, where that is another, in parentheses after clamping it "
-        "to [0, 1]. VAE ceiling: PSNR of dec(enc(x*)). Latent MSE: of z against enc(x*), in scaled "
-        "latents.",
-        "RGB pixels under pixel diffusion end at float32's floor: z = 2θ − 1 rounds, so a whole "
-        "interval of θ around x* has the optimal z, and the gradient there is exactly zero. "
-        "--dtype float64 moves the floor past 300 dB.",
+        "PSNR of the picture as it is; clamped: after clamping it to [0, 1]. VAE ceiling: PSNR of "
+        "dec(enc(x*)). Latent MSE: of z against enc(x*), in scaled latents.",
     ]
+    if settings.dtype == "float32" and any(
+        cell.diffusion == cell.parameterization == "pixel" for cell in study.cells
+    ):
+        notes.append(
+            "RGB pixels in pixel space end at float32's floor: near x* the learning rate times the "
+            "gradient is less than half of θ's last binary place, so that θ − that rounds to θ. "
+            "--dtype float64 moves the floor past 300 dB."
+        )
+    return notes
 
 
-def _mean_and_spread(psnr: np.ndarray, clamped: np.ndarray) -> str:
-    """Mean ± deviation; the clamped mean in parentheses where it is another by over 0.1 dB."""
+def _mean_and_spread(psnr: np.ndarray) -> str:
     mean = psnr.mean()
     if not math.isfinite(mean):
         return str(mean)
-    spread = f" ± {psnr.std(ddof=1):.2f}" if len(psnr) > 1 else ""
-    differs = abs(clamped.mean() - mean) > 0.1
-    return f"{mean:.2f}{spread}" + (f" ({clamped.mean():.2f})" if differs else "")
+    return f"{mean:.2f} ± {psnr.std(ddof=1):.2f}" if len(psnr) > 1 else f"{mean:.2f}"
 
 
 def _number(value: float, form: str) -> str:

@@ -1,9 +1,11 @@
 """Runs every cell of a study that is not on disk yet, and writes tables and pictures."""
 
 import dataclasses
+import itertools
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,13 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
         UserError: something cannot work; nothing was written.
     """
     settings = study.settings
-    if len(set(settings.seeds)) < len(settings.seeds) or min(settings.seeds) < 0:
-        raise UserError(f"--seeds must be different and at least 0, got {list(settings.seeds)}")
+    seeds = settings.seeds
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**64:
+        raise UserError(f"--seeds must be different and within [0, 2^64), got {list(seeds)}")
+    if len(set(settings.images)) < len(settings.images):
+        raise UserError(f"--image must name different pictures, got {', '.join(settings.images)}")
     device = resolve_device(settings.device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
     dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
     images = {name: load_image(name, settings.size).to(device, dtype) for name in settings.images}
     vae = None
@@ -70,15 +76,19 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
     start = time.perf_counter()
     problems = [Problem.of(name, image, vae) for name, image in images.items()]
     keys = {
-        "device": device.type,
+        "device": device_name(device),
         "code": code_digest(),
         "torch": torch.__version__,
-        "vae": digest(*vae.vae.state_dict().values(), vae.scale, vae.shift) if vae else None,
+        "diffusers": record["packages"]["diffusers"],
     }
+    vae_digest = digest(*vae.vae.state_dict().values(), vae.scale, vae.shift) if vae else None
     store = CellStore(out / study.name / "cells")
-    finished = _run_cells(study, problems, store, keys, fresh)
-    record["seconds"] = round(time.perf_counter() - start, 1)
-    write_json(run_path, _json_able(record))
+    finished = []
+    for item in _run_cells(study, problems, store, keys, vae_digest, fresh):
+        finished.append(item)
+        record["seconds"] = round(time.perf_counter() - start, 1)
+        record["seconds_in_cells"] = round(sum(item.result.seconds for item in finished), 1)
+        write_json(run_path, _json_able(record))
     _write_results(study, out, problems, finished, record, device_name(device))
 
 
@@ -105,10 +115,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _run_cells(
-    study: Study, problems: list[Problem], store: CellStore, keys: dict[str, Any], fresh: bool
-) -> list[Finished]:
+    study: Study,
+    problems: list[Problem],
+    store: CellStore,
+    keys: dict[str, Any],
+    vae_digest: str | None,
+    fresh: bool,
+) -> Iterator[Finished]:
+    """Runs what is not in ``store``, in study order."""
     progress = Progress(
-        TextColumn("{task.description}", table_column=None),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[psnr]}"),
@@ -116,42 +132,38 @@ def _run_cells(
         TimeRemainingColumn(),
         console=progress_console,
     )
-    finished: list[Finished] = []
-    jobs = [
-        (cell, problem, seed)
-        for cell in study.cells
-        for problem in problems
-        for seed in study.settings.seeds
-    ]
+    jobs = list(itertools.product(study.cells, problems, study.settings.seeds))
     with progress:
         for number, (cell, problem, seed) in enumerate(jobs, start=1):
-            path = store.path(
-                cell,
-                problem.image_name,
-                seed,
-                cell_key(cell, image=digest(problem.image), seed=seed, **keys),
-            )
-            result = None if fresh else store.load(path)
+            inputs = {**keys, "vae": vae_digest if cell.diffusion == "latent" else None}
+            key = cell_key(cell, image=digest(problem.image), seed=seed, **inputs)
+            path = store.path(cell, problem.image_name, seed, key)
             what = f"{number}/{len(jobs)} {cell.name} {Path(problem.image_name).stem} seed {seed}"
+            result = None if fresh else store.load(path)
+            how = "saved from before"
             if result is None:
                 result = _run_with_progress(cell, problem, seed, progress, what)
                 store.save(path, result)
-            else:
-                progress.console.print(f"{what}: saved from before", highlight=False)
-            finished.append(Finished(cell, problem.image_name, seed, result))
-    return finished
+                how = f"{result.seconds:.1f} s"
+            psnr = result.readouts["theta"].psnr_db
+            line = f"{what}: {psnr:.2f} dB after {result.steps} steps, {how}"
+            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            yield Finished(cell, problem.image_name, seed, result)
 
 
 def _run_with_progress(
     cell: Cell, problem: Problem, seed: int, progress: Progress, what: str
 ) -> CellResult:
     task = progress.add_task(what, total=cell.optimization.steps, psnr="")
-    for update in reconstruct.run_cell(cell, problem, seed):
-        if isinstance(update, CellResult):
-            psnr = update.readouts["theta"].psnr_db
-            progress.update(task, total=update.steps, completed=update.steps, psnr=f"{psnr:.2f} dB")
-            return update
-        progress.update(task, completed=update.step, psnr=f"{update.psnr_db:.2f} dB")
+    try:
+        for update in reconstruct.run_cell(cell, problem, seed):
+            if isinstance(update, CellResult):
+                return update
+            progress.update(task, completed=update.step, psnr=f"{update.psnr_db:.2f} dB")
+    except FloatingPointError as error:
+        raise UserError(f"cell {cell.name}: {error}") from error
+    finally:
+        progress.remove_task(task)
     raise AssertionError("a cell ends with its result")
 
 
@@ -195,7 +207,7 @@ def _write_results(
         plots.close_figure(figure)
 
     _print_table(study, table, notes_of(study, device))
-    console.print(f"written to {out}/{study.name}.*", highlight=False)
+    console.print(f"written to {out}/{study.name}.*", markup=False, highlight=False)
 
 
 def _print_table(study: Study, table: pd.DataFrame, notes: list[str]) -> None:
@@ -215,7 +227,7 @@ def _print_table(study: Study, table: pd.DataFrame, notes: list[str]) -> None:
             printed.add_row(*row[1:])
     console.print(printed)
     for note in notes:
-        console.print(note, highlight=False)
+        console.print(note, markup=False, highlight=False)
 
 
 def _json_able(value: Any) -> Any:

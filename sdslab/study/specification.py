@@ -117,7 +117,7 @@ def find_study(name: str) -> Path:
 
 
 def load_study(path: Path, preset: str | None = None) -> Study:
-    """Reads a study file and applies one of its presets; all of them are checked.
+    """Reads a study file and applies one of its presets; the keys and types of all are checked.
 
     Raises:
         UserError: not TOML, a key or value that is not one of the valid ones (which are listed), a
@@ -182,8 +182,9 @@ def _apply_preset(
     _check_keys(changes, list(map(str, by_name)), f"{where}.cells")
     for name, change in changes.items():
         for key, value in _table(change, f"{where}.cells.{name}").items():
-            if isinstance(value, dict):
-                by_name[name][key] = {**by_name[name].get(key, {}), **value}
+            before = by_name[name].get(key, {})
+            if isinstance(value, dict) and isinstance(before, dict):
+                by_name[name][key] = {**before, **value}
             else:
                 by_name[name][key] = value
 

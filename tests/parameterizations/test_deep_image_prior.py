@@ -36,6 +36,29 @@ def test_paint_it_s_input_is_standardised_and_the_original_s_is_small():
     assert original.max() <= 0.1
 
 
+@pytest.mark.parametrize(
+    ("network", "upsampling", "skip_width"),
+    [("paint-it", "nearest", 128), ("original", "bilinear", 4)],
+)
+def test_layers_are_the_published_ones(network: str, upsampling: str, skip_width: int):
+    layers = list(DeepImagePrior((1, 3, 64, 64), 0, network).modules())
+    convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+    spatial = [layer for layer in convolutions if layer.kernel_size == (3, 3)]
+    assert len(spatial) == 3 * 5
+    assert {layer.padding_mode for layer in spatial} == {"reflect"}
+    assert sum(layer.stride == (2, 2) for layer in spatial) == 5
+    pointwise = [layer for layer in convolutions if layer.kernel_size == (1, 1)]
+    assert sum(layer.out_channels == skip_width for layer in pointwise) >= 5
+    assert len(pointwise) == 5 + 5 + 1  # skips, after each up convolution, the output
+    activations = [layer for layer in layers if isinstance(layer, torch.nn.LeakyReLU)]
+    assert {layer.negative_slope for layer in activations} == {0.2}
+    upsamplings = [layer for layer in layers if isinstance(layer, torch.nn.Upsample)]
+    assert [(layer.mode, layer.scale_factor) for layer in upsamplings] == [(upsampling, 2.0)] * 5
+    norms = [layer for layer in layers if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert not any(layer.track_running_stats for layer in norms)
+    assert isinstance(layers[-1], torch.nn.Sigmoid)
+
+
 def test_the_seed_decides_and_the_global_generator_is_left_alone():
     torch.manual_seed(3)
     expected = torch.rand(1)

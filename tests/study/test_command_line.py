@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from sdslab.errors import UserError
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.results import COLUMNS
 
@@ -143,6 +144,57 @@ def test_a_changed_configuration_never_reuses_old_cells(study: Path, tmp_path: P
         assert len(cells_of(out)) == len(before) + 1
 
 
+def test_pixel_cells_survive_another_vae_and_latent_cells_do_not(study: Path, tmp_path: Path):
+    out = tmp_path / "figures"
+    only = ("pixel_rgb", "latent_rgb")
+    run(Selection(str(study), only=only), Overrides(out=str(out), image=("chelsea",)))
+    before = cells_of(out)
+    run(
+        Selection(str(study), only=only),
+        Overrides(out=str(out), image=("chelsea",), vae="shipped"),
+    )
+    new = set(cells_of(out)) - set(before)
+    assert [name.split("-")[0] for name in new] == ["latent_rgb"]
+
+
+def test_other_code_never_reuses_old_cells(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "figures"
+    selection = Selection(str(study), only=("pixel_rgb",))
+    overrides = Overrides(out=str(out), image=("chelsea",))
+    run(selection, overrides)
+    monkeypatch.setattr("sdslab.study.runner.code_digest", lambda: "other")
+    run(selection, overrides)
+    assert len(cells_of(out)) == 2
+
+
+def test_parts_of_a_study_do_not_overwrite_its_figure(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    run(Selection(str(study), only=("pixel_rgb",)), Overrides(steps=2))
+    assert (tmp_path / "figures" / "custom" / "small.png").is_file()
+    assert not (tmp_path / "figures" / "small.png").exists()
+    assert "preset default, changed" in (tmp_path / "figures/custom/small.md").read_text("utf-8")
+
+
+def test_odd_file_names_are_drawn_and_stored(study: Path, tmp_path: Path):
+    name = tmp_path / f"$a_$b [final] {'ж' * 60}.png"
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(name)
+    out = tmp_path / "figures"
+    selection = Selection(str(study), only=("pixel_rgb",))
+    run(selection, Overrides(out=str(out), image=(str(name),), steps=2))
+    assert (out / "small.png").is_file()
+    assert all(len(cell) < 90 for cell in cells_of(out))
+
+
+def test_a_diverging_cell_ends_in_one_line(study: Path, tmp_path: Path):
+    study.write_text(study.read_text().replace("learning_rate = 0.1", "learning_rate = 1e30"))
+    with pytest.raises(UserError, match="cell pixel_rgb: the gradient of θ must be finite"):
+        run(Selection(str(study), only=("pixel_rgb",)), Overrides(out=str(tmp_path / "figures")))
+
+
 def test_an_interrupted_study_goes_on_where_it_was(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -176,7 +228,8 @@ def test_without_arguments_the_studies_are_listed():
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['study', '--help']\n"
-        "try:\n    from sdslab.study.__main__ import main; main()\n"
+        "try:\n    from sdslab.errors import UserError
+from sdslab.study.__main__ import main; main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'diffusers', 'matplotlib', 'pandas', 'numpy', 'triton'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
@@ -195,13 +248,16 @@ BAD_INPUT = {
     "hub id offline": (["--vae", "stabilityai/sd-vae-ft-mse"], "cannot be fetched from the hub"),
     "size for the VAE": (["--size", "100", "--only", "latent_rgb"], "divisible by 8, got 100×100"),
     "size for the DIP": (["--size", "72", "--only", "latent_dip"], "divisible by 32"),
-    "size zero": (["--size", "0"], "size must be a positive number"),
+    "size zero": (["--size", "0"], "size must be from 1 to"),
     "no steps": (["--steps", "0"], "steps must be a positive number"),
     "unknown cell": (["--only", "pixel"], "--only must name one of pixel_rgb, latent_rgb"),
     "unknown preset": (["--preset", "huge"], "preset must be one of none here, got 'huge'"),
     "unknown device": (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N"),
     "absent GPU": (["--device", "cuda:63"], "--device cuda:63 needs a CUDA GPU"),
     "twice the same seed": (["--seeds", "1", "1"], "--seeds must be different"),
+    "seed of 65 bits": (["--seeds", str(2**64)], "--seeds must be different and within"),
+    "twice the same image": (["--image", "coffee", "--image", "coffee"], "must name different"),
+    "too large": (["--size", "3000000"], "size must be from 1 to 8192"),
     "no threads": (["--threads", "0"], "--threads must be a positive number"),
     "file as folder": (["--out", "{tmp}/text.png"], "--out must be a folder that can be written"),
 }
@@ -216,7 +272,8 @@ def test_bad_input_gets_one_line_exit_code_2_and_nothing_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    from sdslab.study.__main__ import main
+    from sdslab.errors import UserError
+from sdslab.study.__main__ import main
 
     (tmp_path / "text.png").write_text("not a picture")
     np.save(tmp_path / "nan.npy", np.full((8, 8, 3), np.nan))
