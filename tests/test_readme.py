@@ -39,6 +39,16 @@ def test_every_printed_command_is_understood(line: str):
         assert select_cells(study, arguments.selection.only).cells
 
 
+def test_the_table_is_the_committed_figure_s():
+    tables = [
+        [line for line in path.read_text("utf-8").splitlines() if line.startswith("| ")]
+        for path in (README, README.parent / "figures" / "figure2.md")
+    ]
+    printed, made = tables
+    assert made
+    assert "\n".join(made) in "\n".join(printed)
+
+
 def test_every_named_file_exists():
     for name in re.findall(r"`((?:sdslab|studies|figures)/[\w./]*)`", README.read_text("utf-8")):
         assert (README.parent / name).exists(), name

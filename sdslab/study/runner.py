@@ -31,11 +31,11 @@ from sdslab.run_record import device_name, run_record, write_json
 from sdslab.study import reconstruct
 from sdslab.study.cell_store import CellStore, cell_key, code_digest, digest
 from sdslab.study.reconstruct import CellResult, Problem
-from sdslab.study.results import GROUP_TITLES, Finished, markdown_of, notes_of, rows_of, table_of
+from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
 from sdslab.study.specification import Cell, Study
 
 # Rows go on stdout, progress on stderr: `> table.txt` keeps the table alone.
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console(width=None if sys.stdout.isatty() else 130)
 progress_console = Console(stderr=True)
 
 
@@ -222,7 +222,7 @@ def _print_table(study: Study, table: pd.DataFrame, notes: list[str]) -> None:
         )
     for diffusion, group in table.groupby("diffusion", sort=False):
         printed.add_section()
-        printed.add_row(f"[bold]{GROUP_TITLES[str(diffusion)]}")
+        printed.add_row(f"[bold]{diffusion} space")
         for row in group.itertuples(index=False):
             printed.add_row(*row[1:])
     console.print(printed)

@@ -228,8 +228,7 @@ def test_without_arguments_the_studies_are_listed():
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['study', '--help']\n"
-        "try:\n    from sdslab.errors import UserError
-from sdslab.study.__main__ import main; main()\n"
+        "try:\n    from sdslab.study.__main__ import main; main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'diffusers', 'matplotlib', 'pandas', 'numpy', 'triton'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
@@ -272,8 +271,7 @@ def test_bad_input_gets_one_line_exit_code_2_and_nothing_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    from sdslab.errors import UserError
-from sdslab.study.__main__ import main
+    from sdslab.study.__main__ import main
 
     (tmp_path / "text.png").write_text("not a picture")
     np.save(tmp_path / "nan.npy", np.full((8, 8, 3), np.nan))
