@@ -1,6 +1,7 @@
 """Where the diffusion model lives: pixels in [−1, 1], or the latents of an autoencoder."""
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, final
@@ -228,18 +229,27 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Autoencoder:
 
 def _from_hub(hub_id: str, dtype: torch.dtype) -> Autoencoder:
     from diffusers import AutoencoderKL
+    from huggingface_hub import HfApi
 
+    unreachable = None
+    try:  # asked first, because a download retries for half a minute before it gives up
+        HfApi().model_info(hub_id, timeout=10)
+    except Exception as error:  # offline, gated, missing: the hub and its transport have many types
+        unreachable = error
     try:
-        config: Any = AutoencoderKL.load_config(hub_id)
-        model_class = _model_class(config.get("_class_name", ""), hub_id)
-        return _load_whole(model_class, hub_id, dtype)
+        local = unreachable is not None  # then a copy that was downloaded before will do
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # diffusers' own calls to the hub are deprecated ones
+            config: Any = AutoencoderKL.load_config(hub_id, local_files_only=local)
+            model_class = _model_class(config.get("_class_name", ""), hub_id)
+            return _load_whole(model_class, hub_id, dtype, local_files_only=local)
     except UserError:
         raise
-    except Exception as error:  # offline, gated, missing, no safetensors: the hub has many types
+    except Exception as error:
         raise UserError(
             f"--vae {hub_id} is no folder here and cannot be fetched from the hub: "
-            f"{_first_line(error)}; connect to the network, or download it elsewhere and give "
-            f"its folder"
+            f"{_first_line(unreachable or error)}; connect to the network, or download it "
+            f"elsewhere and give its folder"
         ) from error
 
 

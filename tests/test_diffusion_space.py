@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,6 +180,25 @@ def test_a_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="--vae stabilityai/sd-vae-ft-mse is no folder here"):
         LatentSpace.load("stabilityai/sd-vae-ft-mse")
+
+
+def test_a_hub_id_that_was_downloaded_before_loads_without_network(
+    tiny_vae_folder: Path, tmp_path: Path
+):
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_vae_folder, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    code = "from sdslab.diffusion_space import *; print(LatentSpace.load('someone/tiny').scale)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0.7" in done.stdout
 
 
 def test_the_saved_and_loaded_models_agree(latent_space: LatentSpace, tiny_vae_folder: Path):
