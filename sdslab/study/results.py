@@ -92,7 +92,8 @@ def markdown_of(study: Study, table: pd.DataFrame, notes: list[str]) -> str:
         " | ".join(map(str, row)) for row in table.itertuples(index=False)
     ]
     body = "\n".join(f"| {line} |" for line in lines)
-    return f"# {study.title}\n\n{body}\n\n" + "\n".join(f"{note}  " for note in notes) + "\n"
+    page = f"# {study.title}\n\n{body}\n\n" + "\n".join(f"{note}  " for note in notes) + "\n"
+    return page.replace("*", r"\*")  # x* is no emphasis
 
 
 def notes_of(study: Study, device: str) -> list[str]:

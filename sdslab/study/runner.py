@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,6 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
     record = run_record(dataclasses.asdict(study), device)
     run_path = out / study.name / "run.json"
     write_json(run_path, _json_able(record))
-    start = time.perf_counter()
     problems = [Problem.of(name, image, vae) for name, image in images.items()]
     keys = {
         "device": device_name(device),
@@ -86,8 +84,7 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
     finished = []
     for item in _run_cells(study, problems, store, keys, vae_digest, fresh):
         finished.append(item)
-        record["seconds"] = round(time.perf_counter() - start, 1)
-        record["seconds_in_cells"] = round(sum(item.result.seconds for item in finished), 1)
+        record["seconds"] = round(sum(item.result.seconds for item in finished), 1)
         write_json(run_path, _json_able(record))
     _write_results(study, out, problems, finished, record, device_name(device))
 
