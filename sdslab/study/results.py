@@ -110,8 +110,9 @@ def notes_of(study: Study, device: str) -> list[str]:
         cell.diffusion == cell.parameterization == "pixel" for cell in study.cells
     ):
         notes.append(
-            "RGB pixels in pixel space end at float32's floor: near x* the learning rate times the "
-            "gradient is less than half of θ's last binary place, so that θ − that rounds to θ. "
+            "RGB pixels in pixel space, given enough steps, end at float32's floor: near x* the "
+            "learning rate times the gradient is less than half of θ's last binary place, so that "
+            "θ − that rounds to θ. "
             "--dtype float64 moves the floor past 300 dB."
         )
     return notes

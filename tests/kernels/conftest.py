@@ -14,10 +14,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CPU_BODIES = ["reference", "interpreted"] if INTERPRETED else ["reference"]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-
-
 @dataclass(frozen=True)
 class Body:
     device: str
