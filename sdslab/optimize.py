@@ -88,17 +88,19 @@ class Step:
 
 def optimize(
     theta: Iterable[Tensor],
-    diffused: Callable[[], Tensor],
+    diffused: Callable[[int], Tensor],
     gradient: Callable[[Tensor, int], SDSResult],
     config: OptimizeConfig,
+    project: Callable[[], None] | None = None,
 ) -> Iterator[Step]:
     """Moves θ along a distillation gradient, step by step.
 
     Args:
         theta: the parameters.
-        diffused: z = encode(render(g(θ))), attached to θ's graph.
+        diffused: from the step index to z = encode(render(g(θ))), attached to θ's graph.
         gradient: from (z detached, step index) to the gradient with respect to z.
         config: optimiser, learning rate and when to stop.
+        project: moves θ, in place, back into its valid range after each update.
 
     Yields:
         One `Step` before each update of θ; the loop ends after ``config.steps`` of them or on
@@ -115,7 +117,7 @@ def optimize(
     def backward() -> float:
         nonlocal latest
         optimizer.zero_grad()
-        z = diffused()
+        z = diffused(index)
         result = gradient(z.detach(), index)
         z.backward(result.gradient)
         latest = result, z.detach()
@@ -146,6 +148,8 @@ def optimize(
                 torch._foreach_mul_(gradients, config.gradient_norm_limit / norm)
             # L-BFGS evaluates again along its search direction.
             optimizer.step(backward if config.optimizer == "lbfgs" else None)
+            if project is not None:
+                project()
         raise_if_interrupted()
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ import torch
 
 import sdslab
 from sdslab.atomic_write import atomic_write
+from sdslab.devices import device_name
 
 PACKAGES = ("torch", "diffusers", "numpy", "scikit-image", "safetensors", "triton")
 
@@ -39,26 +41,24 @@ def run_record(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} (CPU)"
-    except OSError:
-        pass
-    return f"{platform.processor() or platform.machine()} (CPU)"
-
-
 def write_json(path: Path, content: Any) -> None:
-    """Writes strict JSON (no NaN: use None), whole or not at all."""
+    """Writes strict JSON, whole or not at all: NaN becomes null and infinities "inf" or "-inf"."""
     with atomic_write(path) as temporary:
         temporary.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            json.dumps(_json_able(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )
+
+
+def _json_able(value: Any) -> Any:
+    """``value`` with None for NaN and "inf" for infinities, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _json_able(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_able(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def _module() -> str:

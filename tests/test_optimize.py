@@ -27,7 +27,7 @@ class Quadratic:
         return SDSResult(difference, loss, torch.zeros(1, dtype=torch.int64))
 
     def run(self, config: OptimizeConfig):
-        return optimize([self.theta], lambda: self.theta * 1, self.gradient, config)
+        return optimize([self.theta], lambda _index: self.theta * 1, self.gradient, config)
 
     def error(self) -> float:
         return (self.theta - self.z_star).abs().max().item()
@@ -70,7 +70,7 @@ def test_learning_rate_schedules(schedule, expected: dict[int, float]):
     theta = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
     one = SDSResult(torch.ones(1, 1).double(), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     config = OptimizeConfig(200, "sgd", 1.0, schedule)
-    steps = optimize([theta], lambda: theta * 1, lambda _z, _index: one, config)
+    steps = optimize([theta], lambda _index: theta * 1, lambda _z, _index: one, config)
     positions = [step.z.item() for step in steps] + [theta.item()]
     moves = [a - b for a, b in itertools.pairwise(positions)]
     for index, factor in expected.items():
@@ -103,7 +103,10 @@ def test_a_non_finite_gradient_stops_with_theta_untouched():
         return result
 
     loop = optimize(
-        [quadratic.theta], lambda: quadratic.theta * 1, poisoned, OptimizeConfig(9, "sgd", 0.5)
+        [quadratic.theta],
+        lambda _index: quadratic.theta * 1,
+        poisoned,
+        OptimizeConfig(9, "sgd", 0.5),
     )
     with pytest.raises(FloatingPointError, match=r"at step 3 \(48 non-finite"):
         list(loop)
@@ -124,7 +127,7 @@ def test_ctrl_c_waits_for_the_end_of_the_step(at: int):
     handler = signal.getsignal(signal.SIGINT)
     loop = optimize(
         [quadratic.theta],
-        lambda: quadratic.theta * 1,
+        lambda _index: quadratic.theta * 1,
         interrupted,
         OptimizeConfig(9, "sgd", 0.5),
     )
@@ -160,3 +163,19 @@ def test_it_runs_outside_the_main_thread():
 def test_bad_configurations_are_refused(wrong: dict, message: str):
     with pytest.raises(UserError, match=message):
         OptimizeConfig(**{"steps": 10, **wrong})
+
+
+def test_theta_is_projected_after_each_update():
+    theta = torch.nn.Parameter(torch.tensor([0.0]))
+    seen = []
+
+    def gradient(z: Tensor, index: int) -> SDSResult:
+        seen.append((index, z.item()))
+        return SDSResult(torch.full_like(z, -1.0), torch.zeros(1), torch.zeros(1))
+
+    def project() -> None:
+        theta.detach().clamp_(max=1.5)
+
+    list(optimize([theta], lambda _: theta * 1, gradient, OptimizeConfig(3, "sgd", 1.0), project))
+    assert seen == [(0, 0.0), (1, 1.0), (2, 1.5)]
+    assert theta.item() == 1.5

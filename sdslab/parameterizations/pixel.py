@@ -1,4 +1,4 @@
-"""θ is the picture itself: one number per pixel (or texel) and channel."""
+"""θ is the picture itself, or the texture: one number per pixel (or texel) and channel."""
 
 from typing import final
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from sdslab.kernels.philox import NoiseKey, philox_uniform
 from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.tensor_types import Maps
+from sdslab.tensor_types import Maps, Texels
 
 INITIALIZATION_STREAM = 2  # of the counter-based generator: apart from noise and timesteps
 
@@ -44,3 +44,19 @@ class PixelGrid(Parameterization):
         key = NoiseKey(seed, step=0, sample=torch.arange(shape[0]), stream=INITIALIZATION_STREAM)
         values = philox_uniform(key, shape[1] * shape[2] * shape[3])
         return cls(values.view(shape).to(dtype))
+
+
+@final
+class TexelGrid(Parameterization):
+    """A `PixelGrid` for textures: the channels of a texel lie side by side, as look-ups want them.
+
+    Args:
+        initial: θ at the start, [h, w, c], nominally in [0, 1]; copied.
+    """
+
+    def __init__(self, initial: Texels) -> None:
+        super().__init__()
+        self.texels = nn.Parameter(initial.detach().clone(memory_format=torch.contiguous_format))
+
+    def forward(self) -> Maps:
+        return self.texels.movedim(-1, 0)[None]

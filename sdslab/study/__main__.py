@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 import tyro
 
 from sdslab.errors import UserError, exit_on_user_error
-from sdslab.study.specification import find_study, list_studies, load_study, select_cells
+from sdslab.study.specification import (
+    find_study,
+    list_studies,
+    load_study,
+    select_cells,
+    study_kind,
+)
 
 CHANGED_OUT = "figures/custom"
 
@@ -102,6 +108,10 @@ def run(selection: Selection, overrides: Overrides) -> None:
     if selection.quick and selection.preset not in (None, "quick"):
         raise UserError(f"--quick and --preset {selection.preset} exclude each other: give one")
     preset = "quick" if selection.quick else selection.preset
+    _check_threads(overrides.threads)
+    if study_kind(find_study(selection.study)) == "renderer":
+        _run_renderer(selection.study, preset, selection, overrides)
+        return
     study = select_cells(load_study(find_study(selection.study), preset), selection.only)
     replaced = {
         "images": overrides.image or None,
@@ -124,11 +134,6 @@ def run(selection: Selection, overrides: Overrides) -> None:
             )
             for cell in cells
         )
-    if overrides.threads is not None and not 1 <= overrides.threads <= (os.cpu_count() or 1) * 4:
-        raise UserError(
-            f"--threads must be a positive number of CPU threads, got {overrides.threads}"
-        )
-
     import torch  # here, so that --help and mistakes answer at once
 
     from sdslab.study.runner import run_study
@@ -138,6 +143,41 @@ def run(selection: Selection, overrides: Overrides) -> None:
     preset_label = f"{study.preset}, changed" if changed else study.preset
     study = dataclasses.replace(study, preset=preset_label, settings=settings, cells=cells)
     run_study(study, fresh=selection.fresh)
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1) * 4:
+        raise UserError(f"--threads must be a positive number of CPU threads, got {threads}")
+
+
+def _run_renderer(
+    name: str, preset: str | None, selection: Selection, overrides: Overrides
+) -> None:
+    """Runs a study of the renderer, which has a device and a folder but no images or cells."""
+    foreign = [
+        field.name
+        for field in dataclasses.fields(overrides)
+        if field.name not in ("device", "out", "threads") and getattr(overrides, field.name)
+    ]
+    if foreign:
+        raise UserError(
+            f"{name} takes --only, --preset, --device, --threads and --out, got "
+            f"--{foreign[0].replace('_', '-')}; copy its file to change it"
+        )
+    import torch
+
+    from sdslab.study.renderer_runner import load_renderer_study, run_renderer_study
+
+    if overrides.threads is not None:
+        torch.set_num_threads(overrides.threads)
+    study = load_renderer_study(find_study(name), preset)
+    changed = {"out": "figures/quick"} if preset == "quick" else {}
+    changed |= {"out": CHANGED_OUT} if selection.only else {}
+    for option in ("device", "out"):
+        if getattr(overrides, option):
+            changed[option] = getattr(overrides, option)
+    settings = dataclasses.replace(study.settings, **changed)
+    run_renderer_study(dataclasses.replace(study, settings=settings), selection.only)
 
 
 if __name__ == "__main__":

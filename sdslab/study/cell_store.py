@@ -1,7 +1,6 @@
 """Finished cells on disk, each under a key of everything its numbers depend on."""
 
 import dataclasses
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor
 
 from sdslab.atomic_write import atomic_write
+from sdslab.disk_cache import content_hash
 from sdslab.study.reconstruct import CellResult, Readout
 from sdslab.study.specification import Cell
 
@@ -26,18 +24,6 @@ NUMERIC_SOURCES = (
 PRESENTATION = ("name", "label", "pictured", "paper_psnr_db")
 
 
-def digest(*parts: Any) -> str:
-    """SHA-256 of tensors (dtype, shape and bytes) and JSON-able values."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            sha.update(f"{part.dtype}{list(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        else:
-            sha.update(json.dumps(part, sort_keys=True).encode())
-    return sha.hexdigest()
-
-
 def code_digest() -> str:
     """SHA-256 of the package's numeric source files."""
     files = [
@@ -47,7 +33,9 @@ def code_digest() -> str:
             (PACKAGE / source).rglob("*.py") if "." not in source else [PACKAGE / source]
         )
     ]
-    return digest([[str(file.relative_to(PACKAGE)), file.read_text("utf-8")] for file in files])
+    return content_hash(
+        [[str(file.relative_to(PACKAGE)), file.read_text("utf-8")] for file in files]
+    )
 
 
 def cell_key(cell: Cell, **inputs: Any) -> str:
@@ -58,7 +46,7 @@ def cell_key(cell: Cell, **inputs: Any) -> str:
     settings["optimization"] = {  # JSON has no infinity
         name: str(value) for name, value in settings["optimization"].items()
     }
-    return digest(settings, inputs)[:16]
+    return content_hash(settings, inputs)[:16]
 
 
 @dataclasses.dataclass(frozen=True)

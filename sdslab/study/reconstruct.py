@@ -141,7 +141,8 @@ def run_cell(cell: Cell, problem: Problem, seed: int) -> Iterator[Measurement | 
     z_star = space.encode(problem.image).detach()
     latest_image: Tensor | None = None
 
-    def diffused() -> Tensor:
+    def diffused(index: int) -> Tensor:
+        del index  # every step sees the whole image
         nonlocal latest_image
         if isinstance(theta, LatentGrid):  # diffusion sees θ itself: there is no encoder in between
             return theta.latents

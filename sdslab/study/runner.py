@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +22,14 @@ from rich.progress import (
 from rich.table import Table
 
 from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.devices import device_name, resolve_device
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
+from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.run_record import device_name, run_record, write_json
+from sdslab.run_record import run_record, write_json
 from sdslab.study import reconstruct
-from sdslab.study.cell_store import CellStore, cell_key, code_digest, digest
+from sdslab.study.cell_store import CellStore, cell_key, code_digest
 from sdslab.study.reconstruct import CellResult, Problem
 from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
 from sdslab.study.specification import Cell, Study
@@ -71,7 +72,7 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
 
     record = run_record(dataclasses.asdict(study), device)
     run_path = out / study.name / "run.json"
-    write_json(run_path, _json_able(record))
+    write_json(run_path, record)
     problems = [Problem.of(name, image, vae) for name, image in images.items()]
     keys = {
         "device": device_name(device),
@@ -79,36 +80,14 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
         "torch": torch.__version__,
         "diffusers": record["packages"]["diffusers"],
     }
-    vae_digest = digest(*vae.vae.state_dict().values(), vae.scale, vae.shift) if vae else None
+    vae_digest = content_hash(*vae.vae.state_dict().values(), vae.scale, vae.shift) if vae else None
     store = CellStore(out / study.name / "cells")
     finished = []
     for item in _run_cells(study, problems, store, keys, vae_digest, fresh):
         finished.append(item)
         record["seconds"] = round(sum(item.result.seconds for item in finished), 1)
-        write_json(run_path, _json_able(record))
+        write_json(run_path, record)
     _write_results(study, out, problems, finished, record, device_name(device))
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device of a ``--device`` value.
-
-    Raises:
-        UserError: not a device, or not one that is here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name} needs a CUDA GPU and a CUDA build of torch, got "
-            f"{torch.cuda.device_count()} GPUs with torch {torch.__version__}; use --device cpu"
-        )
-    return device
 
 
 def _run_cells(
@@ -133,7 +112,7 @@ def _run_cells(
     with progress:
         for number, (cell, problem, seed) in enumerate(jobs, start=1):
             inputs = {**keys, "vae": vae_digest if cell.diffusion == "latent" else None}
-            key = cell_key(cell, image=digest(problem.image), seed=seed, **inputs)
+            key = cell_key(cell, image=content_hash(problem.image), seed=seed, **inputs)
             path = store.path(cell, problem.image_name, seed, key)
             what = f"{number}/{len(jobs)} {cell.name} {Path(problem.image_name).stem} seed {seed}"
             result = None if fresh else store.load(path)
@@ -194,7 +173,7 @@ def _write_results(
     ]
     write_json(
         paths["json"],
-        _json_able({"run": record, "rows": rows.to_dict("records"), "curves": curves}),
+        {"run": record, "rows": rows.to_dict("records"), "curves": curves},
     )
     figures = {"": plots.reconstruction_figure(study, problems, finished)}
     figures[".convergence"] = plots.convergence_figure(study, finished)
@@ -225,14 +204,3 @@ def _print_table(study: Study, table: pd.DataFrame, notes: list[str]) -> None:
     console.print(printed)
     for note in notes:
         console.print(note, markup=False, highlight=False)
-
-
-def _json_able(value: Any) -> Any:
-    """``value`` with None for NaN and "inf" for infinities, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _json_able(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_able(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value

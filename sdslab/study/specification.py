@@ -85,7 +85,8 @@ class Study:
 
 
 T = TypeVar("T")
-STUDY_KEYS = ("title", "settings", "cells", "presets")
+STUDY_KEYS = ("title", "kind", "settings", "cells", "presets")
+KINDS = ("reconstruction", "renderer")
 
 
 def studies_folder() -> Path:
@@ -98,9 +99,17 @@ def studies_folder() -> Path:
 def list_studies() -> dict[str, str]:
     """Names and titles of the studies that come with sdslab."""
     return {
-        path.stem: str(_read_toml(path).get("title", ""))
+        path.stem: str(read_toml(path).get("title", ""))
         for path in sorted(studies_folder().glob("*.toml"))
     }
+
+
+def study_kind(path: Path) -> str:
+    """What a study file describes, one of ``KINDS``: its key ``kind``, or else "reconstruction"."""
+    kind = read_toml(path).get("kind", "reconstruction")
+    if kind not in KINDS:
+        raise UserError(f"{path}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return kind
 
 
 def find_study(name: str) -> Path:
@@ -123,12 +132,12 @@ def load_study(path: Path, preset: str | None = None) -> Study:
         UserError: not TOML, a key or value that is not one of the valid ones (which are listed), a
             missing key, or an unknown preset.
     """
-    table = _read_toml(path)
-    _check_keys(table, STUDY_KEYS, str(path))
+    table = read_toml(path)
+    check_keys(table, STUDY_KEYS, str(path))
     for key in ("title", "settings", "cells"):
         if key not in table:
             raise UserError(f"{path}: {key!r} must be there, got none")
-    presets = _table(table.get("presets", {}), f"{path}: presets")
+    presets = as_table(table.get("presets", {}), f"{path}: presets")
     if preset is not None and preset not in presets:
         valid = ", ".join(presets) or "none here"
         raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
@@ -148,12 +157,16 @@ def select_cells(study: Study, only: tuple[str, ...]) -> Study:
 
 def _resolve(table: dict[str, Any], preset: str | None, path: Path) -> Study:
     """Builds the study with one preset applied."""
-    settings = dict(_table(table["settings"], f"{path}: settings"))
-    cells = [dict(_table(cell, f"{path}: cells")) for cell in _list(table["cells"], str(path))]
+    settings = dict(as_table(table["settings"], f"{path}: settings"))
+    cells = [dict(as_table(cell, f"{path}: cells")) for cell in _list(table["cells"], str(path))]
     if preset is not None:
-        _apply_preset(table["presets"][preset], settings, cells, f"{path}: presets.{preset}")
+        where = f"{path}: presets.{preset}"
+        preset_keys = [f.name for f in dataclasses.fields(Settings)]
+        changes = as_table(table["presets"][preset], where)
+        check_keys(changes, [*preset_keys, "cells"], where)
+        apply_preset(changes, settings, {"cells": cells}, where)
     built = tuple(
-        _build(Cell, cell, f"{path}: cells.{cell.get('name', number)}")
+        build(Cell, cell, f"{path}: cells.{cell.get('name', number)}")
         for number, cell in enumerate(cells)
     )
     names = [cell.name for cell in built]
@@ -165,28 +178,50 @@ def _resolve(table: dict[str, Any], preset: str | None, path: Path) -> Study:
         name=path.stem,
         title=str(table["title"]),
         preset=preset or "default",
-        settings=_build(Settings, settings, f"{path}: settings"),
+        settings=build(Settings, settings, f"{path}: settings"),
         cells=built,
     )
 
 
-def _apply_preset(
-    preset: Any, settings: dict[str, Any], cells: list[dict[str, Any]], where: str
+def apply_preset(
+    preset: Any,
+    settings: dict[str, Any],
+    sections: dict[str, list[dict[str, Any]]],
+    where: str,
 ) -> None:
-    """Replaces single values; ``[presets.NAME.cells.CELL]`` reaches into a cell."""
-    preset = dict(_table(preset, where))
-    changes = _table(preset.pop("cells", {}), f"{where}.cells")
-    _check_keys(preset, [f.name for f in dataclasses.fields(Settings)], where)
+    """Replaces single values, in place.
+
+    Args:
+        preset: a table; ``[presets.NAME.settings]`` (or keys beside it) replaces settings and
+            ``[presets.NAME.SECTION.ROW]`` reaches into the row of that name.
+        settings: the study's.
+        sections: the study's rows by section.
+        where: for messages.
+
+    Raises:
+        UserError: a row that is not there.
+    """
+    preset = dict(as_table(preset, where))
+    changes = {name: as_table(preset.pop(name, {}), f"{where}.{name}") for name in sections}
+    settings.update(as_table(preset.pop("settings", {}), f"{where}.settings"))
     settings.update(preset)
-    by_name = {cell.get("name"): cell for cell in cells}
-    _check_keys(changes, list(map(str, by_name)), f"{where}.cells")
-    for name, change in changes.items():
-        for key, value in _table(change, f"{where}.cells.{name}").items():
-            before = by_name[name].get(key, {})
-            if isinstance(value, dict) and isinstance(before, dict):
-                by_name[name][key] = {**before, **value}
-            else:
-                by_name[name][key] = value
+    for section, rows in sections.items():
+        by_name = {str(row.get("name")): row for row in rows}
+        check_keys(changes[section], by_name, f"{where}.{section}")
+        for name, change in changes[section].items():
+            for key, value in as_table(change, f"{where}.{section}.{name}").items():
+                before = by_name[name].get(key, {})
+                if isinstance(value, dict) and isinstance(before, dict):
+                    by_name[name][key] = {**before, **value}
+                else:
+                    by_name[name][key] = value
+
+
+def rows_of_tables(value: Any, where: str) -> list[dict[str, Any]]:
+    """Copies of the tables of one section."""
+    if not isinstance(value, list):
+        raise UserError(f"{where} must be [[tables]], got {value!r}")
+    return [dict(as_table(row, where)) for row in value]
 
 
 def _check_cell(cell: Cell, where: str) -> None:
@@ -202,17 +237,23 @@ def _check_cell(cell: Cell, where: str) -> None:
             f"{where}: initialization must be 'network' for dip and 'grey', 'noise' or 'image' "
             f"otherwise, got {cell.initialization!r}"
         )
-    _check_keys(cell.paper_psnr_db, ("theta", "decoded"), f"{where}.paper_psnr_db")
+    check_keys(cell.paper_psnr_db, ("theta", "decoded"), f"{where}.paper_psnr_db")
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parses a file.
+
+    Raises:
+        UserError: it is not there, or no TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} must be a readable TOML file: {error}") from error
 
 
-def _table(value: Any, where: str) -> dict[str, Any]:
+def as_table(value: Any, where: str) -> dict[str, Any]:
+    """Returns ``value``, which must be a table."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a table, got {value!r}")
     return value
@@ -224,17 +265,18 @@ def _list(value: Any, where: str) -> list[Any]:
     return value
 
 
-def _check_keys(table: dict[str, Any], valid: typing.Iterable[str], where: str) -> None:
+def check_keys(table: dict[str, Any], valid: typing.Iterable[str], where: str) -> None:
+    """Refuses keys that are not valid ones, which the message lists."""
     valid = list(valid)
     for key in table:
         if key not in valid:
             raise UserError(f"{where}: valid keys are {', '.join(valid)}; got {key!r}")
 
 
-def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
+def build(cls: type[T], table: dict[str, Any], where: str) -> T:
     """Makes a dataclass from a table whose keys and value types must be the dataclass's own."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-    _check_keys(table, fields, where)
+    check_keys(table, fields, where)
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in table:
@@ -249,7 +291,7 @@ def _build(cls: type[T], table: dict[str, Any], where: str) -> T:
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """Returns ``value`` as ``hint``, or refuses it."""
     if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), _table(value, where), where)
+        return build(typing.cast(type, hint), as_table(value, where), where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in arguments:
@@ -262,7 +304,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if origin is dict:
         return {
             key: _checked(item, arguments[1], f"{where}.{key}")
-            for key, item in _table(value, where).items()
+            for key, item in as_table(value, where).items()
         }
     allowed = arguments or (hint,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):

@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 
 from sdslab.errors import UserError
-from sdslab.study.specification import find_study, list_studies, load_study, select_cells
+from sdslab.study.renderer_specification import load_renderer_study
+from sdslab.study.specification import (
+    find_study,
+    list_studies,
+    load_study,
+    select_cells,
+    study_kind,
+)
 
 STUDY = """
 title = "A study"
@@ -66,7 +73,7 @@ def test_cells_can_be_selected(path: Path):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("title =", "titel =", "valid keys are title, settings, cells, presets; got 'titel'"),
+        ("title =", "titel =", "valid keys are title, kind, settings, cells, presets; got 'titel'"),
         ("size = 64", "siez = 64", "valid keys are images, seeds, size, .*; got 'siez'"),
         ("size = 64", 'size = "64"', "settings.size must be int, got '64'"),
         ("size = 64", "size = true", "settings.size must be int, got True"),
@@ -117,6 +124,17 @@ def test_unknown_presets_and_studies_list_the_valid_ones(path: Path):
 def test_the_studies_that_come_with_sdslab_are_valid_in_every_preset(name: str):
     file = find_study(name)
     text = file.read_text()
-    presets = [None, *(p for p in ("quick", "full", "paper") if f"[presets.{p}]" in text)]
+    presets = [None, *(p for p in ("quick", "full", "paper") if f"[presets.{p}" in text)]
     for preset in presets:
-        assert load_study(file, preset).cells
+        if study_kind(file) == "renderer":
+            assert load_renderer_study(file, preset).steps
+        else:
+            assert load_study(file, preset).cells
+
+
+def test_a_study_is_of_a_known_kind(tmp_path: Path):
+    (tmp_path / "x.toml").write_text('title = "x"\nkind = "opera"\n')
+    with pytest.raises(
+        UserError, match="kind must be one of reconstruction, renderer, got 'opera'"
+    ):
+        study_kind(tmp_path / "x.toml")

@@ -1,0 +1,1 @@
+"""Meshes and their materials: reading, mending, unwrapping and writing them."""

@@ -1,0 +1,147 @@
+"""What every mesh file boils down to, and the only folder that its textures are read from."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_FILE = 512 * 2**20
+MOST_FACES = 5_000_000
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+class MeshFileError(ValueError):
+    """What is wrong with a mesh file, or with one that it names, as half a sentence."""
+
+
+@dataclass(frozen=True)
+class FileMaterial:
+    """One material as a file states it; pictures are still encoded.
+
+    Attributes:
+        name: as in the file.
+        color: base colour factor, linear.
+        roughness: factor in [0, 1].
+        metallic: factor in [0, 1].
+        normal_scale: multiplies x and y of the normal map.
+        color_image: sRGB.
+        roughness_image: its green channel counts.
+        metallic_image: its blue channel counts.
+        normal_image: tangent space, +Y up.
+        double_sided: whether both sides are to be shown.
+    """
+
+    name: str = ""
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    roughness: float = 0.5
+    metallic: float = 0.0
+    normal_scale: float = 1.0
+    color_image: bytes | None = None
+    roughness_image: bytes | None = None
+    metallic_image: bytes | None = None
+    normal_image: bytes | None = None
+    double_sided: bool = False
+
+    @property
+    def images(self) -> tuple[bytes | None, ...]:
+        """Base colour, roughness, metallic, normal."""
+        return (
+            self.color_image, self.roughness_image, self.metallic_image, self.normal_image,
+        )  # fmt: skip
+
+
+@dataclass
+class MeshFile:
+    """A file's triangles, before anything is checked or mended.
+
+    Attributes:
+        positions: [v, 3].
+        faces: [f, 3].
+        face_part: [f], non-decreasing index into `part_names`.
+        part_names: as in the file, perhaps empty or repeated.
+        part_material: index into `materials` of every part, −1 for none.
+        uv: [v, 2] with v up, NaN where the file has none; or None.
+        normals: [v, 3], NaN where the file has none; or None.
+        source_vertex: [v], the file's vertex that each comes from, non-decreasing.
+        materials: those of the file.
+        notes: phrases for `Mesh.notes`.
+    """
+
+    positions: Floats
+    faces: Indices
+    face_part: Indices
+    part_names: list[str]
+    part_material: list[int]
+    uv: Floats | None = None
+    normals: Floats | None = None
+    source_vertex: Indices = field(default_factory=lambda: np.empty(0, np.int64))
+    materials: list[FileMaterial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not len(self.source_vertex):
+            self.source_vertex = np.arange(len(self.positions))
+
+
+class MeshFolder:
+    """Reads files beside a mesh and below, and no others."""
+
+    def __init__(self, mesh: Path) -> None:
+        self.root = mesh.parent.resolve()
+
+    def read(self, reference: str) -> bytes:
+        """The bytes of a file that the mesh names.
+
+        Raises:
+            MeshFileError: the name leaves the folder (by "..", an absolute path, a URI scheme or a
+                symbolic link), or there is no such file, or it is too large.
+        """
+        name = unquote(reference.strip()).replace("\\", "/")
+        shown = repr(name[:80])
+        outside = name.startswith("/") or ".." in name.split("/") or "\0" in name
+        if outside or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
+            raise MeshFileError(f"{shown} lies outside the mesh's folder")
+        try:
+            path = (self.root / name).resolve()
+            if not path.is_relative_to(self.root):
+                raise MeshFileError(f"{shown} lies outside the mesh's folder")
+            if not path.is_file():
+                raise MeshFileError(f"{shown} is missing")
+            if path.stat().st_size > LARGEST_FILE:
+                raise MeshFileError(f"{shown} is larger than {LARGEST_FILE >> 20} MiB")
+            return path.read_bytes()
+        except OSError as error:
+            raise MeshFileError(f"{shown} cannot be read ({error.strerror})") from error
+
+
+def split_corners(
+    vertex: Indices, uv: Indices, normal: Indices, vertex_count: int
+) -> tuple[Indices, Indices, Indices, Indices]:
+    """One vertex for every combination of position, texture coordinate and normal.
+
+    Args:
+        vertex: [c] index of each corner's position.
+        uv: [c] index of its texture coordinate, −1 for none.
+        normal: [c] index of its normal, −1 for none.
+        vertex_count: positions in the file; those that no corner uses are kept.
+
+    Returns:
+        The corners' new vertices [c], and for each new vertex its position's index (non-decreasing;
+        equal ones in order of first use), its texture coordinate's and its normal's.
+    """
+    unused = np.setdiff1d(np.arange(vertex_count), vertex)
+    none = np.full(len(unused), -1)
+    corners = np.stack(
+        [np.concatenate(pair) for pair in ((vertex, unused), (uv, none), (normal, none))], axis=1
+    )
+    unique, first, inverse = np.unique(corners, axis=0, return_index=True, return_inverse=True)
+    order = np.lexsort((first, unique[:, 0]))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    unique = unique[order]
+    return rank[inverse.reshape(-1)[: len(vertex)]], unique[:, 0], unique[:, 1], unique[:, 2]

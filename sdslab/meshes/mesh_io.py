@@ -1,0 +1,91 @@
+"""Meshes in: files of six formats and the procedural ones that ship."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sdslab.errors import UserError
+from sdslab.meshes.gltf_file import read_gltf
+from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.mesh_assembly import Unwrapping, assemble_mesh
+from sdslab.meshes.mesh_file import LARGEST_FILE, MeshFile, MeshFileError, MeshFolder
+from sdslab.meshes.obj_file import read_obj
+from sdslab.meshes.off_stl_files import read_off, read_stl
+from sdslab.meshes.ply_file import read_ply
+from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
+
+READERS: dict[str, Callable[[bytes, MeshFolder], MeshFile]] = {
+    ".obj": read_obj,
+    ".glb": read_gltf,
+    ".gltf": read_gltf,
+    ".ply": read_ply,
+    ".stl": read_stl,
+    ".off": read_off,
+}
+
+
+def load_mesh(
+    source: str | Path,
+    unwrap: Unwrapping = "auto",
+    progress: Callable[[float], None] | None = None,
+) -> Mesh:
+    """Reads a mesh; what is wrong with it is mended and told in its notes, or refused.
+
+    Only files in the mesh's own folder and below are read.
+
+    Args:
+        source: an OBJ, GLB, glTF, PLY, STL or OFF file, or a name of `PROCEDURAL_MESHES`. A file of
+            that name wins.
+        unwrap: "auto" makes new texture coordinates where the file's own cannot hold a texture,
+            "always" makes them anyway, "never" refuses such a mesh.
+        progress: gets a share in [0, 1] while texture coordinates are made.
+
+    Raises:
+        UserError: there is no such file or name, it holds no mesh, or its texture coordinates
+            cannot be used or made.
+    """
+    path = Path(source)
+    if not path.is_file():
+        if str(source) in PROCEDURAL_MESHES:
+            return PROCEDURAL_MESHES[str(source)](unwrap, progress)
+        raise UserError(
+            f"mesh must be an existing file or one of {', '.join(PROCEDURAL_MESHES)}, got "
+            f"{str(source)!r}"
+        )
+    kind = path.suffix.lower()
+    if kind not in READERS:
+        raise UserError(
+            f"mesh must be a file that ends in one of {', '.join(READERS)}, got {str(source)!r}; "
+            f"convert it"
+        )
+    try:
+        return assemble_mesh(path.stem, _read(path, kind), unwrap, progress)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files fail anywhere in the readers
+        reason = str(error) if isinstance(error, MeshFileError) else _what_failed(error)
+        raise UserError(
+            f"mesh must be a sound {kind[1:].upper()} file, got {str(source)!r}: "
+            f"{' '.join(reason.split())}; open it in a modelling program and export it again"
+        ) from error
+
+
+def _read(path: Path, kind: str) -> MeshFile:
+    size = path.stat().st_size
+    if size == 0:
+        raise MeshFileError("it is empty")
+    if size > LARGEST_FILE:
+        raise MeshFileError(f"it is larger than {LARGEST_FILE >> 20} MiB")
+    content = path.read_bytes()
+    if content.startswith(b"PK\3\4"):
+        raise MeshFileError("it is a zip archive; unpack it")
+    with np.errstate(all="ignore"):
+        return READERS[kind](content, MeshFolder(path))
+
+
+def _what_failed(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0][:120]
+    if isinstance(error, LookupError | TypeError | AttributeError) or not first:
+        return f"it is damaged ({type(error).__name__}{': ' if first else ''}{first})"
+    return f"it is damaged ({first})"

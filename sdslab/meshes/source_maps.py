@@ -1,0 +1,134 @@
+"""The pictures of a file's materials as maps of one material."""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from sdslab.meshes.atlas_tiles import AtlasTile
+from sdslab.meshes.material import ALBEDO, CHANNELS, METALLIC, NORMAL, ROUGHNESS
+from sdslab.meshes.mesh_file import FileMaterial
+
+LARGEST_PICTURE = 8192
+LARGEST_MAP = 2048
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "TIFF", "GIF")
+
+
+def material_maps(material: FileMaterial, notes: list[str]) -> Tensor:
+    """[h, w, 8] as `material.py` describes, sides powers of two up to 2048.
+
+    Pictures that cannot be read are left out, with a note.
+    """
+    color, rough, metal, normal = (_picture(content, notes) for content in material.images)
+    pictures = [p for p in (color, rough, metal, normal) if p is not None]
+    height, width = (
+        min(1 << (max([p.shape[k] for p in pictures], default=4) - 1).bit_length(), LARGEST_MAP)
+        for k in (1, 2)
+    )
+    maps = torch.empty(height, width, CHANNELS)
+    factor = torch.tensor(material.color)[:, None, None]
+    albedo = factor.expand(3, height, width)
+    if color is not None:
+        color = _resize(color, height, width)
+        albedo = _to_linear(color) * factor
+    encoded = color if color is not None and (factor == 1).all() else _to_srgb(albedo)
+    maps[..., ALBEDO] = encoded.movedim(0, -1)
+    for channel, value, picture, source in (
+        (ROUGHNESS, material.roughness, rough, 1),
+        (METALLIC, material.metallic, metal, 2),
+    ):
+        plane = 1.0 if picture is None else _resize(picture[source : source + 1], height, width)[0]
+        maps[..., channel] = value * plane
+    direction = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(3, height, width)
+    if normal is not None:
+        direction = 2 * _resize(normal, height, width) - 1
+        scale = torch.tensor([material.normal_scale, material.normal_scale, 1.0])
+        direction = normalize(direction * scale[:, None, None], dim=0)
+    maps[..., NORMAL] = ((direction + 1) / 2).movedim(0, -1)
+    return maps.clamp_(0, 1).flip(0).contiguous()
+
+
+def merge_maps(maps: list[Tensor], tiles: list[AtlasTile]) -> Tensor:
+    """[s, s, 8]: the maps laid side by side in a joint texture, one tile each."""
+    grid = round(1 / tiles[0].side)
+    largest = max(max(m.shape[:2]) for m in maps)
+    side = min(1 << (grid * largest - 1).bit_length(), LARGEST_MAP)
+    centres = (np.arange(side) + 0.5) / side
+    cell = np.minimum((centres * grid).astype(int), grid - 1)
+    joint = torch.zeros(side, side, CHANNELS)
+    joint[..., 5:] = torch.tensor([0.5, 0.5, 1.0])
+    for own, tile in zip(maps, tiles, strict=True):
+        column, row = (round(x * grid) for x in tile.origin)
+        u, v = centres[cell == column], centres[cell == row]
+        inside = tile.origin_of(np.stack(np.meshgrid(u, v), axis=-1))
+        repeats = max(tile.size)
+        most = max(1, round(side / grid / repeats))
+        small = own.movedim(-1, 0)
+        if max(own.shape[:2]) > most:
+            shrink = most / max(own.shape[:2])
+            small = _resize(small, *(max(1, round(n * shrink)) for n in own.shape[:2]))
+        block = _repeat_sample(small.movedim(0, -1), torch.from_numpy(inside).float())
+        block[..., NORMAL] = (normalize(2 * block[..., NORMAL] - 1, dim=-1) + 1) / 2
+        rows, columns = (torch.from_numpy(np.flatnonzero(cell == k)) for k in (row, column))
+        joint[rows[:, None], columns] = block
+    return joint
+
+
+def _repeat_sample(maps: Tensor, uv: Tensor) -> Tensor:
+    """Bilinear, repeating; maps [h, w, c], uv [..., 2]."""
+    height, width = maps.shape[:2]
+    position = uv * torch.tensor([width, height]) - 0.5
+    low = position.floor()
+    share = position - low
+    x, y = low.long().unbind(-1)
+    result = torch.zeros(*uv.shape[:-1], maps.shape[-1])
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        weight = (share[..., 0] if dx else 1 - share[..., 0]) * (
+            share[..., 1] if dy else 1 - share[..., 1]
+        )
+        result += weight[..., None] * maps[(y + dy) % height, (x + dx) % width]
+    return result
+
+
+def _picture(content: bytes | None, notes: list[str]) -> Tensor | None:
+    """[3, h, w] in [0, 1], top row first; the size is read before the pixels are."""
+    if content is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            # it comes above 8192² pixels, which are refused
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        if picture.width * picture.height > LARGEST_PICTURE**2:
+            notes.append(f"texture of {picture.width}×{picture.height} pixels ignored")
+            return None
+        pixels = np.array(picture.convert("RGB"), np.float32) / 255
+    except Image.DecompressionBombError:
+        notes.append("texture of too many pixels ignored")
+        return None
+    except Exception as error:  # decoders raise whatever they like on damaged pictures
+        lines = str(error).splitlines() or [type(error).__name__]
+        notes.append(f"texture unreadable ({lines[0][:80]})")
+        return None
+    return torch.from_numpy(pixels).movedim(-1, 0)
+
+
+def _resize(picture: Tensor, height: int, width: int) -> Tensor:
+    if picture.shape[1:] == (height, width):
+        return picture
+    return interpolate(
+        picture[None], (height, width), mode="bilinear", antialias=True, align_corners=False
+    )[0]
+
+
+def _to_linear(encoded: Tensor) -> Tensor:
+    return torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
+def _to_srgb(linear: Tensor) -> Tensor:
+    curve = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, 12.92 * linear, curve)

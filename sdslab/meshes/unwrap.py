@@ -1,0 +1,190 @@
+"""Whether texture coordinates can carry a texture of their own, and new ones where they cannot."""
+
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sdslab.disk_cache import cached_tensors, content_hash
+from sdslab.errors import UserError
+from sdslab.meshes import xatlas_process
+from sdslab.meshes.mesh_file import Floats, Indices
+from sdslab.meshes.uv_coverage import uv_coverage
+
+MOST_OVERLAP = 0.05  # of the covered texels
+MOST_DEGENERATE = 0.01  # of the surface
+LEAST_FILL = 0.01  # of the texture
+FARTHEST = 1000.0  # |u| or |v|: float32 still resolves a sixteenth of a texel of 1024
+MOST_REPEATS = 16.0  # areas of the texture
+MOST_CROSSED = 100_000.0  # lengths of the texture's side, by slivers without area
+VERSION = 1  # of the settings below and of xatlas_process; part of the cache's key
+
+
+@dataclass(frozen=True)
+class UvReport:
+    """What is to be said about texture coordinates.
+
+    Attributes:
+        problem: why they cannot be used, as a phrase, or None.
+        overlap: share of the covered texels that more than one face covers.
+        fill: share of the texture that is covered.
+        degenerate: share of the surface whose faces have no area in the texture.
+    """
+
+    problem: str | None
+    overlap: float = 0.0
+    fill: float = 0.0
+    degenerate: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Unwrapped:
+    """New texture coordinates.
+
+    Attributes:
+        source_vertex: [n] int64, non-decreasing: the vertex that each new one comes from.
+        faces: [f, 3], the same faces in the same order.
+        uv: [n, 2] in [0, 1].
+        charts: pieces that the surface was cut into.
+        fill: share of the texture that is covered.
+    """
+
+    source_vertex: Indices
+    faces: Indices
+    uv: Floats
+    charts: int
+    fill: float
+
+
+def inspect_uv(positions: Floats, faces: Indices, uv: Floats | None) -> UvReport:
+    """Judges texture coordinates.
+
+    Args:
+        positions: [v, 3], normalised.
+        faces: [f, 3].
+        uv: [v, 2], NaN where there is none.
+    """
+    if uv is None:
+        return UvReport("no texture coordinates")
+    corners = uv[faces]
+    if not np.isfinite(corners).all():
+        missing = np.mean(~np.isfinite(corners).all((1, 2)))
+        return UvReport(f"no texture coordinates on {missing:.1%} of the triangles")
+    if np.abs(corners).max(initial=0) > FARTHEST:
+        return UvReport(f"texture coordinates up to {np.abs(corners).max():.3g}")
+    # once over is 1; far beyond, counting texels would take long and say nothing new
+    repeats = max(np.abs(_uv_areas(corners)).sum(), np.ptp(corners, axis=1).sum() / MOST_CROSSED)
+    if repeats > MOST_REPEATS:
+        return UvReport(f"the faces repeat the texture {repeats:,.0f} times", overlap=1.0)
+    area = _areas(positions[faces])
+    sides = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1)
+    flat = np.abs(_uv_areas(corners)) <= 1e-7 * sides.max(1) ** 2
+    degenerate = float(area[flat].sum() / max(area.sum(), 1e-300))
+    coverage = uv_coverage(corners)
+    problem = None
+    if degenerate > MOST_DEGENERATE:
+        problem = f"{degenerate:.0%} of the surface has no area in the texture"
+    elif coverage.fill < LEAST_FILL:
+        problem = f"the faces use {coverage.fill:.1%} of the texture"
+    elif coverage.overlap > MOST_OVERLAP:
+        problem = f"faces overlap on {coverage.overlap:.0%} of the covered texture"
+    return UvReport(problem, coverage.overlap, coverage.fill, degenerate)
+
+
+def unwrap(
+    positions: Floats, faces: Indices, progress: Callable[[float], None] | None = None
+) -> Unwrapped:
+    """Cuts the surface into charts without overlap, by xatlas; kept on disk between runs.
+
+    Args:
+        positions: [v, 3], within [−1, 1].
+        faces: [f, 3], none degenerate.
+        progress: called with a share in [0, 1] some times a second, from this thread. xatlas tells
+            nothing, so the share is 1 − exp(−t/τ) with τ the time that a mesh of this size usually
+            takes.
+
+    Raises:
+        UserError: xatlas fails on the mesh.
+    """
+    vertices = torch.from_numpy(positions.astype(np.float32))
+    corners = torch.from_numpy(faces.astype(np.int64))
+    tensors = cached_tensors(
+        "unwrap",
+        content_hash(VERSION, vertices, corners),
+        lambda: _run_xatlas(vertices.numpy(), faces, progress),
+    )
+    source, new_faces, uv, charts = (
+        tensors[name].numpy() for name in ("source", "faces", "uv", "charts")
+    )
+    if progress is not None:
+        progress(1.0)
+    # vertices of no face are kept; then the order is the one given, each followed by its copies
+    unused = np.setdiff1d(np.arange(len(positions)), source)
+    source = np.concatenate([source, unused])
+    uv = np.concatenate([uv, np.zeros((len(unused), 2))])
+    order = np.argsort(source, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    new_faces, uv = rank[new_faces], uv[order]
+    return Unwrapped(
+        source[order], new_faces, uv, int(charts[0]), uv_coverage(uv[new_faces]).fill
+    )  # fmt: skip
+
+
+def _run_xatlas(
+    positions: np.ndarray, faces: Indices, progress: Callable[[float], None] | None
+) -> dict[str, torch.Tensor]:
+    usual_s = 0.5 + len(faces) * 1e-4
+    started = time.monotonic()
+    command = [sys.executable, "-m", xatlas_process.__name__]
+    with (
+        tempfile.TemporaryFile() as request,
+        tempfile.TemporaryFile() as answer,
+        tempfile.TemporaryFile() as complaints,
+    ):
+        request.write(xatlas_process.pack_arrays(positions, faces.astype(np.uint32)))
+        request.seek(0)
+        process = subprocess.Popen(command, stdin=request, stdout=answer, stderr=complaints)
+        try:
+            while True:
+                try:
+                    process.wait(timeout=0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    if progress is not None:
+                        progress(1 - math.exp((started - time.monotonic()) / usual_s))
+        finally:
+            process.kill()
+            process.wait()
+        answer.seek(0)
+        complaints.seek(0)
+        if process.returncode:
+            last = complaints.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            raise _cannot_unwrap("".join(last) or f"xatlas ended with code {process.returncode}")
+        source, new_faces, uv, charts = xatlas_process.unpack_arrays(answer.read(), 4)
+    if new_faces.shape != faces.shape or not np.array_equal(source[new_faces], faces):
+        raise _cannot_unwrap("xatlas changed the faces")
+    arrays = {"source": source, "faces": new_faces, "uv": uv.clip(0, 1), "charts": charts}
+    return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+
+
+def _cannot_unwrap(reason: str) -> UserError:
+    return UserError(
+        f"mesh must be one that can be unwrapped, got {reason}; unwrap it in a modelling program"
+    )
+
+
+def _areas(corners: Floats) -> Floats:
+    a, b, c = corners.swapaxes(0, 1)
+    return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+
+
+def _uv_areas(corners: Floats) -> Floats:
+    (a, b), (c, d) = ((corners[:, k] - corners[:, 0]).T for k in (1, 2))
+    return (a * d - b * c) / 2

@@ -1,0 +1,30 @@
+"""Keeps a material valid while it is optimised."""
+
+import torch
+from torch import Tensor
+
+from sdslab.meshes.material import CHANNELS, NORMAL
+
+# How far a normal may lean, as CasTex bounds it: |x|, |y| ≤ 1/2 and z ≥ 1/2.
+LOWER_BOUND = (0.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.75)
+UPPER_BOUND = (1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.75, 1.0)
+
+
+@torch.no_grad()
+def project_material_(maps: Tensor) -> None:
+    """Moves every texel to the nearest valid one, in place: normals to unit length, then bounds.
+
+    Args:
+        maps: [..., 8].
+
+    Source: CasTex's projection after each step (arXiv 2504.06856), in encoded values.
+    """
+    if maps.device.type == "cpu" and maps.dtype == torch.float32 and maps.is_contiguous():
+        from sdslab.rendering.cpu_projection import project_texels
+
+        project_texels(maps.view(-1, CHANNELS))
+        return
+    normal = maps[..., NORMAL]
+    direction = torch.nn.functional.normalize(2 * normal - 1, dim=-1)
+    normal.copy_((direction + 1) / 2)
+    maps.clamp_(maps.new_tensor(LOWER_BOUND), maps.new_tensor(UPPER_BOUND))

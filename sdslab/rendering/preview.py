@@ -1,0 +1,153 @@
+"""A look at a result without a viewer: a turntable video and a contact sheet."""
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from sdslab.atomic_write import atomic_write
+from sdslab.meshes.material_io import map_pictures
+
+SHEET_WIDTH = 1400
+GAP = 20
+LABEL_HEIGHT = 30
+FONT_SIZE = 18
+PAGE, FRAME, INK = "#f5f5f4", "#d6d3d1", "#292524"
+
+
+@dataclass(frozen=True)
+class Turntable:
+    """What `save_turntable` wrote.
+
+    Attributes:
+        path: the video or, in its place, the GIF.
+        note: one line that says why it is a GIF; empty for a video.
+    """
+
+    path: Path
+    note: str = ""
+
+
+def save_turntable(frames: Iterable[Tensor | np.ndarray], path: Path, fps: float = 24) -> Turntable:
+    """Writes a video that browsers play (H.264, 4:2:0), or a GIF beside it if ffmpeg fails.
+
+    Args:
+        frames: pictures of one size: [3, h, w], sRGB-encoded, in [0, 1] (brighter is shown as 1),
+            or [h, w, 3] uint8. Odd sides grow by a pixel.
+        path: ends in .mp4; the GIF has the same stem.
+        fps: pictures a second.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    pictures = np.stack([_eight_bit(frame) for frame in frames])
+    height, width = pictures.shape[1:3]
+    pictures = np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    try:
+        with atomic_write(path) as temporary:
+            _encode_h264(pictures, temporary, fps)
+        return Turntable(path)
+    except (ImportError, RuntimeError) as error:  # no imageio-ffmpeg, no ffmpeg or it failed
+        reason = str(error).partition("\n")[0]
+    path = path.with_suffix(".gif")
+    first, *rest = (Image.fromarray(picture).quantize() for picture in pictures)
+    with atomic_write(path) as temporary:
+        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+    return Turntable(path, f"{path.name} is written instead of a video: {reason}")
+
+
+def contact_sheet(renders: Sequence[tuple[str, Tensor]], maps: Tensor, path: Path) -> None:
+    """Writes one PNG with labelled views and, below them, the maps.
+
+    Args:
+        renders: at least one (label, [3, h, w] picture, sRGB-encoded, in [0, 1]).
+        maps: [h, w, 8] as `material.py` describes.
+        path: ends in .png.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: a map is not in [0, 1].
+    """
+    views = [(label, Image.fromarray(_eight_bit(picture))) for label, picture in renders]
+    pictures = map_pictures(maps)
+    layers = [
+        (name, Image.fromarray(pictures[name]).convert("RGB"))
+        for name in ("albedo", "roughness", "metallic", "normal")
+    ]
+    columns = next((count for count in (4, 3, 5) if len(views) % count == 0), 4)
+    rows = [views[start : start + columns] for start in range(0, len(views), columns)]
+    strips = [_strip(row, columns) for row in rows] + [_strip(layers, len(layers))]
+    sheet = Image.new("RGB", (SHEET_WIDTH, GAP + sum(strip.height for strip in strips)), PAGE)
+    top = GAP
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def _encode_h264(pictures: np.ndarray, path: Path, fps: float) -> None:
+    """Runs ffmpeg; raises RuntimeError where it is missing or fails."""
+    import imageio_ffmpeg
+
+    height, width = pictures.shape[1:3]
+    command = [
+        *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}"),
+        *("-i", "-", "-c:v", "libx264", "-crf", "17", "-pix_fmt", "yuv420p"),
+        # Without these, players guess the matrix by the size and shift the colours.
+        *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"),
+        *("-color_primaries", "bt709", "-color_trc", "iec61966-2-1", "-color_range", "tv"),
+        *("-movflags", "+faststart", "-f", "mp4", str(path)),
+    ]
+    try:
+        done = subprocess.run(command, input=pictures.tobytes(), capture_output=True, check=False)
+    except OSError as error:
+        raise RuntimeError(f"ffmpeg does not start: {error}") from error
+    if done.returncode != 0:
+        message = done.stderr.decode(errors="replace").strip().rpartition("\n")[-1]
+        raise RuntimeError(f"ffmpeg ended with code {done.returncode} {message}".strip())
+
+
+def _eight_bit(picture: Tensor | np.ndarray) -> np.ndarray:
+    """[h, w, 3] uint8."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    levels = picture.detach().cpu().float().clamp(0, 1).mul(255).round()
+    return levels.to(torch.uint8).movedim(0, -1).contiguous().numpy()
+
+
+def _strip(cells: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
+    """Cells side by side, centred, each over its label; the gap below is included."""
+    font = ImageFont.load_default(FONT_SIZE)
+    width = (SHEET_WIDTH - GAP * (columns + 1)) // columns
+    fitted = [(label, ImageOps.contain(picture, (width, width))) for label, picture in cells]
+    height = max(picture.height for _, picture in fitted)
+    strip = Image.new("RGB", (SHEET_WIDTH, height + LABEL_HEIGHT + GAP), PAGE)
+    draw = ImageDraw.Draw(strip)
+    left = (SHEET_WIDTH - len(cells) * width - (len(cells) - 1) * GAP) // 2
+    for label, picture in fitted:
+        corner = left + (width - picture.width) // 2, (height - picture.height) // 2
+        strip.paste(picture, corner)
+        draw.rectangle(
+            (corner, (corner[0] + picture.width - 1, corner[1] + picture.height - 1)), outline=FRAME
+        )
+        line = _shortened(label, font, width)
+        draw.text((left + width // 2, height + LABEL_HEIGHT // 2), line, INK, font, anchor="mm")
+        left += width + GAP
+    return strip
+
+
+def _shortened(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The label on one line, cut to fit a width in pixels."""
+    line = " ".join(label.split())
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line}…"

@@ -1,0 +1,225 @@
+"""A mesh, a camera, a material and a light become a picture; gradients go to the material.
+
+A picture is made in two calls, so that several materials share one visibility: `Renderer.see` finds
+what each pixel shows, `Renderer.picture` looks the maps up and shades them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdslab.color import ColorMode, linear_to_srgb, srgb_to_linear
+from sdslab.errors import UserError
+from sdslab.meshes.material import ALBEDO, METALLIC, NORMAL, ROUGHNESS
+from sdslab.meshes.mesh import Mesh
+from sdslab.rendering.cameras import Cameras
+from sdslab.rendering.lighting import Lighting
+from sdslab.rendering.render_backend import RenderBackend
+from sdslab.rendering.shading import shade, shade_unlit
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """What the covered sub-pixels of b pictures show, in world space; n of them.
+
+    Attributes:
+        shape: (b, height, width) of the pictures.
+        supersampling: s; there are s × s sub-pixels to a pixel.
+        pixel: [n] int64, into the flattened [b, height, width].
+        view: [n] int64.
+        uv: [n, 2].
+        uv_derivatives: [n, 4] per sub-pixel.
+        position: [n, 3].
+        normal: [n, 3] unit, on the side that is seen.
+        tangent: [n, 4], w its handedness.
+        eye: [b, 3].
+        depth: [n], distance from the eye along the direction of view.
+    """
+
+    shape: tuple[int, int, int]
+    supersampling: int
+    pixel: Tensor
+    view: Tensor
+    uv: Tensor
+    uv_derivatives: Tensor
+    position: Tensor
+    normal: Tensor
+    tangent: Tensor
+    eye: Tensor
+    depth: Tensor
+
+    def fill(self, values: Tensor, background: Tensor) -> Tensor:
+        """Averages values over each pixel; what is not covered has the background's.
+
+        Args:
+            values: [n, k] of the sub-pixels.
+            background: [b, k, height, width].
+
+        Returns:
+            [b, k, height, width].
+        """
+        b, height, width = self.shape
+        flat = background.movedim(1, -1).reshape(b * height * width, -1)
+        if self.supersampling == 1:
+            return flat.index_copy(0, self.pixel, values).view(b, height, width, -1).movedim(-1, 1)
+        share = 1 / self.supersampling**2
+        flat = flat * (1 - self.coverage().view(-1, 1))
+        filled = flat.index_add(0, self.pixel, values * share)
+        return filled.view(b, height, width, -1).movedim(-1, 1)
+
+    def coverage(self) -> Tensor:
+        """[b, 1, height, width], the covered share of each pixel."""
+        counts = torch.bincount(self.pixel, minlength=self.shape[0] * self.shape[1] * self.shape[2])
+        return (counts / self.supersampling**2).view(self.shape[0], 1, *self.shape[1:])
+
+
+@final
+class Renderer:
+    """Renders one mesh.
+
+    Args:
+        mesh: never modified; it is seen normalised into [−1, 1]³.
+        backend: where visibility and texture look-ups are computed.
+        device: where everything else is.
+        color_mode: "srgb" (albedo decoded, radiance encoded), or "castex" (no conversion anywhere).
+        supersampling: sub-pixels along each side of a pixel: 1, 2 or 4.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        backend: RenderBackend,
+        device: torch.device | str = "cpu",
+        color_mode: ColorMode = "srgb",
+        supersampling: int = 1,
+    ) -> None:
+        if supersampling not in (1, 2, 4):
+            raise UserError(f"supersampling must be 1, 2 or 4, got {supersampling}")
+        self.mesh, self.backend, self.device = mesh, backend, torch.device(device)
+        self.color_mode: ColorMode = color_mode
+        self.supersampling = supersampling
+        self.faces = mesh.faces.int().to(device)
+        self.positions = mesh.render_positions.to(device)
+        self._attributes = torch.cat(
+            (mesh.uv, mesh.render_positions, mesh.normals, mesh.tangents), dim=1
+        ).to(device, torch.float32)
+
+    @torch.no_grad()
+    def see(self, cameras: Cameras, resolution: int, pose: Tensor | None = None) -> Surface:
+        """Finds what each pixel shows.
+
+        Args:
+            cameras: b views.
+            resolution: height and width of the pictures.
+            pose: [b, 3, 3] rotations of the object, or None; normals and tangents turn with it.
+        """
+        cameras = cameras.to(self.device)
+        b, s = len(cameras), self.supersampling
+        object_to_clip = cameras.world_to_clip
+        if pose is not None:
+            pose = pose.to(self.device, torch.float32)
+            object_to_clip = object_to_clip @ F.pad(pose, (0, 1, 0, 1)).index_fill(
+                1, torch.tensor([3], device=self.device), 0
+            ).add(F.pad(torch.ones(1, 1, 1, device=self.device), (3, 0, 3, 0)))
+        clip = F.pad(self.positions, (0, 1), value=1.0) @ object_to_clip.mT
+        ids = self.backend.visibility(clip, self.faces, (resolution * s, resolution * s))
+        fragments = self.backend.resolve(clip, self.faces, ids, self._attributes)
+        uv, position, normal, tangent = fragments.attributes.split((2, 3, 3, 4), dim=1)
+        view = fragments.sample
+        if pose is not None:
+            turn = pose[view].mT
+            position, normal = (position[:, None] @ turn)[:, 0], (normal[:, None] @ turn)[:, 0]
+            direction = (tangent[:, None, :3] @ turn)[:, 0]
+            tangent = torch.cat((direction, tangent[:, 3:]), dim=1)
+        # The back of a face has the whole frame reversed, as glTF viewers do.
+        side = torch.where(fragments.front_facing, 1.0, -1.0)[:, None]
+        row, column = (
+            fragments.pixel // (resolution * s) % (resolution * s) // s,
+            fragments.pixel % (resolution * s) // s,
+        )
+        forward = cameras.world_to_camera[:, 2, :3]
+        eye = cameras.eye
+        return Surface(
+            shape=(b, resolution, resolution),
+            supersampling=s,
+            pixel=(view * resolution + row) * resolution + column,
+            view=view,
+            uv=uv.contiguous(),
+            uv_derivatives=fragments.uv_derivatives,
+            position=position,
+            normal=F.normalize(normal, dim=1) * side,
+            tangent=tangent * side,
+            eye=eye,
+            depth=((eye[view] - position) * forward[view]).sum(1),
+        )
+
+    def look_up(self, surface: Surface, maps: Tensor) -> Tensor:
+        """The material's eight channels at each sub-pixel, [n, 8]; differentiable in ``maps``."""
+        return self.backend.sample_texture(maps, surface.uv, surface.uv_derivatives)
+
+    def picture(
+        self, surface: Surface, maps: Tensor, lighting: Lighting | None, background: Tensor
+    ) -> Tensor:
+        """Shades a material; differentiable in it.
+
+        Args:
+            surface: from `see`.
+            maps: [h, w, 8] as `material.py` describes.
+            lighting: of the b views, or None for the albedo alone.
+            background: [b, 3, height, width], sRGB-encoded, as `sample_background` draws it.
+
+        Returns:
+            [b, 3, height, width], sRGB-encoded (with "castex": as CasTex leaves it), not clamped.
+        """
+        texels = self.look_up(surface, maps)
+        if lighting is None:
+            radiance = shade_unlit(texels, self.color_mode)
+        else:
+            radiance = shade(
+                texels,
+                surface.position,
+                surface.normal,
+                surface.tangent,
+                surface.eye,
+                surface.view,
+                lighting,
+                self.color_mode,
+            )
+        background = background.to(self.device)
+        if self.color_mode == "castex":
+            return surface.fill(radiance, background)
+        if (
+            surface.supersampling == 1
+        ):  # encoding before or after filling is the same: do less of it
+            return surface.fill(linear_to_srgb(radiance), background)
+        return linear_to_srgb(surface.fill(radiance, srgb_to_linear(background)))
+
+    def g_buffer(self, surface: Surface, maps: Tensor) -> dict[str, Tensor]:
+        """Pictures of the geometry and of each map, for previews; 0 where nothing is covered.
+
+        Returns:
+            [b, k, height, width] each: "mask" (covered share), "depth" (distance along the view),
+            "normal" (world space, (n + 1)/2), "uv" (wrapped into [0, 1)), "albedo", "roughness",
+            "metallic", "normal_map".
+        """
+        texels = self.look_up(surface, maps)
+        values: dict[str, Callable[[], Tensor]] = {
+            "depth": lambda: surface.depth[:, None],
+            "normal": lambda: (surface.normal + 1) / 2,
+            "uv": lambda: surface.uv - surface.uv.floor(),
+            "albedo": lambda: texels[:, ALBEDO],
+            "roughness": lambda: texels[:, ROUGHNESS : ROUGHNESS + 1],
+            "metallic": lambda: texels[:, METALLIC : METALLIC + 1],
+            "normal_map": lambda: texels[:, NORMAL],
+        }
+        b, height, width = surface.shape
+        pictures = {"mask": surface.coverage()}
+        for name, value in values.items():
+            sub_pixels = value()
+            background = sub_pixels.new_zeros(b, sub_pixels.shape[1], height, width)
+            pictures[name] = surface.fill(sub_pixels, background)
+        return pictures

@@ -1,0 +1,40 @@
+"""One pool of threads for the CPU kernels, which release the GIL."""
+
+import atexit
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def worker_count() -> int:
+    """As many threads as torch computes with: ``torch.set_num_threads`` sets both."""
+    return torch.get_num_threads()
+
+
+def run_all(kernel: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> None:
+    """Calls ``kernel`` once per tuple of arguments, in parallel, and waits.
+
+    The calls must write to memory of their own: nothing here orders them.
+    """
+    count = min(worker_count(), len(calls))
+    if count <= 1:
+        for arguments in calls:
+            kernel(*arguments)
+        return
+    if count not in _pools:
+        _pools[count] = ThreadPoolExecutor(count, thread_name_prefix="sdslab")
+        atexit.register(_pools[count].shutdown)
+    for future in [_pools[count].submit(kernel, *arguments) for arguments in calls]:
+        future.result()
+
+
+def split(total: int, parts: int) -> list[range]:
+    """At most ``parts`` consecutive ranges of nearly equal length that cover ``range(total)``."""
+    parts = max(1, min(parts, total))
+    bounds = [total * part // parts for part in range(parts + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(bounds)]

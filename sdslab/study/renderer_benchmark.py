@@ -1,0 +1,261 @@
+"""What the renderer study measures: comparisons, whole steps and recoveries, each one row."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdslab.devices import resolve_device
+from sdslab.diffusion_space import PixelSpace
+from sdslab.errors import UserError
+from sdslab.image_io import load_image
+from sdslab.material_recovery import (
+    RecoveryConfig,
+    grey_material,
+    held_out_scene,
+    light_sampler,
+    map_psnr_db,
+    maps_of,
+    recover,
+    view_psnr_db,
+)
+from sdslab.meshes.material import picture_material
+from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.meshes.subdivide import subdivide
+from sdslab.optimize import OptimizeConfig, Step
+from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.cameras import Cameras, CameraSampler
+from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.scene import SceneSampler
+from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.texture_sampling import sample_texture
+from sdslab.study.renderer_specification import (
+    Comparison,
+    Recovery,
+    RendererSettings,
+    StepTiming,
+)
+
+# The share of ids that two exact methods may tell apart: pixel centres on an edge.
+ID_BUDGET = 1e-4
+TEXTURE_BUDGET = 1e-4
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """Milliseconds of a call, as quantiles, and how far the two results are apart."""
+
+    name: str
+    label: str
+    ours_ms: tuple[float, float, float]
+    """20 %, 50 % and 80 % quantiles."""
+    reference: str
+    reference_ms: tuple[float, float, float]
+    disagreement: float
+    budget: float
+
+    @property
+    def accepted(self) -> bool:
+        """Whether ours equals the reference: no speed is reported of a wrong result."""
+        return self.disagreement <= self.budget
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """Milliseconds of a step, as quantiles, and the memory that the process peaked at."""
+
+    name: str
+    label: str
+    faces: int
+    step_ms: tuple[float, float, float]
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class RecoveryRow:
+    """What a recovery reached."""
+
+    name: str
+    label: str
+    steps: int
+    seconds: float
+    view_psnr_db: float
+    map_psnr_db: dict[str, float]
+
+
+def quantiles_ms(call: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+    """20 %, 50 % and 80 % quantiles of a call's time, after one call that is not timed."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    low, middle, high = np.quantile(seconds, (0.2, 0.5, 0.8)) * 1000
+    return float(low), float(middle), float(high)
+
+
+def compare(case: Comparison, settings: RendererSettings) -> ComparisonRow:
+    """Times one operation against its reference, and compares their results."""
+    device = resolve_device(settings.device)
+    mesh = load_mesh(settings.mesh)
+    backend = make_backend("auto", device)
+    cameras = CameraSampler(radius=(4.4, 4.4)).sample(0, 0, case.views)
+    positions = mesh.render_positions
+    clip = torch.nn.functional.pad(positions, (0, 1), value=1.0) @ cameras.world_to_clip.mT
+    clip, faces = clip.to(device), mesh.faces.to(device)
+    size = (case.render_size, case.render_size)
+    ids = backend.visibility(clip, faces, size)
+    if case.operation == "visibility":
+        trace = _embree(mesh, cameras, case.render_size)
+        # nvdiffrast snaps vertices to 1/16 of a pixel.
+        budget = ID_BUDGET if device.type == "cpu" else 0.03
+        return ComparisonRow(
+            case.name,
+            case.label,
+            quantiles_ms(lambda: backend.visibility(clip, faces, size), settings.repeats),
+            "embree (embreex)",
+            quantiles_ms(trace, settings.repeats),
+            (torch.from_numpy(trace()).view(ids.shape) + 1 != ids.cpu()).double().mean().item(),
+            budget,
+        )
+    fragments = backend.resolve(clip, faces, ids, mesh.uv.to(device))
+    uv, derivatives = fragments.attributes.contiguous(), fragments.uv_derivatives
+    maps = torch.rand(
+        case.texture_size, case.texture_size, 8, generator=torch.Generator().manual_seed(0)
+    ).to(device)
+    maps.requires_grad_()
+
+    def gradient(sample: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        looked_up = sample(maps, uv, derivatives)
+        return torch.autograd.grad(looked_up, maps, torch.ones_like(looked_up))[0]
+
+    difference = gradient(backend.sample_texture) - gradient(sample_texture)
+    return ComparisonRow(
+        case.name,
+        case.label,
+        quantiles_ms(lambda: gradient(backend.sample_texture), settings.repeats),
+        "plain torch",
+        quantiles_ms(lambda: gradient(sample_texture), max(2, settings.repeats // 3)),
+        (difference.abs().max() / gradient(sample_texture).abs().max()).item(),
+        TEXTURE_BUDGET,
+    )
+
+
+def _embree(mesh: Mesh, cameras: Cameras, size: int) -> Callable[[], np.ndarray]:
+    """A call that traces one ray through each pixel centre; the rays are made beforehand."""
+    try:
+        from embreex import rtcore_scene
+        from embreex.mesh_construction import TriangleMesh
+    except ImportError as error:
+        raise UserError(
+            "the visibility comparison needs embreex, got none; pip install embreex"
+        ) from error
+    scene = rtcore_scene.EmbreeScene()
+    TriangleMesh(scene, mesh.render_positions[mesh.faces.long()].numpy())
+    rays = [_rays(world_to_clip, size) for world_to_clip in cameras.world_to_clip]
+    return lambda: np.concatenate([scene.run(origin, direction) for origin, direction in rays])
+
+
+def _rays(world_to_clip: Tensor, size: int) -> tuple[np.ndarray, np.ndarray]:
+    centres = (2 * torch.arange(size).double() + 1) / size - 1
+    y, x = torch.meshgrid(-centres, centres, indexing="ij")
+    clip_to_world = torch.linalg.inv(world_to_clip.double())
+    ends = []
+    for z in (-1.0, 1.0):
+        point = torch.stack((x, y, torch.full_like(x, z), torch.ones_like(x)), -1).view(-1, 4)
+        point = point @ clip_to_world.T
+        ends.append(point[:, :3] / point[:, 3:])
+    direction = torch.nn.functional.normalize(ends[1] - ends[0], dim=-1)
+    return ends[0].float().numpy(), direction.float().numpy()
+
+
+def time_steps(case: StepTiming, settings: RendererSettings) -> StepRow:
+    """Times optimisation steps; run it in a process of its own, whose peak memory it reports."""
+    repeats = case.repeats or settings.repeats
+    recovery = Recovery(
+        case.name,
+        case.label,
+        views=case.views,
+        render_size=case.render_size,
+        texture_size=case.texture_size,
+        steps=repeats + 2,
+        learning_rate=0.01,
+        lights=("studio", "sky"),
+    )
+    mesh = load_mesh(settings.mesh)
+    for _ in range(case.subdivisions):
+        mesh = subdivide(mesh)
+    run = _Run(recovery, settings, mesh)
+    seconds = [step.seconds for step in run.steps()]
+    # The time between two steps' losses is one whole step; the first compiles and allocates.
+    differences = np.diff(seconds)[1:] * 1000
+    low, middle, high = (float(q) for q in np.quantile(differences, (0.2, 0.5, 0.8)))
+    if run.renderer.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return StepRow(case.name, case.label, len(mesh.faces), (low, middle, high), peak)
+
+
+def measure_recovery(
+    case: Recovery, settings: RendererSettings, progress: Callable[[int], object]
+) -> RecoveryRow:
+    """Recovers a known material and measures it on texels that were seen and on unseen views."""
+    run = _Run(case, settings, load_mesh(settings.mesh))
+    seen = torch.zeros(run.target.shape[:2], dtype=torch.bool, device=run.renderer.device)
+    seconds = 0.0
+    for step in run.steps():
+        assert run.theta.texels.grad is not None
+        seen |= run.theta.texels.grad.ne(0).any(-1)
+        seconds = step.seconds
+        progress(step.index + 1)
+    scene = held_out_scene(run.scenes, case.steps)
+    maps = maps_of(run.theta).detach()
+    size = (case.texture_size, case.texture_size)
+    covered = covered_texels(run.renderer.mesh, size, make_backend("cpu", torch.device("cpu")))
+    return RecoveryRow(
+        case.name,
+        case.label,
+        case.steps,
+        seconds,
+        view_psnr_db(maps, run.target, run.renderer, scene),
+        map_psnr_db(maps.cpu(), run.target.cpu(), seen.cpu() & covered),
+    )
+
+
+class _Run:
+    """A recovery of the settings' target, set up."""
+
+    def __init__(self, case: Recovery, settings: RendererSettings, mesh: Mesh) -> None:
+        device = resolve_device(settings.device)
+        lights = None
+        if not case.unlit:
+            lights = light_sampler(case.lights, case.fixed_light, 0, device)
+        self.scenes = SceneSampler(CameraSampler(), lights, "random", case.render_size, seed=0)
+        self.renderer = Renderer(mesh, make_backend("auto", device), device)
+        picture = load_image(settings.target, case.texture_size)[0]
+        self.target = picture_material(picture).to(device)
+        self.theta = TexelGrid(grey_material(case.texture_size, case.unlit)).to(device)
+        self.config = RecoveryConfig(
+            case.views,
+            OptimizeConfig(
+                case.steps,
+                learning_rate=case.learning_rate,
+                learning_rate_schedule="cosine",
+            ),
+        )
+
+    def steps(self) -> Iterator[Step]:
+        """Runs the loop."""
+        return recover(
+            self.theta, self.target, self.renderer, self.scenes, PixelSpace(), self.config
+        )

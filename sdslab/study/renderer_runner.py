@@ -1,0 +1,195 @@
+"""Runs the renderer study and writes its table, picture and numbers."""
+
+import dataclasses
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import Progress
+
+from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.devices import device_name, resolve_device
+from sdslab.errors import UserError
+from sdslab.run_record import run_record, write_json
+from sdslab.study.renderer_benchmark import (
+    ComparisonRow,
+    RecoveryRow,
+    StepRow,
+    compare,
+    measure_recovery,
+    time_steps,
+)
+from sdslab.study.renderer_specification import (
+    Comparison,
+    Recovery,
+    RendererSettings,
+    RendererStudy,
+    StepTiming,
+)
+
+Row = ComparisonRow | StepRow | RecoveryRow
+
+progress_console = Console(stderr=True)
+
+
+def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None:
+    """Runs every row (or those named in ``only``) and writes ``NAME.{csv,md,json}``.
+
+    Raises:
+        UserError: something cannot run here, or ours differs from its reference.
+    """
+    cases = [
+        case
+        for case in (*study.comparisons, *study.steps, *study.recoveries)
+        if not only or case.name in only
+    ]
+    names = [case.name for case in (*study.comparisons, *study.steps, *study.recoveries)]
+    for name in only:
+        if name not in names:
+            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    device = resolve_device(study.settings.device)
+    out = Path(study.settings.out)
+    check_writable(out)
+    record = run_record(dataclasses.asdict(study), device)
+    rows = []
+    for row in _run_cases(cases, study.settings):
+        rows.append(row)
+        progress_console.print(_line_of(row), markup=False, highlight=False, soft_wrap=True)
+    numbers = [_numbers_of(row) | {"device": device_name(device)} for row in rows]
+    for number in numbers:
+        number["torch"] = record["packages"]["torch"]
+    table = pd.DataFrame(numbers)
+    with atomic_write(out / f"{study.name}.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
+    with atomic_write(out / f"{study.name}.md") as temporary:
+        temporary.write_text(_markdown(study, rows, device_name(device)), encoding="utf-8")
+    print(_markdown(study, rows, device_name(device)))  # noqa: T201
+    print(f"written to {out}/{study.name}.*")  # noqa: T201
+
+
+def _run_cases(
+    cases: list[Comparison | StepTiming | Recovery], settings: RendererSettings
+) -> Iterator[Row]:
+    with Progress(console=progress_console, transient=True) as progress:
+        for case in cases:
+            task = progress.add_task(case.name, total=getattr(case, "steps", None))
+            match case:
+                case Comparison():
+                    row = compare(case, settings)
+                    if not row.accepted:
+                        raise UserError(
+                            f"{case.name}: ours must equal {row.reference} to {row.budget:g}, got "
+                            f"{row.disagreement:.3g}; no speed is reported of a wrong result"
+                        )
+                    yield row
+                case StepTiming():
+                    # A process of its own: its peak memory is the step's.
+                    spawn = multiprocessing.get_context("spawn")
+                    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                        yield pool.submit(time_steps, case, settings).result()
+                case Recovery():
+                    yield measure_recovery(
+                        case,
+                        settings,
+                        lambda step, task=task: progress.update(task, completed=step),
+                    )
+            progress.remove_task(task)
+
+
+def _numbers_of(row: Row) -> dict[str, Any]:
+    match row:
+        case ComparisonRow():
+            return {
+                "row": row.name,
+                "what": row.label,
+                **_quantiles("ours", row.ours_ms),
+                "reference": row.reference,
+                **_quantiles("reference", row.reference_ms),
+                "ratio": row.reference_ms[1] / row.ours_ms[1],
+                "disagreement": row.disagreement,
+            }
+        case StepRow():
+            return {
+                "row": row.name,
+                "what": row.label,
+                "faces": row.faces,
+                **_quantiles("ours", row.step_ms),
+                "peak_mb": row.peak_mb,
+            }
+        case RecoveryRow():
+            return {
+                "row": row.name,
+                "what": row.label,
+                "steps": row.steps,
+                "seconds": row.seconds,
+                "view_psnr_db": row.view_psnr_db,
+                **{f"{name}_psnr_db": value for name, value in row.map_psnr_db.items()},
+            }
+
+
+def _quantiles(name: str, values: tuple[float, float, float]) -> dict[str, float]:
+    return {f"{name}_ms_{q}": value for q, value in zip(("q20", "q50", "q80"), values, strict=True)}
+
+
+def _line_of(row: Row) -> str:
+    match row:
+        case ComparisonRow():
+            ratio = row.reference_ms[1] / row.ours_ms[1]
+            return f"{row.name}: {row.ours_ms[1]:.1f} ms, {ratio:.1f}× {row.reference}"
+        case StepRow():
+            return f"{row.name}: {row.step_ms[1]:.0f} ms a step, peak {row.peak_mb:,.0f} MB"
+        case RecoveryRow():
+            return f"{row.name}: held-out views {row.view_psnr_db:.2f} dB in {row.seconds:.0f} s"
+
+
+def _markdown(study: RendererStudy, rows: list[Row], device: str) -> str:
+    """The three tables, with medians and, in brackets, the 20 % and 80 % quantiles."""
+    lines = [f"# {study.title}", "", f"{device}; preset {study.preset}; {study.settings.mesh}.", ""]
+    for heading, cells in (
+        (
+            "| operation | ours, ms | reference | reference, ms | ratio |",
+            [
+                f"| {row.label} | {_spread(row.ours_ms)} | {row.reference} | "
+                f"{_spread(row.reference_ms)} | {row.reference_ms[1] / row.ours_ms[1]:.1f}× |"
+                for row in rows
+                if isinstance(row, ComparisonRow)
+            ],
+        ),
+        (
+            "| optimisation step | faces | ms a step | peak memory, MB |",
+            [
+                f"| {row.label} | {row.faces:,} | {_spread(row.step_ms)} | {row.peak_mb:,.0f} |"
+                for row in rows
+                if isinstance(row, StepRow)
+            ],
+        ),
+        (
+            "| recovery | steps | seconds | held-out views, dB | albedo | roughness | metallic "
+            "| normal |",
+            [
+                f"| {row.label} | {row.steps} | {row.seconds:.1f} | {row.view_psnr_db:.2f} | "
+                + " | ".join(
+                    f"{row.map_psnr_db[name]:.2f}"
+                    for name in ("albedo", "roughness", "metallic", "normal")
+                )
+                + " |"
+                for row in rows
+                if isinstance(row, RecoveryRow)
+            ],
+        ),
+    ):
+        if cells:
+            columns = heading.count("|") - 1
+            lines += [heading, "|" + " --- |" * columns, *cells, ""]
+    return "\n".join(lines)
+
+
+def _spread(values: tuple[float, float, float]) -> str:
+    digits = 0 if values[1] >= 100 else 1
+    low, middle, high = (f"{value:.{digits}f}" for value in values)
+    return f"{middle} ({low}–{high})"

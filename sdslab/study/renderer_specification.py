@@ -1,0 +1,116 @@
+"""A study of the renderer as data. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sdslab.errors import UserError
+from sdslab.study.specification import apply_preset, build, check_keys, read_toml, rows_of_tables
+
+KEYS = ("title", "kind", "settings", "comparisons", "steps", "recoveries", "presets")
+
+
+@dataclass(frozen=True)
+class RendererSettings:
+    """What every row shares."""
+
+    mesh: str = "apple"
+    """A file, or a built-in mesh."""
+    target: str = "coffee"
+    """The picture that steps and recoveries are guided to."""
+    device: str = "auto"
+    """"auto" is cuda where there is one."""
+    repeats: int = 15
+    """Timed calls of each row, after one that is not."""
+    out: str = "figures"
+    """Folder for the results."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One operation, ours and a reference's."""
+
+    name: str
+    label: str
+    operation: Literal["visibility", "texture"]
+    """"visibility" against embree, "texture" against plain torch."""
+    views: int
+    render_size: int
+    texture_size: int = 1
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """Whole optimisation steps."""
+
+    name: str
+    label: str
+    views: int
+    render_size: int
+    texture_size: int
+    subdivisions: int = 0
+    """Each turns every face into four."""
+    repeats: int | None = None
+    """In place of the settings' own."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A known material, recovered from grey."""
+
+    name: str
+    label: str
+    views: int
+    render_size: int
+    texture_size: int
+    steps: int
+    learning_rate: float
+    lights: tuple[str, ...] = ()
+    unlit: bool = False
+    fixed_light: bool = False
+
+
+@dataclass(frozen=True)
+class RendererStudy:
+    """A parsed study file with one preset applied."""
+
+    name: str
+    title: str
+    preset: str
+    settings: RendererSettings
+    comparisons: tuple[Comparison, ...]
+    steps: tuple[StepTiming, ...]
+    recoveries: tuple[Recovery, ...]
+
+
+def load_renderer_study(path: Path, preset: str | None = None) -> RendererStudy:
+    """Reads a study file of kind "renderer".
+
+    Raises:
+        UserError: a key or value that is not one of the valid ones.
+    """
+    table = read_toml(path)
+    check_keys(table, KEYS, str(path))
+    presets = table.get("presets", {})
+    if preset is not None and preset not in presets:
+        valid = ", ".join(presets) or "none here"
+        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
+    sections = {
+        name: rows_of_tables(table.get(name, []), f"{path}: {name}")
+        for name in ("comparisons", "steps", "recoveries")
+    }
+    settings = dict(table.get("settings", {}))
+    if preset is not None:
+        apply_preset(presets[preset], settings, sections, f"{path}: presets.{preset}")
+    kinds = {"comparisons": Comparison, "steps": StepTiming, "recoveries": Recovery}
+    built = {
+        name: tuple(build(kinds[name], row, f"{path}: {name}") for row in rows)
+        for name, rows in sections.items()
+    }
+    return RendererStudy(
+        name=path.stem,
+        title=str(table.get("title", path.stem)),
+        preset=preset or "default",
+        settings=build(RendererSettings, settings, f"{path}: settings"),
+        **built,
+    )

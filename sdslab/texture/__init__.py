@@ -1,0 +1,1 @@
+"""Texturing meshes by score distillation: ``python -m sdslab.texture``."""

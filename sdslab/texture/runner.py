@@ -1,0 +1,313 @@
+"""One run of ``python -m sdslab.texture``: loads, optimises, measures and writes."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from sdslab.atomic_write import check_writable
+from sdslab.devices import resolve_device
+from sdslab.diffusion_space import PixelSpace
+from sdslab.errors import UserError
+from sdslab.material_recovery import (
+    RecoveryConfig,
+    grey_material,
+    held_out_scene,
+    light_sampler,
+    map_psnr_db,
+    maps_of,
+    recover,
+    view_psnr_db,
+)
+from sdslab.meshes.export_glb import export_glb
+from sdslab.meshes.export_obj import export_obj
+from sdslab.meshes.material_io import save_maps
+from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.optimize import OptimizeConfig
+from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.backgrounds import sample_background
+from sdslab.rendering.cameras import CAMERA_SAMPLERS, six_views, turntable_views
+from sdslab.rendering.lighting import Environment, Lighting, LightSampler
+from sdslab.rendering.preview import contact_sheet, save_turntable
+from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.scene import SceneSampler
+from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.run_record import run_record, write_json
+from sdslab.texture.__main__ import Arguments, default_out
+from sdslab.texture.target import load_target, own_maps
+
+DEFAULT_LIGHTS = ("studio", "sky")
+PREVIEW_SIZE = 384
+
+console = Console(width=None if sys.stdout.isatty() else 110)
+progress_console = Console(stderr=True)
+
+
+def run(arguments: Arguments) -> None:
+    """Recovers a material and writes the textured mesh, its maps, pictures and numbers.
+
+    Raises:
+        UserError: something cannot work; nothing was written.
+        KeyboardInterrupt: after what was reached has been written.
+    """
+    if arguments.output.threads is not None:
+        torch.set_num_threads(arguments.output.threads)
+    device = resolve_device(arguments.output.device)
+    backend = make_backend(arguments.rendering.renderer, device)
+    out = Path(arguments.output.out or default_out(arguments))
+    check_writable(out)
+    with _progress() as progress:
+        mesh = _load_mesh(arguments, progress)
+        target, initial = _load_maps(arguments, mesh)
+        lights = _load_lights(arguments, device, progress)
+    seams = covered_texels(mesh, (len(target), len(target)), make_backend("cpu", _CPU))
+    record = run_record(dataclasses.asdict(arguments), device)
+    record["mesh"] = {
+        "faces": len(mesh.faces),
+        "vertices": len(mesh.positions),
+        "notes": list(mesh.notes),
+    }
+    write_json(out / "run.json", record)
+
+    rendering = arguments.rendering
+    renderer = Renderer(mesh, backend, device, rendering.color_mode, rendering.supersampling)
+    scenes = SceneSampler(
+        cameras=CAMERA_SAMPLERS[rendering.cameras],
+        lights=lights,
+        background=rendering.background,
+        resolution=rendering.render_size,
+        seed=arguments.optimization.seed,
+    )
+    theta = TexelGrid(initial).to(device)
+    start = time.perf_counter()
+    steps, seen = _optimize(arguments, theta, target.to(device), renderer, scenes)
+    seconds = time.perf_counter() - start
+    interrupted = steps < arguments.optimization.steps
+
+    recovered = maps_of(theta).detach()
+    results = _measure(recovered, target.to(device), renderer, scenes, seams, seen.cpu(), steps)
+    results |= {"steps": steps, "seconds": round(seconds, 2), "interrupted": interrupted}
+    dilated = dilate_seams(recovered.cpu(), seams)
+    with _progress() as progress:
+        _write(out, arguments, mesh, dilated, target, renderer, lights, progress)
+    write_json(out / "results.json", results)
+    _print_results(results, out)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+_CPU = torch.device("cpu")
+
+
+def _load_mesh(arguments: Arguments, progress: Progress) -> Mesh:
+    task = progress.add_task("loading the mesh", total=1, note="")
+    mesh = load_mesh(
+        arguments.subject.mesh,
+        arguments.subject.unwrap,
+        lambda share: progress.update(task, description="unwrapping", completed=share),
+    )
+    progress.remove_task(task)
+    text = f"{mesh.name}: {len(mesh.faces):,} faces, {len(mesh.positions):,} vertices"
+    notes = "; ".join((text, *mesh.notes))
+    progress.console.print(notes, markup=False, highlight=False, soft_wrap=True)
+    return mesh
+
+
+def _load_maps(arguments: Arguments, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """The material to recover and the one to start from, [size, size, 8] on the CPU."""
+    size = arguments.optimization.texture_size
+    assert arguments.subject.target is not None
+    on_cpu = make_backend("cpu", _CPU)
+    target = load_target(arguments.subject.target, mesh, size, on_cpu)
+    if arguments.subject.init == "source":
+        return target, own_maps(mesh, size, on_cpu)
+    return target, grey_material(size, arguments.rendering.unlit)
+
+
+def _load_lights(
+    arguments: Arguments, device: torch.device, progress: Progress
+) -> LightSampler | None:
+    if arguments.rendering.unlit:
+        return None
+    names = arguments.rendering.light or DEFAULT_LIGHTS
+    task = progress.add_task("prefiltering the light", total=None, note="")
+    lights = light_sampler(
+        names, arguments.rendering.fixed_light, arguments.optimization.seed, device
+    )
+    progress.remove_task(task)
+    return lights
+
+
+def _optimize(
+    arguments: Arguments,
+    theta: TexelGrid,
+    target: Tensor,
+    renderer: Renderer,
+    scenes: SceneSampler,
+) -> tuple[int, Tensor]:
+    """Runs the loop; returns the number of finished steps and which texels were looked at."""
+    optimization = arguments.optimization
+    config = RecoveryConfig(
+        optimization.views,
+        OptimizeConfig(
+            optimization.steps,
+            learning_rate=optimization.learning_rate,
+            learning_rate_schedule="cosine",
+        ),
+        frozen=optimization.frozen,
+    )
+    seen = torch.zeros(theta.texels.shape[:2], dtype=torch.bool, device=theta.texels.device)
+    finished = 0
+    with _progress() as progress:
+        task = progress.add_task("recovering", total=optimization.steps, note="")
+        try:
+            for step in recover(theta, target, renderer, scenes, PixelSpace(), config):
+                assert theta.texels.grad is not None
+                seen |= theta.texels.grad.ne(0).any(-1)
+                finished = step.index + 1
+                mean_square = 2 * step.loss / step.z.numel() / 4  # pictures are [0, 1], z is ±1
+                note = f"{-10 * torch.tensor(mean_square).log10():.2f} dB"
+                progress.update(task, completed=finished, note=note)
+        except FloatingPointError as error:
+            raise UserError(str(error)) from error
+        except KeyboardInterrupt:
+            text = f"interrupted at step {finished}: writing what there is"
+            progress.console.print(text, markup=False, highlight=False)
+    return finished, seen
+
+
+def _measure(
+    maps: Tensor,
+    target: Tensor,
+    renderer: Renderer,
+    scenes: SceneSampler,
+    covered: Tensor,
+    seen: Tensor,
+    steps: int,
+) -> dict[str, Any]:
+    scene = held_out_scene(scenes, steps)
+    measured = covered & seen
+    return {
+        "map_psnr_db": map_psnr_db(maps.cpu(), target.cpu(), measured),
+        "held_out_view_psnr_db": view_psnr_db(maps, target, renderer, scene),
+        "held_out_views": len(scene.cameras),
+        "covered_texels": int(covered.sum()),
+        "seen_texels": int(measured.sum()),
+    }
+
+
+def _write(
+    out: Path,
+    arguments: Arguments,
+    mesh: Mesh,
+    maps: Tensor,
+    target: Tensor,
+    renderer: Renderer,
+    lights: LightSampler | None,
+    progress: Progress,
+) -> None:
+    frames = arguments.output.turntable
+    task = progress.add_task("writing", total=4 + frames, note="mesh.glb")
+    export_glb(mesh, maps, out / "mesh.glb")
+    progress.update(task, advance=1, note="obj")
+    export_obj(mesh, maps, out / "obj")
+    progress.update(task, advance=1, note="maps")
+    save_maps(maps, out / "maps", exr=arguments.output.exr)
+    progress.update(task, advance=1, note="contact_sheet.png")
+    preview = Renderer(
+        mesh, renderer.backend, renderer.device, renderer.color_mode, supersampling=2
+    )
+    environment = lights.environments[0] if lights else None
+    pictures = [
+        *_pictures("recovered", preview, maps, environment),
+        *_pictures("target", preview, target, environment),
+    ]
+    contact_sheet(pictures, maps, out / "contact_sheet.png")
+    progress.update(task, advance=1, note="turntable")
+    if frames:
+        turning = _turntable(preview, maps, environment, frames)
+        save_turntable(
+            _counted(turning, lambda: progress.advance(task)), out / "turntable.mp4", fps=24
+        )
+    progress.remove_task(task)
+
+
+def _counted(items: Iterable[Tensor], tick: Any) -> Iterator[Tensor]:
+    for item in items:
+        tick()
+        yield item
+
+
+@torch.no_grad()
+def _pictures(
+    name: str, renderer: Renderer, maps: Tensor, environment: Environment | None
+) -> list[tuple[str, Tensor]]:
+    labels = ("front", "right", "back", "left", "above", "below")
+    picture = _render(renderer, six_views(), maps, environment)
+    return [(f"{name}, {label}", view) for label, view in zip(labels, picture.cpu(), strict=True)]
+
+
+@torch.no_grad()
+def _turntable(
+    renderer: Renderer, maps: Tensor, environment: Environment | None, frames: int
+) -> Iterator[Tensor]:
+    cameras = turntable_views(frames)
+    for frame in range(frames):
+        yield _render(renderer, cameras[frame : frame + 1], maps, environment)[0].cpu()
+
+
+def _render(
+    renderer: Renderer, cameras: Any, maps: Tensor, environment: Environment | None
+) -> Tensor:
+    """Pictures for people, [b, 3, size, size] in [0, 1]."""
+    count, size = len(cameras), (PREVIEW_SIZE, PREVIEW_SIZE)
+    lighting = None
+    if environment is not None:
+        zeros = torch.zeros(count, device=renderer.device)
+        lighting = Lighting(environment, yaw=zeros, intensity=zeros + 1)
+    surface = renderer.see(cameras, PREVIEW_SIZE)
+    background = sample_background("white", 0, 0, count, size)
+    return renderer.picture(surface, maps.to(renderer.device), lighting, background).clamp(0, 1)
+
+
+def _print_results(results: dict[str, Any], out: Path) -> None:
+    maps = ", ".join(f"{name} {value:.2f}" for name, value in results["map_psnr_db"].items())
+    share = results["seen_texels"] / max(1, results["covered_texels"])
+    for line in (
+        f"held-out views: {results['held_out_view_psnr_db']:.2f} dB over "
+        f"{results['held_out_views']} pictures",
+        f"maps: {maps} dB over the {share:.1%} of the covered texels that were seen",
+        f"{results['steps']} steps in {results['seconds']:.1f} s",
+        f"written to {out}/: mesh.glb, obj/, maps/, contact_sheet.png, turntable, results.json",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=progress_console,
+        transient=True,
+    )

@@ -1,0 +1,99 @@
+"""The material that degenerate guidance knows: a textured mesh's own, or a picture as albedo."""
+
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdslab.errors import UserError
+from sdslab.image_io import load_image
+from sdslab.meshes.material import picture_material
+from sdslab.meshes.mesh import Mesh, SourceMaterial
+from sdslab.meshes.mesh_io import READERS, load_mesh
+from sdslab.rendering.render_backend import RenderBackend
+from sdslab.rendering.texel_coverage import transfer_maps
+
+# A quarter of a texel: float32 texture coordinates of a file and of its copy differ by less.
+UV_TOLERANCE = 2e-4
+
+
+def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> Tensor:
+    """Reads the material to recover, in the texture coordinates of ``mesh``.
+
+    Args:
+        source: a mesh file with maps (the same faces as ``mesh``, in the same order; its texture
+            coordinates may differ), or a picture, or the name of a scikit-image photograph.
+        mesh: what is textured.
+        size: height and width of the result.
+        backend: for moving maps between texture coordinates.
+
+    Returns:
+        [size, size, 8].
+
+    Raises:
+        UserError: no such file, no maps in it, or other faces.
+    """
+    if Path(source).suffix.lower() in READERS:
+        other = load_mesh(source)
+        if other.source_material is None:
+            raise UserError(
+                f"--target must be a mesh with a texture, got {source!r}, which has none; give a "
+                f"GLB, an OBJ with its MTL, or a picture"
+            )
+        return maps_on(mesh, other.source_material, other, source, size, backend)
+    return picture_material(load_image(source, size)[0])
+
+
+def own_maps(mesh: Mesh, size: int, backend: RenderBackend) -> Tensor:
+    """The maps that came with the mesh's own file, [size, size, 8].
+
+    Raises:
+        UserError: it has none.
+    """
+    if mesh.source_material is None:
+        raise UserError(
+            f"--init source needs a mesh with a texture, got {mesh.name}, which has none; use "
+            f"--init grey"
+        )
+    return maps_on(mesh, mesh.source_material, mesh, mesh.name, size, backend)
+
+
+def maps_on(
+    mesh: Mesh,
+    material: SourceMaterial,
+    owner: Mesh,
+    source: str,
+    size: int,
+    backend: RenderBackend,
+) -> Tensor:
+    """A file's maps at ``size``, moved to the mesh's own texture coordinates where they differ."""
+    if len(owner.faces) != len(mesh.faces):
+        raise UserError(
+            f"--target must have the faces of the mesh, {len(mesh.faces)} in the same order, got "
+            f"{len(owner.faces)} in {source!r}; export it from the same mesh"
+        )
+    here = mesh.render_positions[mesh.faces.long()]
+    there = owner.render_positions[owner.faces.long()]
+    apart = (here - there).abs().amax((1, 2)) > 1e-3
+    if apart.any():
+        raise UserError(
+            f"--target must have the faces of the mesh in the same order, got {int(apart.sum())} "
+            f"that lie elsewhere in {source!r}; export it from the same mesh"
+        )
+    difference = material.corner_uv - mesh.uv[mesh.faces.long()]
+    if (difference - difference.round()).abs().max() < UV_TOLERANCE:
+        return resize_maps(material.maps, size)
+    return transfer_maps(material.maps, material.corner_uv, mesh, (size, size), backend)
+
+
+def resize_maps(maps: Tensor, size: int) -> Tensor:
+    """Resamples maps to [size, size, 8], antialiased, as a texture that repeats."""
+    if maps.shape[:2] == (size, size):
+        return maps
+    channels_first = maps.movedim(-1, 0)[None]
+    if maps.shape[0] % size == 0 and maps.shape[1] % size == 0:  # powers of two: box filter
+        kernel = (maps.shape[0] // size, maps.shape[1] // size)
+        resized = F.avg_pool2d(channels_first, kernel)
+    else:
+        resized = F.interpolate(channels_first, size=(size, size), mode="bilinear", antialias=True)
+    return resized[0].movedim(0, -1).contiguous()

@@ -1,0 +1,21 @@
+import pytest
+import torch
+
+from sdslab.rendering.render_backend import RenderBackend, make_backend
+
+
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["cpu", "nvdiffrast"]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every test of a backend runs on the CPU, and on CUDA where there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def backend(device: torch.device) -> RenderBackend:
+    if device.type == "cuda":
+        pytest.importorskip("nvdiffrast", reason="needs nvdiffrast")
+    return make_backend("auto", device)
