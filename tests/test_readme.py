@@ -9,17 +9,17 @@ import torch
 import tyro
 
 from sdslab.study.__main__ import Arguments
-from sdslab.study.specification import find_study, load_study, select_cells
+from sdslab.study.renderer_specification import load_renderer_study
+from sdslab.study.specification import find_study, load_study, select_cells, study_kind
+from sdslab.texture import __main__ as texture
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
-STUDY_LINES = [
-    line
-    for language, block in BLOCKS
-    if language == "bash"
-    for line in block.splitlines()
-    if line.startswith("python -m sdslab.study")
+BASH_LINES = [
+    line for language, block in BLOCKS if language == "bash" for line in block.splitlines()
 ]
+STUDY_LINES = [line for line in BASH_LINES if line.startswith("python -m sdslab.study")]
+TEXTURE_LINES = [line for line in BASH_LINES if line.startswith("python -m sdslab.texture")]
 
 
 def test_the_library_example_runs():
@@ -34,15 +34,25 @@ def test_the_library_example_runs():
 def test_every_printed_command_is_understood(line: str):
     words = shlex.split(line, comments=True)[3:]
     arguments = tyro.cli(Arguments, args=words)
-    if arguments.selection.study:
+    if not arguments.selection.study:
+        return
+    if study_kind(find_study(arguments.selection.study)) == "renderer":
+        assert load_renderer_study(find_study(arguments.selection.study)).steps
+    else:
         study = load_study(find_study(arguments.selection.study), arguments.selection.preset)
         assert select_cells(study, arguments.selection.only).cells
 
 
-def test_the_table_is_the_committed_figure_s():
+@pytest.mark.parametrize("line", TEXTURE_LINES)
+def test_every_printed_texture_command_is_understood(line: str):
+    texture.check(tyro.cli(texture.Arguments, args=shlex.split(line, comments=True)[3:]))
+
+
+@pytest.mark.parametrize("name", ["figure2", "renderer"])
+def test_the_tables_are_the_committed_figures(name: str):
     tables = [
         [line for line in path.read_text("utf-8").splitlines() if line.startswith("| ")]
-        for path in (README, README.parent / "figures" / "figure2.md")
+        for path in (README, README.parent / "figures" / f"{name}.md")
     ]
     printed, made = tables
     assert made

@@ -1,5 +1,6 @@
 """Meshes in: files of six formats and the procedural ones that ship."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def load_mesh(
     source: str | Path,
     unwrap: Unwrapping = "auto",
     progress: Callable[[float], None] | None = None,
+    smooth: bool = False,
 ) -> Mesh:
     """Reads a mesh; what is wrong with it is mended and told in its notes, or refused.
 
@@ -40,6 +42,7 @@ def load_mesh(
         unwrap: "auto" makes new texture coordinates where the file's own cannot hold a texture,
             "always" makes them anyway, "never" refuses such a mesh.
         progress: gets a share in [0, 1] while texture coordinates are made.
+        smooth: computes smooth normals even where the file has normals of its own.
 
     Raises:
         UserError: there is no such file or name, it holds no mesh, or its texture coordinates
@@ -60,7 +63,10 @@ def load_mesh(
             f"convert it"
         )
     try:
-        return assemble_mesh(path.stem, _read(path, kind), unwrap, progress)
+        file = _read(path, kind)
+        if smooth:
+            file = dataclasses.replace(file, normals=None)
+        return assemble_mesh(path.stem, file, unwrap, progress)
     except UserError:
         raise
     except Exception as error:  # damaged files fail anywhere in the readers

@@ -61,11 +61,11 @@ def save_turntable(frames: Iterable[Tensor | np.ndarray], path: Path, fps: float
     return Turntable(path, f"{path.name} is written instead of a video: {reason}")
 
 
-def contact_sheet(renders: Sequence[tuple[str, Tensor]], maps: Tensor, path: Path) -> None:
+def contact_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]], maps: Tensor, path: Path) -> None:
     """Writes one PNG with labelled views and, below them, the maps.
 
     Args:
-        renders: at least one (label, [3, h, w] picture, sRGB-encoded, in [0, 1]).
+        rows: of (label, [3, h, w] picture, sRGB-encoded, in [0, 1]); at least one row of one.
         maps: [h, w, 8] as `material.py` describes.
         path: ends in .png.
 
@@ -73,15 +73,16 @@ def contact_sheet(renders: Sequence[tuple[str, Tensor]], maps: Tensor, path: Pat
         UserError: the file cannot be written.
         ValueError: a map is not in [0, 1].
     """
-    views = [(label, Image.fromarray(_eight_bit(picture))) for label, picture in renders]
+    views = [
+        [(label, Image.fromarray(_eight_bit(picture))) for label, picture in row] for row in rows
+    ]
     pictures = map_pictures(maps)
     layers = [
         (name, Image.fromarray(pictures[name]).convert("RGB"))
         for name in ("albedo", "roughness", "metallic", "normal")
     ]
-    columns = next((count for count in (4, 3, 5) if len(views) % count == 0), 4)
-    rows = [views[start : start + columns] for start in range(0, len(views), columns)]
-    strips = [_strip(row, columns) for row in rows] + [_strip(layers, len(layers))]
+    columns = max(len(row) for row in views)
+    strips = [_strip(row, columns) for row in views] + [_strip(layers, len(layers))]
     sheet = Image.new("RGB", (SHEET_WIDTH, GAP + sum(strip.height for strip in strips)), PAGE)
     top = GAP
     for strip in strips:

@@ -166,7 +166,8 @@ def _run_renderer(
         )
     import torch
 
-    from sdslab.study.renderer_runner import load_renderer_study, run_renderer_study
+    from sdslab.study.renderer_runner import run_renderer_study
+    from sdslab.study.renderer_specification import load_renderer_study
 
     if overrides.threads is not None:
         torch.set_num_threads(overrides.threads)

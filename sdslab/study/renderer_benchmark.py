@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.subdivide import subdivide
 from sdslab.optimize import OptimizeConfig, Step
 from sdslab.parameterizations.pixel import TexelGrid
-from sdslab.rendering.cameras import Cameras, CameraSampler
+from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
@@ -45,6 +46,8 @@ from sdslab.study.renderer_specification import (
 # The share of ids that two exact methods may tell apart: pixel centres on an edge.
 ID_BUDGET = 1e-4
 TEXTURE_BUDGET = 1e-4
+# CasTex's cameras at the middle of their range: steps of equal work, so that a few tell the time.
+MEAN_DISTANCE = CameraSampler(radius=(4.4, 4.4))
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def compare(case: Comparison, settings: RendererSettings) -> ComparisonRow:
     device = resolve_device(settings.device)
     mesh = load_mesh(settings.mesh)
     backend = make_backend("auto", device)
-    cameras = CameraSampler(radius=(4.4, 4.4)).sample(0, 0, case.views)
+    cameras = MEAN_DISTANCE.sample(0, 0, case.views)
     positions = mesh.render_positions
     clip = torch.nn.functional.pad(positions, (0, 1), value=1.0) @ cameras.world_to_clip.mT
     clip, faces = clip.to(device), mesh.faces.to(device)
@@ -159,7 +162,7 @@ def _embree(mesh: Mesh, cameras: Cameras, size: int) -> Callable[[], np.ndarray]
         raise UserError(
             "the visibility comparison needs embreex, got none; pip install embreex"
         ) from error
-    scene = rtcore_scene.EmbreeScene()
+    scene: Any = rtcore_scene.EmbreeScene()  # type: ignore[attr-defined]
     TriangleMesh(scene, mesh.render_positions[mesh.faces.long()].numpy())
     rays = [_rays(world_to_clip, size) for world_to_clip in cameras.world_to_clip]
     return lambda: np.concatenate([scene.run(origin, direction) for origin, direction in rays])
@@ -194,7 +197,7 @@ def time_steps(case: StepTiming, settings: RendererSettings) -> StepRow:
     mesh = load_mesh(settings.mesh)
     for _ in range(case.subdivisions):
         mesh = subdivide(mesh)
-    run = _Run(recovery, settings, mesh)
+    run = _Run(recovery, settings, mesh, MEAN_DISTANCE)
     seconds = [step.seconds for step in run.steps()]
     # The time between two steps' losses is one whole step; the first compiles and allocates.
     differences = np.diff(seconds)[1:] * 1000
@@ -235,12 +238,19 @@ def measure_recovery(
 class _Run:
     """A recovery of the settings' target, set up."""
 
-    def __init__(self, case: Recovery, settings: RendererSettings, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        case: Recovery,
+        settings: RendererSettings,
+        mesh: Mesh,
+        cameras: CameraSampler | None = None,
+    ) -> None:
         device = resolve_device(settings.device)
         lights = None
         if not case.unlit:
             lights = light_sampler(case.lights, case.fixed_light, 0, device)
-        self.scenes = SceneSampler(CameraSampler(), lights, "random", case.render_size, seed=0)
+        cameras = cameras or CAMERA_SAMPLERS[case.cameras]
+        self.scenes = SceneSampler(cameras, lights, "random", case.render_size, seed=0)
         self.renderer = Renderer(mesh, make_backend("auto", device), device)
         picture = load_image(settings.target, case.texture_size)[0]
         self.target = picture_material(picture).to(device)

@@ -14,7 +14,7 @@ KEYS = ("title", "kind", "settings", "comparisons", "steps", "recoveries", "pres
 class RendererSettings:
     """What every row shares."""
 
-    mesh: str = "apple"
+    mesh: str = "torus"
     """A file, or a built-in mesh."""
     target: str = "coffee"
     """The picture that steps and recoveries are guided to."""
@@ -65,6 +65,8 @@ class Recovery:
     texture_size: int
     steps: int
     learning_rate: float
+    cameras: Literal["castex", "wide"] = "castex"
+    """A name of ``sdslab.rendering.cameras.CAMERA_SAMPLERS``."""
     lights: tuple[str, ...] = ()
     unlit: bool = False
     fixed_light: bool = False

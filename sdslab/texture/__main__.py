@@ -30,6 +30,8 @@ class Subject:
     """Start from grey, or from the mesh file's own maps."""
     unwrap: Literal["auto", "always", "never"] = "auto"
     """Make texture coordinates: where the file's own are no valid atlas, always, or never."""
+    smooth: bool = False
+    """Shade smoothly even where the file has normals of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Optimization:
 
     texture_size: int = 1024
     """Height and width of the maps, a power of two."""
-    steps: int = 200
+    steps: int = 300
     """Optimisation steps."""
     views: int = 4
     """Pictures a step."""
-    learning_rate: float = 0.03
+    learning_rate: float = 0.05
     """Of Adam, at the first step; it falls to zero as a cosine."""
     frozen: Annotated[
         tuple[Literal["albedo", "roughness", "metallic", "normal"], ...],

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +32,23 @@ from sdslab.material_recovery import (
     recover,
     view_psnr_db,
 )
-from sdslab.meshes.export_glb import export_glb
-from sdslab.meshes.export_obj import export_obj
-from sdslab.meshes.material_io import save_maps
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.optimize import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
-from sdslab.rendering.backgrounds import sample_background
-from sdslab.rendering.cameras import CAMERA_SAMPLERS, six_views, turntable_views
-from sdslab.rendering.lighting import Environment, Lighting, LightSampler
-from sdslab.rendering.preview import contact_sheet, save_turntable
+from sdslab.rendering.cameras import CAMERA_SAMPLERS
+from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texel_coverage import covered_texels
 from sdslab.run_record import run_record, write_json
 from sdslab.texture.__main__ import Arguments, default_out
+from sdslab.texture.outputs import FIXED_OUTPUTS, Previewer, write_outputs
 from sdslab.texture.target import load_target, own_maps
 
 DEFAULT_LIGHTS = ("studio", "sky")
-PREVIEW_SIZE = 384
 
 console = Console(width=None if sys.stdout.isatty() else 110)
 progress_console = Console(stderr=True)
@@ -73,6 +67,7 @@ def run(arguments: Arguments) -> None:
     backend = make_backend(arguments.rendering.renderer, device)
     out = Path(arguments.output.out or default_out(arguments))
     check_writable(out)
+    config = _config_of(arguments)
     with _progress() as progress:
         mesh = _load_mesh(arguments, progress)
         target, initial = _load_maps(arguments, mesh)
@@ -97,16 +92,30 @@ def run(arguments: Arguments) -> None:
     )
     theta = TexelGrid(initial).to(device)
     start = time.perf_counter()
-    steps, seen = _optimize(arguments, theta, target.to(device), renderer, scenes)
+    steps, seen = _optimize(config, theta, target.to(device), renderer, scenes)
     seconds = time.perf_counter() - start
-    interrupted = steps < arguments.optimization.steps
+    interrupted = steps < config.optimization.steps
 
     recovered = maps_of(theta).detach()
     results = _measure(recovered, target.to(device), renderer, scenes, seams, seen.cpu(), steps)
     results |= {"steps": steps, "seconds": round(seconds, 2), "interrupted": interrupted}
     dilated = dilate_seams(recovered.cpu(), seams)
+    previewer = Previewer(
+        Renderer(mesh, backend, device, rendering.color_mode, supersampling=2),
+        lights.environments[0] if lights else None,
+    )
+    frames = arguments.output.turntable
     with _progress() as progress:
-        _write(out, arguments, mesh, dilated, target, renderer, lights, progress)
+        task = progress.add_task("writing", total=FIXED_OUTPUTS + frames, note="")
+        results["notes"] = write_outputs(
+            out,
+            mesh,
+            {"recovered": dilated, "target": target},
+            previewer,
+            exr=arguments.output.exr,
+            frames=frames,
+            progress=lambda name: progress.update(task, advance=1, note=name),
+        )
     write_json(out / "results.json", results)
     _print_results(results, out)
     if interrupted:
@@ -122,6 +131,7 @@ def _load_mesh(arguments: Arguments, progress: Progress) -> Mesh:
         arguments.subject.mesh,
         arguments.subject.unwrap,
         lambda share: progress.update(task, description="unwrapping", completed=share),
+        smooth=arguments.subject.smooth,
     )
     progress.remove_task(task)
     text = f"{mesh.name}: {len(mesh.faces):,} faces, {len(mesh.positions):,} vertices"
@@ -155,16 +165,9 @@ def _load_lights(
     return lights
 
 
-def _optimize(
-    arguments: Arguments,
-    theta: TexelGrid,
-    target: Tensor,
-    renderer: Renderer,
-    scenes: SceneSampler,
-) -> tuple[int, Tensor]:
-    """Runs the loop; returns the number of finished steps and which texels were looked at."""
+def _config_of(arguments: Arguments) -> RecoveryConfig:
     optimization = arguments.optimization
-    config = RecoveryConfig(
+    return RecoveryConfig(
         optimization.views,
         OptimizeConfig(
             optimization.steps,
@@ -173,10 +176,20 @@ def _optimize(
         ),
         frozen=optimization.frozen,
     )
+
+
+def _optimize(
+    config: RecoveryConfig,
+    theta: TexelGrid,
+    target: Tensor,
+    renderer: Renderer,
+    scenes: SceneSampler,
+) -> tuple[int, Tensor]:
+    """Runs the loop; returns the number of finished steps and which texels were looked at."""
     seen = torch.zeros(theta.texels.shape[:2], dtype=torch.bool, device=theta.texels.device)
     finished = 0
     with _progress() as progress:
-        task = progress.add_task("recovering", total=optimization.steps, note="")
+        task = progress.add_task("recovering", total=config.optimization.steps, note="")
         try:
             for step in recover(theta, target, renderer, scenes, PixelSpace(), config):
                 assert theta.texels.grad is not None
@@ -204,87 +217,16 @@ def _measure(
 ) -> dict[str, Any]:
     scene = held_out_scene(scenes, steps)
     measured = covered & seen
+    map_psnr = map_psnr_db(maps.cpu(), target.cpu(), measured)
+    if scenes.lights is None:  # nothing else shows in unlit pictures
+        map_psnr = {"albedo": map_psnr["albedo"]}
     return {
-        "map_psnr_db": map_psnr_db(maps.cpu(), target.cpu(), measured),
+        "map_psnr_db": map_psnr,
         "held_out_view_psnr_db": view_psnr_db(maps, target, renderer, scene),
         "held_out_views": len(scene.cameras),
         "covered_texels": int(covered.sum()),
         "seen_texels": int(measured.sum()),
     }
-
-
-def _write(
-    out: Path,
-    arguments: Arguments,
-    mesh: Mesh,
-    maps: Tensor,
-    target: Tensor,
-    renderer: Renderer,
-    lights: LightSampler | None,
-    progress: Progress,
-) -> None:
-    frames = arguments.output.turntable
-    task = progress.add_task("writing", total=4 + frames, note="mesh.glb")
-    export_glb(mesh, maps, out / "mesh.glb")
-    progress.update(task, advance=1, note="obj")
-    export_obj(mesh, maps, out / "obj")
-    progress.update(task, advance=1, note="maps")
-    save_maps(maps, out / "maps", exr=arguments.output.exr)
-    progress.update(task, advance=1, note="contact_sheet.png")
-    preview = Renderer(
-        mesh, renderer.backend, renderer.device, renderer.color_mode, supersampling=2
-    )
-    environment = lights.environments[0] if lights else None
-    pictures = [
-        *_pictures("recovered", preview, maps, environment),
-        *_pictures("target", preview, target, environment),
-    ]
-    contact_sheet(pictures, maps, out / "contact_sheet.png")
-    progress.update(task, advance=1, note="turntable")
-    if frames:
-        turning = _turntable(preview, maps, environment, frames)
-        save_turntable(
-            _counted(turning, lambda: progress.advance(task)), out / "turntable.mp4", fps=24
-        )
-    progress.remove_task(task)
-
-
-def _counted(items: Iterable[Tensor], tick: Any) -> Iterator[Tensor]:
-    for item in items:
-        tick()
-        yield item
-
-
-@torch.no_grad()
-def _pictures(
-    name: str, renderer: Renderer, maps: Tensor, environment: Environment | None
-) -> list[tuple[str, Tensor]]:
-    labels = ("front", "right", "back", "left", "above", "below")
-    picture = _render(renderer, six_views(), maps, environment)
-    return [(f"{name}, {label}", view) for label, view in zip(labels, picture.cpu(), strict=True)]
-
-
-@torch.no_grad()
-def _turntable(
-    renderer: Renderer, maps: Tensor, environment: Environment | None, frames: int
-) -> Iterator[Tensor]:
-    cameras = turntable_views(frames)
-    for frame in range(frames):
-        yield _render(renderer, cameras[frame : frame + 1], maps, environment)[0].cpu()
-
-
-def _render(
-    renderer: Renderer, cameras: Any, maps: Tensor, environment: Environment | None
-) -> Tensor:
-    """Pictures for people, [b, 3, size, size] in [0, 1]."""
-    count, size = len(cameras), (PREVIEW_SIZE, PREVIEW_SIZE)
-    lighting = None
-    if environment is not None:
-        zeros = torch.zeros(count, device=renderer.device)
-        lighting = Lighting(environment, yaw=zeros, intensity=zeros + 1)
-    surface = renderer.see(cameras, PREVIEW_SIZE)
-    background = sample_background("white", 0, 0, count, size)
-    return renderer.picture(surface, maps.to(renderer.device), lighting, background).clamp(0, 1)
 
 
 def _print_results(results: dict[str, Any], out: Path) -> None:
@@ -295,6 +237,7 @@ def _print_results(results: dict[str, Any], out: Path) -> None:
         f"{results['held_out_views']} pictures",
         f"maps: {maps} dB over the {share:.1%} of the covered texels that were seen",
         f"{results['steps']} steps in {results['seconds']:.1f} s",
+        *results["notes"],
         f"written to {out}/: mesh.glb, obj/, maps/, contact_sheet.png, turntable, results.json",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -20,6 +20,10 @@ from sdslab.meshes.material_io import map_pictures
 from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
+from sdslab.metrics import psnr_db
+from sdslab.rendering.cameras import Cameras
+from sdslab.rendering.cpu_backend import CpuBackend
+from sdslab.rendering.renderer import Renderer
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parent / "node_modules"
@@ -271,3 +275,29 @@ def test_a_bump_lit_from_above_is_brighter_on_top(mirrored: bool, tmp_path: Path
     shown = screenshot(tmp_path / "bump.glb", light="above").sum(-1)
     assert shown[40, 128] > shown[128, 128] > shown[216, 128]
     assert shown[128, 40] == pytest.approx(shown[128, 216], abs=6)  # even from side to side
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_shows_what_our_renderer_shows(tmp_path: Path):
+    """The silhouette to an IoU of 0.98, and the albedo inside it."""
+    mesh = PROCEDURAL_MESHES["apple"]()
+    maps = random_maps(64)
+    maps[..., :3] = torch.nn.functional.interpolate(
+        random_maps(8)[..., :3].movedim(-1, 0)[None], size=(64, 64), mode="bilinear"
+    )[0].movedim(0, -1)
+    export_glb(mesh, maps, tmp_path / "apple.glb")
+    angle = [torch.tensor([value]) for value in (60.0, 20.0, 4.4, 30.0)]
+    cameras = Cameras.orbit(*angle)
+    eye, target = mesh.normalization.invert(torch.stack((cameras.eye[0], torch.zeros(3))).double())
+    view = {"eye": eye.tolist(), "target": target.tolist(), "fov_deg": 30}
+    renderer = Renderer(mesh, CpuBackend(), supersampling=4)
+    surface = renderer.see(cameras, 256)
+    ours = surface.coverage()[0, 0].numpy() > 0.5
+    theirs = screenshot(tmp_path / "apple.glb", light="silhouette", **view)[..., 0] > 127
+    assert 0.05 < ours.mean() < 0.9
+    assert (ours & theirs).sum() / (ours | theirs).sum() >= 0.98
+    picture = renderer.picture(surface, maps, None, torch.zeros(1, 3, 256, 256))[0].movedim(0, -1)
+    shown = torch.from_numpy(screenshot(tmp_path / "apple.glb", light="none", **view) / 255)
+    inside = torch.from_numpy(ours & theirs) & (surface.coverage()[0, 0] == 1)
+    assert psnr_db(shown[inside].float(), picture[inside]) > 30

@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path):
         save_turntable(frames(2, 16, 16), tmp_path / "file" / "turn.mp4")
     with pytest.raises(UserError, match="cannot be written"):
         contact_sheet(
-            [("view", torch.zeros(3, 8, 8))], constant_material(8, 8), tmp_path / "file" / "s.png"
+            [[("view", torch.zeros(3, 8, 8))]], constant_material(8, 8), tmp_path / "file" / "s.png"
         )
 
 
@@ -102,7 +102,9 @@ def test_a_contact_sheet_shows_every_view_and_map(count: int, tmp_path: Path):
         for k, c in enumerate(colors)
     ]
     maps = constant_material(32, 64, albedo=(0, 0.6, 0), roughness=0.2, metallic=0.8)
-    contact_sheet(renders, maps, tmp_path / "sheet.png")
+    contact_sheet(
+        [renders[:4], renders[4:]] if count > 4 else [renders], maps, tmp_path / "sheet.png"
+    )
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == SHEET_WIDTH
         shown = {color for n, color in sheet.getcolors(1 << 20) or [] if n > 1000}
@@ -113,7 +115,9 @@ def test_a_contact_sheet_shows_every_view_and_map(count: int, tmp_path: Path):
 
 def test_radiance_above_one_is_shown_as_white(tmp_path: Path):
     contact_sheet(
-        [("bright", torch.full((3, 64, 64), 4.0))], constant_material(8, 8), tmp_path / "sheet.png"
+        [[("bright", torch.full((3, 64, 64), 4.0))]],
+        constant_material(8, 8),
+        tmp_path / "sheet.png",
     )
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.getpixel((SHEET_WIDTH // 2, 100)) == (255, 255, 255)

@@ -1,0 +1,136 @@
+"""SDS on a mesh is what Figure 2 says it is: with Eq. 3's denoiser, the gradient of an MSE."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from sdslab.diffusion_space import PixelSpace
+from sdslab.material_recovery import (
+    RecoveryConfig,
+    grey_material,
+    held_out_scene,
+    map_psnr_db,
+    maps_of,
+    recover,
+    view_psnr_db,
+)
+from sdslab.meshes.material import ALBEDO, MAPS, constant_material, picture_material
+from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
+from sdslab.optimize import OptimizeConfig
+from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.cameras import CameraSampler
+from sdslab.rendering.cpu_backend import CpuBackend
+from sdslab.rendering.lighting import Environment, LightSampler
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.scene import SceneSampler
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(PROCEDURAL_MESHES["torus"](), CpuBackend())
+
+
+@pytest.fixture(scope="module")
+def lights() -> LightSampler:
+    rows = torch.linspace(0.2, 1.5, 16)[:, None, None].expand(16, 32, 3).contiguous()
+    return LightSampler((Environment.from_radiance(rows, resolution=16),), seed=1)
+
+
+def scenes(lights: LightSampler | None, resolution: int = 48) -> SceneSampler:
+    return SceneSampler(CameraSampler(radius=(3.5, 3.5)), lights, "random", resolution, seed=1)
+
+
+def target(size: int) -> torch.Tensor:
+    picture = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    picture = torch.nn.functional.interpolate(picture, size=(size, size), mode="bilinear")[0]
+    return picture_material(picture, roughness=0.7)
+
+
+@pytest.mark.parametrize("lit", [False, True], ids=["unlit", "lit"])
+def test_the_gradient_of_theta_is_that_of_half_the_squared_error(
+    renderer: Renderer, lights: LightSampler, lit: bool
+):
+    sampler = scenes(lights if lit else None)
+    theta, known = TexelGrid(grey_material(32, unlit=False)), target(32)
+    config = RecoveryConfig(2, OptimizeConfig(1))
+    for step in recover(theta, known, renderer, sampler, PixelSpace(), config):
+        assert theta.texels.grad is not None
+        sds, loss = theta.texels.grad.clone(), step.loss
+    scene = sampler.sample(0, 2, renderer.positions)
+    surface = renderer.see(scene.cameras, 48)
+    maps = grey_material(32, unlit=False).requires_grad_()
+    pictures = [
+        2 * renderer.picture(surface, m, scene.lighting, scene.background) - 1
+        for m in (maps, known)
+    ]
+    squared_error = (pictures[0] - pictures[1].detach()).square().sum()
+    (gradient,) = torch.autograd.grad(squared_error / 2, maps)
+    assert gradient.abs().max() > 0
+    assert (sds - gradient).abs().max() < 1e-5 * gradient.abs().max()
+    assert loss == pytest.approx(squared_error.item() / 2, rel=1e-5)
+
+
+def test_an_unlit_albedo_is_recovered(renderer: Renderer):
+    theta, known = TexelGrid(grey_material(32, unlit=True)), target(32)
+    config = RecoveryConfig(
+        4, OptimizeConfig(60, learning_rate=0.1, learning_rate_schedule="cosine")
+    )
+    sampler = scenes(None, 64)
+    seen = torch.zeros(32, 32, dtype=torch.bool)
+    for _ in recover(theta, known, renderer, sampler, PixelSpace(), config):
+        assert theta.texels.grad is not None
+        seen |= theta.texels.grad.ne(0).any(-1)
+    maps = maps_of(theta).detach()
+    assert seen.double().mean() > 0.9
+    assert map_psnr_db(maps, known, seen)["albedo"] > 30
+    assert view_psnr_db(maps, known, renderer, held_out_scene(sampler, 60)) > 40
+
+
+def test_frozen_maps_stay(renderer: Renderer, lights: LightSampler):
+    start = grey_material(16, unlit=False)
+    theta = TexelGrid(start)
+    config = RecoveryConfig(2, OptimizeConfig(3, learning_rate=0.05), frozen=("albedo", "normal"))
+    for _ in recover(theta, target(16), renderer, scenes(lights), PixelSpace(), config):
+        pass
+    for name, channels in MAPS.items():
+        assert theta.texels.detach()[..., channels].equal(start[..., channels]) == (
+            name in config.frozen
+        ), name
+
+
+def test_steps_do_not_depend_on_threads(renderer: Renderer):
+    """The renderer's own kernels: the same maps, bit for bit."""
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            theta = TexelGrid(grey_material(16, unlit=False))
+            config = RecoveryConfig(2, OptimizeConfig(3, learning_rate=0.05))
+            for _ in recover(theta, target(16), renderer, scenes(None), PixelSpace(), config):
+                pass
+            results.append(theta.texels.detach().clone())
+    finally:
+        torch.set_num_threads(before)
+    assert results[0].equal(results[1])
+
+
+def test_held_out_scenes_have_light_of_their_own(lights: LightSampler):
+    sampler = dataclasses.replace(scenes(lights))
+    held_out = held_out_scene(sampler, 100)
+    assert len(held_out.cameras) == 20
+    trained = sampler.sample(0, 4, torch.zeros(1, 3))
+    assert held_out.lighting is not None
+    assert trained.lighting is not None
+    assert not held_out.lighting.yaw[:4].equal(trained.lighting.yaw)
+
+
+def test_psnr_of_maps_counts_the_chosen_texels_only():
+    known = constant_material(4, 4)
+    maps = known.clone()
+    maps[0, 0, ALBEDO] += 0.1
+    chosen = torch.ones(4, 4, dtype=torch.bool)
+    assert map_psnr_db(maps, known, chosen)["albedo"] == pytest.approx(20 + 10 * 1.20412, abs=0.01)
+    chosen[0, 0] = False
+    assert map_psnr_db(maps, known, chosen)["albedo"] == float("inf")

@@ -1,0 +1,153 @@
+"""``python -m sdslab.texture`` as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.metrics import psnr_db
+from sdslab.rendering.cameras import six_views
+from sdslab.rendering.cpu_backend import CpuBackend
+from sdslab.rendering.renderer import Renderer
+from sdslab.texture.target import own_maps
+
+SMALL = (
+    "--texture-size=64", "--render-size=64", "--views=2", "--turntable=2", "--device=cpu",
+)  # fmt: skip
+
+
+def start(folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sdslab.texture", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+
+def command_line(folder: Path, *arguments: str | Path) -> tuple[int, str, str]:
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("texture")
+    code, out, err = command_line(
+        folder, "torus", "--target", "coffee", "--light", "studio", "--steps=4", "--exr", *SMALL
+    )
+    assert code == 0, err
+    return folder / "runs" / "torus-coffee", out
+
+
+def test_a_run_leaves_what_it_says(finished: tuple[Path, str]):
+    out, printed = finished
+    assert {path.name for path in out.iterdir()} == {
+        "mesh.glb", "obj", "maps", "contact_sheet.png", "turntable.mp4", "run.json", "results.json",
+    }  # fmt: skip
+    assert (out / "maps" / "albedo.exr").stat().st_size > 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["steps"] == 4
+    assert results["interrupted"] is False
+    assert 0 < results["seen_texels"] <= results["covered_texels"] <= 64 * 64
+    assert set(results["map_psnr_db"]) == {"albedo", "roughness", "metallic", "normal", "all"}
+    assert f"held-out views: {results['held_out_view_psnr_db']:.2f} dB" in printed
+    record = json.loads((out / "run.json").read_text())
+    assert record["command"].startswith("python -m sdslab.texture torus --target coffee")
+    assert record["config"]["optimization"]["steps"] == 4
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert min(sheet.size) > 500
+
+
+def test_the_glb_renders_as_the_live_material(finished: tuple[Path, str]):
+    """Read back, it gives the same pictures to 45 dB, at the file's own scale."""
+    out, _ = finished
+    reloaded, original = load_mesh(out / "mesh.glb"), load_mesh("torus")
+    assert (reloaded.positions - original.positions).abs().max() < 1e-6
+    assert (reloaded.uv - original.uv).abs().max() < 1e-6
+    assert reloaded.faces.equal(original.faces)
+    pictures = []
+    from sdslab.meshes.material_io import load_maps
+
+    backend = CpuBackend()
+    for mesh, maps in (
+        (reloaded, own_maps(reloaded, 64, backend)),
+        (original, load_maps(out / "maps")),
+    ):
+        renderer = Renderer(mesh, backend)
+        surface = renderer.see(six_views(), 96)
+        pictures.append(renderer.picture(surface, maps, None, torch.ones(6, 3, 96, 96)))
+    assert psnr_db(*pictures) > 45
+
+
+def test_unlit_runs_start_from_the_files_own_maps(finished: tuple[Path, str], tmp_path: Path):
+    glb = finished[0] / "mesh.glb"
+    code, out, err = command_line(
+        tmp_path, glb, "--target", glb, "--init", "source", "--unlit", "--steps=1", *SMALL
+    )
+    assert code == 0, err
+    assert "held-out views: inf dB" in out
+    assert "roughness" not in out
+
+
+def test_ctrl_c_writes_what_was_reached(tmp_path: Path):
+    process = start(tmp_path, "torus", "--target", "coffee", "--unlit", "--steps=100000", *SMALL)
+    run = tmp_path / "runs" / "torus-coffee" / "run.json"
+    deadline = time.monotonic() + 120
+    while not run.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(8)  # the kernels compile in the first steps where they are not cached
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    results = json.loads((run.parent / "results.json").read_text())
+    assert results["interrupted"] is True
+    assert 0 < results["steps"] < 100_000
+    assert (run.parent / "mesh.glb").exists()
+    assert f"{results['steps']} steps" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("torus",), "--guidance degenerate needs --target"),
+        (("nothing.obj", "--target", "brick"), "mesh must be an existing file or one of apple"),
+        (("torus", "--target", "nothing.png"), "image must be an existing file or one of"),
+        (("torus", "--target", "brick", "--texture-size=100"), "must be a power of two up to 8192"),
+        (("torus", "--target", "brick", "--steps=0"), "--steps must be a number from 1"),
+        (("torus", "--target", "brick", "--light", "moon"), "moon"),
+        (("torus", "--target", "brick", "--unlit", "--light", "sky"), "exclude each other"),
+        (("torus", "--target", "brick", "--device", "cuda:99"), "needs a CUDA GPU"),
+        (("torus", "--target", "brick", "--renderer", "nvdiffrast"), "needs a CUDA device"),
+        (("torus", "--target", "brick", "--learning-rate=-1"), "learning_rate must be a positive"),
+        (("torus", "--target", "brick", "--out", "file"), "--out must be a folder"),
+    ],
+    ids=[
+        "no target", "mesh", "target", "texture size", "steps", "light", "unlit", "device",
+        "renderer", "learning rate", "out",
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_write_nothing(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+):
+    (tmp_path / "file").write_text("")
+    code, out, err = command_line(tmp_path, *arguments)
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

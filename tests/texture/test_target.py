@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sdslab.errors import UserError
+from sdslab.meshes.export_glb import export_glb
+from sdslab.meshes.export_obj import export_obj
+from sdslab.meshes.material import ALBEDO, ROUGHNESS, constant_material
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.metrics import psnr_db
+from sdslab.rendering.cpu_backend import CpuBackend
+from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.texture.target import load_target, own_maps
+
+
+def smooth_material(size: int = 64) -> torch.Tensor:
+    coarse = torch.rand(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")[0]
+    maps = maps.movedim(0, -1).contiguous()
+    maps[..., 5:] = torch.tensor([0.5, 0.5, 1.0])
+    return maps
+
+
+def test_a_picture_is_the_albedo_with_its_last_row_at_v_0(tmp_path: Path):
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.paste("blue", (0, 16, 32, 32))
+    picture.save(tmp_path / "p.png")
+    maps = load_target(str(tmp_path / "p.png"), load_mesh("sphere"), 32, CpuBackend())
+    assert maps[0, 0, ALBEDO].tolist() == [0, 0, 1]
+    assert maps[-1, 0, ALBEDO].tolist() == [1, 0, 0]
+    assert (maps[..., ROUGHNESS] == 0.5).all()
+
+
+@pytest.mark.parametrize("kind", ["glb", "obj"])
+def test_a_textured_mesh_gives_its_maps_back(kind: str, tmp_path: Path):
+    mesh, maps = load_mesh("torus"), smooth_material()
+    if kind == "glb":
+        source = tmp_path / "mesh.glb"
+        export_glb(mesh, maps, source)
+    else:
+        source = export_obj(mesh, maps, tmp_path)[0]
+    target = load_target(str(source), mesh, 64, CpuBackend())
+    compared = slice(0, 5)
+    assert (target - maps)[..., compared].abs().max() < 1 / 255
+    again = load_mesh(source)
+    assert (own_maps(again, 64, CpuBackend()) - maps)[..., compared].abs().max() < 1 / 255
+
+
+def test_maps_move_to_the_meshs_own_texture_coordinates(tmp_path: Path):
+    mesh, maps = load_mesh("torus"), smooth_material()
+    export_glb(mesh, maps, tmp_path / "mesh.glb")
+    unwrapped = load_mesh(tmp_path / "mesh.glb", "always")
+    assert unwrapped.unwrapped
+    target = load_target(str(tmp_path / "mesh.glb"), unwrapped, 256, CpuBackend())
+    # The same colours at the same places of the surface.
+    covered = covered_texels(unwrapped, (256, 256), CpuBackend())
+    corner_uv = unwrapped.uv[unwrapped.faces.long()]
+    middle = corner_uv.mean(1)
+    own = mesh.uv[mesh.faces.long()].mean(1)
+    zeros = torch.zeros(len(middle), 4)
+    backend = CpuBackend()
+    assert covered.any()
+    there = backend.sample_texture(target, middle, zeros)
+    here = backend.sample_texture(maps, own, zeros)
+    assert psnr_db(there[:, :5], here[:, :5]) > 35
+
+
+def test_another_mesh_or_one_without_texture_is_refused(tmp_path: Path):
+    torus, sphere = load_mesh("torus"), load_mesh("sphere")
+    export_glb(torus, constant_material(8, 8), tmp_path / "torus.glb")
+    with pytest.raises(UserError, match="--target must have the faces of the mesh"):
+        load_target(str(tmp_path / "torus.glb"), sphere, 8, CpuBackend())
+    (tmp_path / "plain.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    with pytest.raises(UserError, match="must be a mesh with a texture"):
+        load_target(str(tmp_path / "plain.obj"), torus, 8, CpuBackend())
+    with pytest.raises(UserError, match="--init source needs a mesh with a texture"):
+        own_maps(torus, 8, CpuBackend())
+    with pytest.raises(UserError, match="image must be an existing file or one of"):
+        load_target("no-such-picture", torus, 8, CpuBackend())
