@@ -26,7 +26,7 @@ from sdslab.optimize import OptimizeConfig, Step, optimize
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.backgrounds import sample_background
-from sdslab.rendering.cameras import castex_20_views
+from sdslab.rendering.cameras import EVALUATION_VIEWS
 from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.material_projection import project_material_
 from sdslab.rendering.renderer import Renderer, Surface
@@ -72,9 +72,9 @@ def light_sampler(
     )
 
 
-def held_out_scene(scenes: SceneSampler, step: int) -> Scene:
-    """CasTex's 20 evaluation views under light of a step that the optimisation never took."""
-    views = castex_20_views()
+def held_out_scene(scenes: SceneSampler, step: int, views_name: str = "castex") -> Scene:
+    """A named set of `EVALUATION_VIEWS`, under light of a step that was never taken."""
+    views = EVALUATION_VIEWS[views_name]()
     size = (scenes.resolution, scenes.resolution)
     return Scene(
         views,

@@ -1,7 +1,7 @@
 """A look at a result without a viewer: a turntable video and a contact sheet."""
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,54 @@ from torch import Tensor
 
 from sdslab.atomic_write import atomic_write
 from sdslab.meshes.material_io import map_pictures
+from sdslab.rendering.backgrounds import sample_background
+from sdslab.rendering.cameras import Cameras, six_views, turntable_views
+from sdslab.rendering.lighting import Environment, Lighting
+from sdslab.rendering.renderer import Renderer
 
 SHEET_WIDTH = 1400
 GAP = 20
 LABEL_HEIGHT = 30
 FONT_SIZE = 18
 PAGE, FRAME, INK = "#f5f5f4", "#d6d3d1", "#292524"
+
+
+VIEW_NAMES = ("front", "right", "back", "left", "above", "below")  # of `six_views`
+
+
+@dataclass(frozen=True, eq=False)
+class Previewer:
+    """Makes pictures for people.
+
+    Attributes:
+        renderer: of the mesh, supersampled.
+        environment: the light, or None for the albedo alone.
+        size: height and width of a picture.
+    """
+
+    renderer: Renderer
+    environment: Environment | None
+    size: int = 384
+
+    @torch.no_grad()
+    def picture(self, cameras: Cameras, maps: Tensor) -> Tensor:
+        """[b, 3, size, size] in [0, 1], on white, on the CPU."""
+        lighting = self.environment and Lighting.fixed(self.environment, len(cameras))
+        surface = self.renderer.see(cameras, self.size)
+        background = sample_background("white", 0, 0, len(cameras), (self.size, self.size))
+        maps = maps.to(self.renderer.device)
+        return self.renderer.picture(surface, maps, lighting, background).clamp(0, 1).cpu()
+
+    def six_views(self, name: str, maps: Tensor) -> list[tuple[str, Tensor]]:
+        """Labelled pictures, for a row of `contact_sheet`."""
+        pictures = self.picture(six_views(), maps)
+        return [(f"{name}, {view}", p) for view, p in zip(VIEW_NAMES, pictures, strict=True)]
+
+    def turntable(self, maps: Tensor, frames: int) -> Iterator[Tensor]:
+        """[3, size, size] each, once around the object."""
+        cameras = turntable_views(frames)
+        for frame in range(frames):
+            yield self.picture(cameras[frame : frame + 1], maps)[0]
 
 
 @dataclass(frozen=True)

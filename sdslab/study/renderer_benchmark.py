@@ -3,7 +3,7 @@
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from sdslab.meshes.subdivide import subdivide
 from sdslab.optimize import OptimizeConfig, Step
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
+from sdslab.rendering.lighting import Environment, Lighting
+from sdslab.rendering.preview import Previewer
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
@@ -46,6 +48,7 @@ from sdslab.study.renderer_specification import (
 # The share of ids that two exact methods may tell apart: pixel centres on an edge.
 ID_BUDGET = 1e-4
 TEXTURE_BUDGET = 1e-4
+UNSEEN_LIGHT = "white"  # none of the study's recoveries has it
 # CasTex's cameras at the middle of their range: steps of equal work, so that a few tell the time.
 MEAN_DISTANCE = CameraSampler(radius=(4.4, 4.4))
 
@@ -89,7 +92,16 @@ class RecoveryRow:
     steps: int
     seconds: float
     view_psnr_db: float
+    """Of unseen views under the recovery's own light, turned anew."""
+    relit_psnr_db: float | None
+    """Of the same views under `UNSEEN_LIGHT`; None where there was no light."""
     map_psnr_db: dict[str, float]
+    maps: Tensor
+    """[h, w, 8], on the CPU."""
+    pictures: list[tuple[str, Tensor]]
+    """Labelled views of it."""
+    target_pictures: list[tuple[str, Tensor]]
+    """The same views of the material to recover."""
 
 
 def quantiles_ms(call: Callable[[], object], repeats: int) -> tuple[float, float, float]:
@@ -225,13 +237,27 @@ def measure_recovery(
     maps = maps_of(run.theta).detach()
     size = (case.texture_size, case.texture_size)
     covered = covered_texels(run.renderer.mesh, size, make_backend("cpu", torch.device("cpu")))
+    relit_psnr_db = None
+    if scene.lighting:
+        unseen = Environment.of(UNSEEN_LIGHT).to(run.renderer.device)
+        relit = replace(scene, lighting=Lighting.fixed(unseen, len(scene.cameras)))
+        relit_psnr_db = view_psnr_db(maps, run.target, run.renderer, relit)
+    previewer = Previewer(
+        Renderer(run.renderer.mesh, run.renderer.backend, run.renderer.device, supersampling=2),
+        run.scenes.lights.environments[0] if run.scenes.lights else None,
+        size=256,
+    )
     return RecoveryRow(
         case.name,
         case.label,
         case.steps,
         seconds,
         view_psnr_db(maps, run.target, run.renderer, scene),
+        relit_psnr_db,
         map_psnr_db(maps.cpu(), run.target.cpu(), seen.cpu() & covered),
+        maps.cpu(),
+        previewer.six_views(case.name, maps),
+        previewer.six_views("target", run.target),
     )
 
 

@@ -14,6 +14,8 @@ from rich.progress import Progress
 from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
+from sdslab.meshes.material import MAPS
+from sdslab.rendering.preview import contact_sheet
 from sdslab.run_record import run_record, write_json
 from sdslab.study.renderer_benchmark import (
     ComparisonRow,
@@ -37,7 +39,7 @@ progress_console = Console(stderr=True)
 
 
 def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None:
-    """Runs every row (or those named in ``only``) and writes ``NAME.{csv,md,json}``.
+    """Runs every row (or those named in ``only``) and writes ``NAME.{csv,md,json,png}``.
 
     Raises:
         UserError: something cannot run here, or ours differs from its reference.
@@ -68,6 +70,10 @@ def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None
     write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
     with atomic_write(out / f"{study.name}.md") as temporary:
         temporary.write_text(_markdown(study, rows, device_name(device)), encoding="utf-8")
+    recoveries = [row for row in rows if isinstance(row, RecoveryRow)]
+    if recoveries:
+        sheet = [recoveries[-1].target_pictures, *(row.pictures for row in recoveries)]
+        contact_sheet(sheet, recoveries[-1].maps, out / f"{study.name}.png")
     print(_markdown(study, rows, device_name(device)))  # noqa: T201
     print(f"written to {out}/{study.name}.*")  # noqa: T201
 
@@ -128,6 +134,7 @@ def _numbers_of(row: Row) -> dict[str, Any]:
                 "steps": row.steps,
                 "seconds": row.seconds,
                 "view_psnr_db": row.view_psnr_db,
+                "relit_psnr_db": row.relit_psnr_db,
                 **{f"{name}_psnr_db": value for name, value in row.map_psnr_db.items()},
             }
 
@@ -169,13 +176,18 @@ def _markdown(study: RendererStudy, rows: list[Row], device: str) -> str:
             ],
         ),
         (
-            "| recovery | steps | seconds | held-out views, dB | albedo | roughness | metallic "
-            "| normal |",
+            "| recovery | steps | seconds | held-out views, dB | in unseen light | albedo "
+            "| roughness | metallic | normal |",
             [
                 f"| {row.label} | {row.steps} | {row.seconds:.1f} | {row.view_psnr_db:.2f} | "
+                + ("" if row.relit_psnr_db is None else f"{row.relit_psnr_db:.2f}")
+                + " | "
                 + " | ".join(
+                    # Unlit pictures tell of the albedo alone.
                     f"{row.map_psnr_db[name]:.2f}"
-                    for name in ("albedo", "roughness", "metallic", "normal")
+                    if name == "albedo" or row.relit_psnr_db is not None
+                    else ""
+                    for name in MAPS
                 )
                 + " |"
                 for row in rows

@@ -39,13 +39,14 @@ from sdslab.optimize import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
+from sdslab.rendering.preview import Previewer
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texel_coverage import covered_texels
 from sdslab.run_record import run_record, write_json
 from sdslab.texture.__main__ import Arguments, default_out
-from sdslab.texture.outputs import FIXED_OUTPUTS, Previewer, write_outputs
+from sdslab.texture.outputs import FIXED_OUTPUTS, write_outputs
 from sdslab.texture.target import load_target, own_maps
 
 DEFAULT_LIGHTS = ("studio", "sky")

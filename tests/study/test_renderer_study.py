@@ -1,0 +1,138 @@
+"""The renderer study: its file, its rows, and that a wrong result has no speed."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sdslab.errors import UserError
+from sdslab.study import renderer_runner
+from sdslab.study.__main__ import Overrides, Selection, run
+from sdslab.study.renderer_benchmark import ComparisonRow, quantiles_ms
+from sdslab.study.renderer_specification import load_renderer_study
+
+STUDY = """
+title = "A small renderer study"
+kind = "renderer"
+[settings]
+mesh = "sphere"
+repeats = 2
+[[comparisons]]
+name = "visibility"
+label = "faces"
+operation = "visibility"
+views = 2
+render_size = 32
+[[comparisons]]
+name = "texture"
+label = "look-up"
+operation = "texture"
+views = 2
+render_size = 32
+texture_size = 64
+[[steps]]
+name = "step"
+label = "a step"
+subdivisions = 1
+views = 1
+render_size = 32
+texture_size = 64
+[[recoveries]]
+name = "unlit"
+label = "albedo"
+unlit = true
+views = 2
+render_size = 48
+texture_size = 16
+steps = 10
+learning_rate = 0.1
+[presets.quick.settings]
+repeats = 1
+[presets.quick.recoveries.unlit]
+steps = 2
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_every_row_is_written(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    run(Selection(str(study)), Overrides(out="results", device="cpu"))
+    out = tmp_path / "results"
+    assert {path.name for path in out.iterdir()} == {
+        "small.csv", "small.json", "small.md", "small.png",
+    }  # fmt: skip
+    table = pd.read_csv(out / "small.csv").set_index("row")
+    assert list(table.index) == ["visibility", "texture", "step", "unlit"]
+    assert (table.loc[["visibility", "texture"], "disagreement"] <= 1e-4).all()
+    ratio = table.loc["texture", "reference_ms_q50"] / table.loc["texture", "ours_ms_q50"]
+    assert table.loc["texture", "ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert table.loc["step", "faces"] == 4 * 3968
+    assert table.loc["step", "peak_mb"] > 100
+    assert table.loc["unlit", "view_psnr_db"] > 15
+    assert table["device"].notna().all()
+    assert json.loads((out / "small.json").read_text())["run"]["config"]["settings"]["repeats"] == 2
+    printed = capsys.readouterr().out
+    assert (out / "small.md").read_text().strip() in printed
+
+
+def test_a_wrong_result_has_no_speed(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wrong = ComparisonRow("texture", "x", (1, 1, 1), "plain torch", (9, 9, 9), 0.1, 1e-4)
+    monkeypatch.setattr(renderer_runner, "compare", lambda *_: wrong)
+    with pytest.raises(
+        UserError, match=r"texture: ours must equal plain torch to 0\.0001, got 0\.1"
+    ):
+        run(Selection(str(study), only=("texture",)), Overrides(out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_nan_is_a_wrong_result():
+    row = ComparisonRow("x", "x", (1, 1, 1), "y", (1, 1, 1), math.nan, 1e-4)
+    assert not row.accepted
+
+
+def test_options_of_other_studies_are_refused(study: Path):
+    with pytest.raises(UserError, match=r"takes --only, --preset, .*, got --image"):
+        run(Selection(str(study)), Overrides(image=("coffee",)))
+    with pytest.raises(UserError, match="--only must name one of visibility, texture, step, unlit"):
+        run(Selection(str(study), only=("nothing",)), Overrides())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("repeats = 2", "repeat = 2", "valid keys are mesh, target, device"),
+        ('operation = "texture"', 'operation = "opera"', "must be one of visibility, texture"),
+        ("[[steps]]", "[[step]]", "valid keys are title, kind, settings, comparisons"),
+        ("[presets.quick.recoveries.unlit]", "[presets.quick.recoveries.lit]", "valid keys are"),
+        ("views = 1", 'views = "one"', "must be int"),
+    ],
+    ids=["setting", "operation", "section", "preset row", "type"],
+)
+def test_mistakes_name_what_is_valid(study: Path, old: str, new: str, message: str):
+    study.write_text(STUDY.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        load_renderer_study(study, "quick")
+
+
+def test_presets_reach_into_rows(study: Path):
+    assert load_renderer_study(study).recoveries[0].steps == 10
+    quick = load_renderer_study(study, "quick")
+    assert quick.recoveries[0].steps == 2
+    assert quick.settings.repeats == 1
+    with pytest.raises(UserError, match="preset must be one of quick, got 'slow'"):
+        load_renderer_study(study, "slow")
+
+
+def test_quantiles_are_in_order():
+    low, middle, high = quantiles_ms(lambda: sum(range(1000)), 9)
+    assert 0 < low <= middle <= high
