@@ -54,9 +54,9 @@ def test_the_gradient_of_theta_is_that_of_half_the_squared_error(
     sampler = scenes(lights if lit else None)
     theta, known = TexelGrid(grey_material(32, unlit=False)), target(32)
     config = RecoveryConfig(2, OptimizeConfig(1))
-    for step in recover(theta, known, renderer, sampler, PixelSpace(), config):
-        assert theta.texels.grad is not None
-        sds, loss = theta.texels.grad.clone(), step.loss
+    (step,) = recover(theta, known, renderer, sampler, PixelSpace(), config)
+    assert theta.texels.grad is not None
+    sds, loss = theta.texels.grad, step.loss
     scene = sampler.sample(0, 2, renderer.positions)
     surface = renderer.see(scene.cameras, 48)
     maps = grey_material(32, unlit=False).requires_grad_()

@@ -73,7 +73,7 @@ def test_every_row_is_written(
     }  # fmt: skip
     table = pd.read_csv(out / "small.csv").set_index("row")
     assert list(table.index) == ["visibility", "texture", "step", "unlit"]
-    assert (table.loc[["visibility", "texture"], "disagreement"] <= 1e-4).all()
+    assert table["disagreement"].dropna().to_numpy().max() <= 1e-4
     ratio = table.loc["texture", "reference_ms_q50"] / table.loc["texture", "ours_ms_q50"]
     assert table.loc["texture", "ratio"] == pytest.approx(ratio, rel=1e-4)
     assert table.loc["step", "faces"] == 4 * 3968
