@@ -67,7 +67,7 @@ class Rendering:
     light: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, _option("LIGHT", "studio and sky; repeatable")
     ] = ()
-    """studio, sky, white, or a panorama (.hdr, .exr, a picture); one is chosen at each step."""
+    """studio, sky, constant, white, or a panorama (.hdr, .exr, a picture); each step takes one."""
     fixed_light: bool = False
     """Do not turn and dim the light at random."""
     unlit: bool = False
