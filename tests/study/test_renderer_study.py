@@ -79,7 +79,7 @@ def test_every_row_is_written(
     assert table.loc["step", "faces"] == 4 * 3968
     assert table.loc["step", "peak_mb"] > 100
     assert table.loc["unlit", "view_psnr_db"] > 15
-    assert table["device"].notna().all()
+    assert all(isinstance(device, str) for device in table["device"])
     assert json.loads((out / "small.json").read_text())["run"]["config"]["settings"]["repeats"] == 2
     printed = capsys.readouterr().out
     assert (out / "small.md").read_text().strip() in printed
