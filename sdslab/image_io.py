@@ -1,5 +1,6 @@
 """Pictures in: files and the photographs that scikit-image ships."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,11 @@ def load_image(source: str | Path, size: int) -> torch.Tensor:
 
 def _pixels(source: str | Path) -> np.ndarray:
     path = Path(source)
-    if not path.is_file() and str(source) in SKIMAGE_PHOTOGRAPHS:
+    if not os.path.isfile(path) and str(source) in SKIMAGE_PHOTOGRAPHS:
         import skimage.data
 
         return _as_rgb(getattr(skimage.data, SKIMAGE_PHOTOGRAPHS[str(source)])(), source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"image must be an existing file or one of {', '.join(SKIMAGE_PHOTOGRAPHS)}, "
             f"got {str(source)!r}"

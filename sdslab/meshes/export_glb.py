@@ -19,6 +19,7 @@ FLOAT, UNSIGNED_INT = 5126, 5125
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR, REPEAT = 9729, 9987, 10497
 MAGIC, VERSION, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
+LARGEST_ROUNDING = 1e-4  # of a position, as a share of half the mesh's extent
 
 
 def export_glb(
@@ -27,7 +28,9 @@ def export_glb(
     """Writes a mesh with its material as a .glb file.
 
     Every part becomes a node of its own and holds the vertices that its faces use, in the mesh's
-    order; vertices that no face uses are left out. Coordinates are the mesh's own as float32.
+    order; vertices that no face uses are left out. Coordinates are the mesh's own as float32; a
+    mesh so far from the origin that float32 would deform it is stored around its own centre, and
+    its nodes' translation puts it back.
 
     Args:
         mesh: its `positions`, `normals`, `tangents` and `uv` are written; v is turned down.
@@ -41,13 +44,15 @@ def export_glb(
 
     Source: the glTF 2.0 specification (Khronos).
     """
-    if not bool(mesh.positions.float().isfinite().all()):
+    origin = _origin(mesh)
+    if not bool((mesh.positions - origin).float().isfinite().all()):
         raise ValueError("positions must be finite in float32, which is what a .glb file holds")
     binary = _Binary()
     nodes, meshes = [], []
     for part in mesh.parts:
-        primitive = _primitive(mesh, part, binary)
-        nodes.append({"mesh": len(meshes), "name": part.name})
+        primitive = _primitive(mesh, part, origin, binary)
+        place = {"translation": origin.tolist()} if origin.any() else {}
+        nodes.append({"mesh": len(meshes), "name": part.name, **place})
         meshes.append({"name": part.name, "primitives": [primitive]})
     pictures = map_pictures(maps)
     images = [
@@ -127,12 +132,19 @@ class _Binary:
         return len(self.accessors) - 1
 
 
-def _primitive(mesh: Mesh, part: Part, binary: _Binary) -> dict[str, Any]:
+def _origin(mesh: Mesh) -> Tensor:
+    """[3] float64: zeros, or the mesh's centre where float32 would shift vertices visibly."""
+    used = mesh.positions[mesh.faces.long().unique()]
+    rounding = (used.float().double() - used).abs().max() * mesh.normalization.scale
+    return torch.zeros_like(used[0]) if rounding < LARGEST_ROUNDING else mesh.normalization.center
+
+
+def _primitive(mesh: Mesh, part: Part, origin: Tensor, binary: _Binary) -> dict[str, Any]:
     faces = mesh.faces[part.faces.start : part.faces.stop].long()
     used, indices = torch.unique(faces, return_inverse=True)
     uv = mesh.uv[used].double()
     attributes = {
-        "POSITION": mesh.positions[used],
+        "POSITION": mesh.positions[used] - origin,
         "NORMAL": mesh.normals[used],
         "TANGENT": mesh.tangents[used],
         "TEXCOORD_0": torch.stack((uv[:, 0], 1 - uv[:, 1]), -1),

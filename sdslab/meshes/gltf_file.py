@@ -24,6 +24,7 @@ WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 UNDERSTOOD = re.compile(
     r"KHR_(materials_|mesh_quantization|lights_|xmp|texture_transform)|EXT_texture_webp"
 )
+MOST_VERTICES = 3 * MOST_FACES
 
 
 def read_gltf(content: bytes, folder: MeshFolder) -> MeshFile:
@@ -82,6 +83,7 @@ class _Document:
     def __init__(self, content: bytes, folder: MeshFolder) -> None:
         self.folder = folder
         self.notes: list[str] = []
+        self.vertices = 0  # of the primitives so far
         self.binary: bytes | None = None
         text = content
         if content.startswith(b"glTF"):
@@ -139,6 +141,10 @@ class _Document:
             self.notes.append("points and lines left out")
             return None
         attributes = primitive["attributes"]
+        accessors = self.json["accessors"]
+        self.vertices += accessors[_index(attributes["POSITION"], accessors)]["count"]
+        if self.vertices > MOST_VERTICES:  # said before any of them is copied
+            raise MeshFileError(f"its primitives name more than {MOST_VERTICES:,} vertices")
         positions = self.accessor(attributes["POSITION"], 3)
         if "indices" in primitive:
             indices = self.accessor(primitive["indices"], 1).astype(np.int64).reshape(-1)

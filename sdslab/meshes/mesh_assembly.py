@@ -25,6 +25,7 @@ from sdslab.meshes.surface_frame import face_normals, vertex_normals, vertex_tan
 from sdslab.meshes.unwrap import inspect_uv, unwrap
 
 Unwrapping = Literal["always", "auto", "never"]
+LARGEST_COORDINATE = 1e37
 MOST_TILES = 16
 MOST_REPEATS = 2.0  # of a texture within one tile of a joint one
 LEAST_AGREEMENT = 0.99  # of corners whose normal in the file points to the face's front
@@ -121,10 +122,11 @@ def _checked_positions(file: MeshFile, notes: list[str]) -> tuple[Floats, Floats
     positions = np.where(finite[:, None], file.positions, 0.0)
     low, high = positions[used].min(0), positions[used].max(0)
     largest, extent = max(np.abs(low).max(), np.abs(high).max()), (high - low).max()
-    if largest > 1e100 or (extent < 1e-100 and largest > 0):
+    # A .glb holds float32: neither the place nor the extent may leave its range.
+    if largest > LARGEST_COORDINATE or (extent < 1 / LARGEST_COORDINATE and largest > 0):
         raise MeshFileError(f"its coordinates reach {largest:.3g} over an extent of {extent:.3g}")
     with np.errstate(all="ignore"):  # vertices of no face may lie anywhere
-        normalized = (positions - (low + high) / 2) * (2 / max(extent, 1e-100))
+        normalized = (positions - (low + high) / 2) * (2 / max(extent, 1 / LARGEST_COORDINATE))
     return positions, np.where(np.isfinite(normalized), normalized, 0.0)
 
 
@@ -244,7 +246,8 @@ def _source_material(
         return None
     for tile, member in zip(tiles, members, strict=True):
         uv[member] = tile.place(uv[member])
-    decoded = {look: material_maps(look, notes) for look in dict.fromkeys(own)}
+    grid = round(1 / tiles[0].side)
+    decoded = {look: material_maps(look, notes, grid) for look in dict.fromkeys(own)}
     maps = merge_maps([decoded[look] for look in own], tiles)
     notes.append(f"the file's {len(used)} materials joined")
     return SourceMaterial(maps, torch.from_numpy(uv.astype(np.float32)))

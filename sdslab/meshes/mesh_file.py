@@ -1,5 +1,6 @@
 """What every mesh file boils down to, and the only folder that its textures are read from."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,7 @@ class MeshFolder:
             path = (self.root / name).resolve()
             if not path.is_relative_to(self.root):
                 raise MeshFileError(f"{shown} lies outside the mesh's folder")
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise MeshFileError(f"{shown} is missing")
             if path.stat().st_size > LARGEST_FILE:
                 raise MeshFileError(f"{shown} is larger than {LARGEST_FILE >> 20} MiB")

@@ -1,6 +1,7 @@
 """Meshes in: files of six formats and the procedural ones that ship."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def load_mesh(
             cannot be used or made.
     """
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         if str(source) in PROCEDURAL_MESHES:
             return PROCEDURAL_MESHES[str(source)](unwrap, progress)
         raise UserError(

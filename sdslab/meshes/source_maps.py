@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from sdslab.color import linear_to_srgb, srgb_to_linear
 from sdslab.meshes.atlas_tiles import AtlasTile
 from sdslab.meshes.material import ALBEDO, CHANNELS, METALLIC, NORMAL, ROUGHNESS
 from sdslab.meshes.mesh_file import FileMaterial
@@ -18,15 +19,21 @@ LARGEST_MAP = 2048
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "TIFF", "GIF")
 
 
-def material_maps(material: FileMaterial, notes: list[str]) -> Tensor:
+def material_maps(material: FileMaterial, notes: list[str], grid: int = 1) -> Tensor:
     """[h, w, 8] as `material.py` describes, sides powers of two up to 2048.
 
     Pictures that cannot be read are left out, with a note.
+
+    Args:
+        material: as the file states it.
+        notes: gets a line for each picture left out.
+        grid: of how many tiles along a joint texture's side the material will fill one.
     """
-    color, rough, metal, normal = (_picture(content, notes) for content in material.images)
+    largest = max(1, LARGEST_MAP // (1 << (grid - 1).bit_length()))
+    color, rough, metal, normal = (_picture(c, largest, notes) for c in material.images)
     pictures = [p for p in (color, rough, metal, normal) if p is not None]
     height, width = (
-        min(1 << (max([p.shape[k] for p in pictures], default=4) - 1).bit_length(), LARGEST_MAP)
+        min(1 << (max([p.shape[k] for p in pictures], default=4) - 1).bit_length(), largest)
         for k in (1, 2)
     )
     maps = torch.empty(height, width, CHANNELS)
@@ -34,8 +41,8 @@ def material_maps(material: FileMaterial, notes: list[str]) -> Tensor:
     albedo = factor.expand(3, height, width)
     if color is not None:
         color = _resize(color, height, width)
-        albedo = _to_linear(color) * factor
-    encoded = color if color is not None and (factor == 1).all() else _to_srgb(albedo)
+        albedo = srgb_to_linear(color) * factor
+    encoded = color if color is not None and (factor == 1).all() else linear_to_srgb(albedo)
     maps[..., ALBEDO] = encoded.movedim(0, -1)
     for channel, value, picture, source in (
         (ROUGHNESS, material.roughness, rough, 1),
@@ -94,8 +101,11 @@ def _repeat_sample(maps: Tensor, uv: Tensor) -> Tensor:
     return result
 
 
-def _picture(content: bytes | None, notes: list[str]) -> Tensor | None:
-    """[3, h, w] in [0, 1], top row first; the size is read before the pixels are."""
+def _picture(content: bytes | None, largest: int, notes: list[str]) -> Tensor | None:
+    """[3, h, w] in [0, 1], top row first; the size is read before the pixels are.
+
+    Pictures of more than ``largest`` pixels a side are shrunk by a whole number, to that or more.
+    """
     if content is None:
         return None
     try:
@@ -106,7 +116,13 @@ def _picture(content: bytes | None, notes: list[str]) -> Tensor | None:
         if picture.width * picture.height > LARGEST_PICTURE**2:
             notes.append(f"texture of {picture.width}×{picture.height} pixels ignored")
             return None
-        pixels = np.array(picture.convert("RGB"), np.float32) / 255
+        shrink = max(1, min(picture.size) // largest)
+        if picture.mode.startswith("I"):  # 16-bit grey, which a conversion to RGB would clip
+            grey = np.asarray(picture, np.float32).clip(0, 65535) / 65535
+            grey = np.asarray(Image.fromarray(grey).reduce(shrink))
+            pixels = np.repeat(grey[..., None], 3, axis=2)
+        else:
+            pixels = np.array(picture.convert("RGB").reduce(shrink), np.float32) / 255
     except Image.DecompressionBombError:
         notes.append("texture of too many pixels ignored")
         return None
@@ -123,12 +139,3 @@ def _resize(picture: Tensor, height: int, width: int) -> Tensor:
     return interpolate(
         picture[None], (height, width), mode="bilinear", antialias=True, align_corners=False
     )[0]
-
-
-def _to_linear(encoded: Tensor) -> Tensor:
-    return torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-
-
-def _to_srgb(linear: Tensor) -> Tensor:
-    curve = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
-    return torch.where(linear <= 0.0031308, 12.92 * linear, curve)

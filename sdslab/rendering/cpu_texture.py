@@ -220,5 +220,14 @@ def _even_shares(touches: np.ndarray, parts: int) -> list[tuple[int, int]]:
 
 
 def sample_texture_cpu(maps: Tensor, uv: Tensor, uv_derivatives: Tensor) -> Tensor:
-    """`texture_sampling.sample_texture` on the CPU, in float32; differentiable in the maps."""
+    """`texture_sampling.sample_texture` on the CPU, in float32; differentiable in the maps.
+
+    Raises:
+        ValueError: a side is no power of two; wrapping is a bit mask.
+    """
+    if any(side < 1 or side & (side - 1) for side in maps.shape[:2]):
+        raise ValueError(
+            f"maps must be [h, w, c] with sides that are powers of two, got {list(maps.shape)}; "
+            f"resize them"
+        )
     return _Lookup.apply(maps, uv.contiguous(), uv_derivatives.contiguous())  # type: ignore[return-value]

@@ -6,6 +6,7 @@ the top.
 """
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,9 +42,9 @@ def load_environment(source: str | Path) -> Tensor:
         UserError: there is no such file or name, or the file is no such map of finite values.
     """
     path = Path(source)
-    if not path.is_file() and str(source) in PROCEDURAL:
+    if not os.path.isfile(path) and str(source) in PROCEDURAL:
         return PROCEDURAL[str(source)]().float()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"light must be an existing file or one of {', '.join(PROCEDURAL)}, got {str(source)!r}"
         )

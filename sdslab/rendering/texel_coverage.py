@@ -1,5 +1,8 @@
 """Which texels belong to the surface, and what lies on them: the mesh rasterised in UV space."""
 
+import itertools
+from dataclasses import fields, replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,31 +32,29 @@ def rasterize_texels(
     height, width = resolution
     corner_uv = mesh.uv[mesh.faces.long()]  # [f, 3, 2]
     corner_uv = corner_uv - corner_uv.amin(1, keepdim=True).floor()
-    faces = torch.arange(3 * len(mesh.faces), dtype=torch.int32).view(-1, 3)
-    repeats = corner_uv.amax((0, 1)).ceil().long().clamp(1, 64)
-    shifts = torch.cartesian_prod(torch.arange(int(repeats[0])), torch.arange(int(repeats[1])))
-    clips = []
-    for shift in shifts:
-        x, y = (2 * (corner_uv.view(-1, 2) - shift) - 1).unbind(-1)
+    free = torch.ones(height * width, dtype=torch.bool)
+    pictures = []
+    for column, row in itertools.product(*(range(int(n)) for n in corner_uv.amax((0, 1)).ceil())):
+        # What reaches beyond 1 is drawn again, shifted back, by the faces that reach there.
+        shift = corner_uv.new_tensor([column, row])
+        reaching = (corner_uv.amax(1) > shift).all(1).nonzero()[:, 0]
+        if not len(reaching):
+            continue
+        x, y = (2 * (corner_uv[reaching].flatten(0, 1) - shift) - 1).unbind(-1)
         # A picture's top is y = +1 and a texture's first row v = 0.
-        clips.append(torch.stack((x, -y, torch.zeros_like(x), torch.ones_like(x)), -1))
-    clip = torch.stack(clips)
-    ids = backend.visibility(clip, faces, resolution)  # [shifts, h, w]
-    # Keep each texel in the first of the shifted pictures that covers it.
-    seen_before = torch.cumsum(ids > 0, 0) - (ids > 0).long()
-    ids = ids * (seen_before == 0)
-    fragments = backend.resolve(clip, faces, ids.int(), attributes.flatten(0, 1))
-    order = (fragments.pixel % (height * width)).argsort(stable=True)
-    return Fragments(
-        shape=(1, height, width),
-        pixel=(fragments.pixel % (height * width))[order],
-        face=fragments.face[order],
-        front_facing=fragments.front_facing[order],
-        barycentrics=fragments.barycentrics[order],
-        depth=fragments.depth[order],
-        attributes=fragments.attributes[order],
-        uv_derivatives=fragments.uv_derivatives[order],
-    )
+        clip = torch.stack((x, -y, torch.zeros_like(x), torch.ones_like(x)), -1)[None]
+        faces = torch.arange(len(x), dtype=torch.int32).view(-1, 3)
+        ids = backend.visibility(clip, faces, resolution) * free.view(1, height, width)
+        free &= ids.view(-1) == 0
+        seen = backend.resolve(clip, faces, ids.int(), attributes[reaching].flatten(0, 1))
+        pictures.append(replace(seen, face=reaching[seen.face]))
+    order = torch.cat([picture.pixel for picture in pictures]).argsort()  # each texel occurs once
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(picture, name) for picture in pictures])[order]
+
+    names = [field.name for field in fields(Fragments) if field.name != "shape"]
+    return Fragments((1, height, width), **{name: joined(name) for name in names})
 
 
 def covered_texels(mesh: Mesh, resolution: tuple[int, int], backend: RenderBackend) -> Tensor:

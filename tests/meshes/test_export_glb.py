@@ -301,3 +301,19 @@ def test_a_browser_shows_what_our_renderer_shows(tmp_path: Path):
     shown = torch.from_numpy(screenshot(tmp_path / "apple.glb", light="none", **view) / 255)
     inside = torch.from_numpy(ours & theirs) & (surface.coverage()[0, 0] == 1)
     assert psnr_db(shown[inside].float(), picture[inside]) > 30
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"),
+    [(1.0, 1e9), (1e-30, 0.0), (1e30, 0.0), (1e-3, 5e4)],
+    ids=["far", "tiny", "huge", "small and far"],
+)
+def test_a_mesh_keeps_its_shape_and_place_at_any_scale(scale: float, offset: float, tmp_path: Path):
+    """Through a reload, relative to its extent; float32 would have put it all into one point."""
+    torus = PROCEDURAL_MESHES["torus"]()
+    mesh = replace(torus, positions=torus.positions * scale + offset)
+    export_glb(mesh, random_maps(), tmp_path / "mesh.glb")
+    reloaded = load_mesh(tmp_path / "mesh.glb")
+    extent = 2 / mesh.normalization.scale
+    assert (reloaded.positions - mesh.positions).abs().max() < 1e-4 * extent
+    assert (reloaded.render_positions - mesh.render_positions).abs().max() < 1e-4

@@ -362,3 +362,34 @@ def test_bad_files_are_named_in_one_line(
 def test_a_missing_file_is_told_with_the_names_that_exist():
     with pytest.raises(UserError, match="one of apple, sphere, torus"):
         load_mesh("no-such.obj")
+
+
+def test_coordinates_that_no_glb_can_hold_are_refused(tmp_path: Path):
+    for name, size in (("huge", "1e39"), ("tiny", "1e-60")):
+        path = tmp_path / f"{name}.obj"
+        path.write_text(f"v 0 0 0\nv {size} 0 0\nv 0 {size} 0\nf 1 2 3\n")
+        with pytest.raises(UserError, match="its coordinates reach"):
+            load_mesh(path)
+
+
+def test_a_name_that_is_too_long_is_no_file():
+    with pytest.raises(UserError, match="mesh must be an existing file"):
+        load_mesh("x" * 300 + ".obj")
+
+
+def test_primitives_that_share_many_vertices_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A few kilobytes of glTF may promise gigabytes: the promise is refused, not kept."""
+    monkeypatch.setattr("sdslab.meshes.gltf_file.MOST_VERTICES", 1000)
+    accessor = {"count": 600, "componentType": 5126, "type": "VEC3"}
+    primitive = {"attributes": {"POSITION": 0}}
+    document = {
+        "asset": {"version": "2.0"},
+        "accessors": [accessor],
+        "meshes": [{"primitives": [primitive, primitive]}],
+        "nodes": [{"mesh": 0}],
+    }
+    (tmp_path / "mesh.gltf").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="name more than 1,000 vertices"):
+        load_mesh(tmp_path / "mesh.gltf")

@@ -84,3 +84,16 @@ def test_normals_turn_with_the_tangent_frame():
     maps[..., NORMAL] = torch.tensor(FLAT_NORMAL)
     moved = transfer_maps(maps, mesh.uv[mesh.faces.long()], turned, (16, 16), CpuBackend())
     assert (moved[..., NORMAL] - torch.tensor(FLAT_NORMAL)).abs().max() < 1e-6
+
+
+def test_a_long_face_covers_each_texel_once():
+    """A strip over 40 repeats: the first crossing of each texel counts."""
+    mesh = square([[0.0, 0.25], [40.0, 0.25], [40.0, 0.5], [0.0, 0.5]])
+    uv = mesh.uv[mesh.faces.long()]
+    fragments = rasterize_texels(mesh, (16, 16), CpuBackend(), uv)
+    assert len(fragments.pixel) == 4 * 16
+    assert fragments.pixel.unique().equal(fragments.pixel)
+    fraction = fragments.attributes - fragments.attributes.floor()
+    row, column = fragments.pixel // 16, fragments.pixel % 16
+    assert (fraction[:, 0] - (column + 0.5) / 16).abs().max() < 1e-4
+    assert (fraction[:, 1] - (row + 0.5) / 16).abs().max() < 1e-4

@@ -152,3 +152,9 @@ def test_strides_do_not_matter():
     assert sample_texture_cpu(maps, uv, derivatives).equal(
         sample_texture_cpu(other, uv, derivatives)
     )
+
+
+def test_sides_that_are_no_power_of_two_are_refused():
+    uv, derivatives = lookups(4)
+    with pytest.raises(ValueError, match=r"powers of two, got \[100, 64, 3\]"):
+        sample_texture_cpu(random(100, 64, 3), uv, derivatives)
