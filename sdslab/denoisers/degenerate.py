@@ -2,9 +2,7 @@
 
 from typing import Literal, final
 
-from torch import Tensor
-
-from sdslab.denoisers.denoiser import Denoiser, Prediction
+from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.tensor_types import Diffused, Timesteps
 
@@ -31,7 +29,9 @@ class DegenerateDenoiser(Denoiser):
         self.x_star, self.schedule = x_star, schedule
         self.prediction_type: Literal["epsilon", "x0"] = prediction_type
 
-    def predict(self, x_t: Diffused, t: Timesteps, condition: Tensor | None = None) -> Prediction:
+    def predict(
+        self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
+    ) -> Prediction:
         del condition  # there is one sample, whatever is asked for
         x_star = self.x_star.expand_as(x_t)
         if self.prediction_type == "x0":

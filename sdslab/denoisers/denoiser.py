@@ -1,7 +1,7 @@
 """The contract of every guidance model, and the one place where predictions are converted."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import final
 
 import torch
@@ -28,31 +28,69 @@ class Prediction:
     guidance_scale: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What each of b samples is conditioned on; a model leaves aside what it has no use for.
+
+    Attributes:
+        prompt: [b] int64, a row of the prompts that the model was made with.
+        low_resolution: [b, c, *spatial] in the diffusion space and of x_t's size, noised to
+            ``noise_level``: the picture that a super-resolution model sharpens.
+        noise_level: [b] int64, the timestep that ``low_resolution`` was noised to.
+        foreground: [b, 1, *spatial] in [0, 1], how much of a pixel shows the object.
+        up: [b, 2, *spatial], unit vectors (right, up) on the screen: where the surface's own up
+            points; 0 where there is none.
+    """
+
+    prompt: Tensor | None = None
+    low_resolution: Tensor | None = None
+    noise_level: Tensor | None = None
+    foreground: Tensor | None = None
+    up: Tensor | None = None
+
+    def with_prompt(self, row: int) -> "Condition":
+        """The same condition, but for one prompt for all samples."""
+        if self.prompt is None:
+            raise ValueError("the condition must have a prompt [b] to replace, got none")
+        return replace(self, prompt=torch.full_like(self.prompt, row))
+
+    def and_then(self, other: "Condition") -> "Condition":
+        """This batch of conditions with another, of the same fields, below it."""
+        parts = {}
+        for field in fields(self):
+            above, below = getattr(self, field.name), getattr(other, field.name)
+            parts[field.name] = None if above is None else torch.cat((above, below))
+        return Condition(**parts)
+
+
 class Denoiser(ABC):
     """Predicts the clean sample from a noisy one, under a noise schedule of its own."""
 
     schedule: NoiseSchedule
 
     @abstractmethod
-    def predict(self, x_t: Diffused, t: Timesteps, condition: Tensor | None = None) -> Prediction:
+    def predict(
+        self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
+    ) -> Prediction:
         """Runs the model once, without a graph.
 
         Args:
             x_t: noisy samples [b, c, *spatial], as the schedule's forward process makes them.
             t: a timestep per sample, [b].
-            condition: what the model is conditioned on (text embeddings, a low-resolution render);
-                its first dimension is b.
+            condition: of the same b samples.
         """
 
     @final
-    def x0_hat(self, x_t: Diffused, t: Timesteps, condition: Tensor | None = None) -> Diffused:
+    def x0_hat(self, x_t: Diffused, t: Timesteps, condition: Condition | None = None) -> Diffused:
         """x̂_0(x_t; y, t), whatever the model predicts."""
         prediction = self.predict(x_t, t, condition)
         guided = guided_output(prediction, x_t)
         return x0_from(prediction.prediction_type, guided, x_t, self.schedule.alpha_bar(t))
 
     @final
-    def epsilon_hat(self, x_t: Diffused, t: Timesteps, condition: Tensor | None = None) -> Diffused:
+    def epsilon_hat(
+        self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
+    ) -> Diffused:
         """ε̂(x_t; y, t), whatever the model predicts."""
         alpha_bar = _like(self.schedule.alpha_bar(t), x_t)
         x0_hat = self.x0_hat(x_t, t, condition)
@@ -61,26 +99,38 @@ class Denoiser(ABC):
 
 @final
 class ClassifierFreeGuidance(Denoiser):
-    """Guides ``model`` by ε_u + s (ε_c − ε_u), both halves in one batch.
+    """Guides ``model`` by ε_u + s (ε_c − ε_u).
 
     Args:
-        model: a denoiser that takes a condition.
-        unconditional: its condition for the empty (or negative) prompt, [1, ...].
+        model: a denoiser that takes prompts.
+        unconditional: the row of the empty (or negative) prompt.
         scale: s. Codes that write ε_c + s (ε_c − ε_u) mean s + 1.
+        low_memory: run the two halves one after the other instead of in one batch.
 
     Source: Ho & Salimans 2022 (arXiv 2207.12598).
     """
 
-    def __init__(self, model: Denoiser, unconditional: Tensor, scale: float) -> None:
+    def __init__(
+        self, model: Denoiser, unconditional: int, scale: float, *, low_memory: bool = False
+    ) -> None:
         self.model, self.unconditional, self.scale = model, unconditional, scale
+        self.low_memory = low_memory
         self.schedule = model.schedule
 
-    def predict(self, x_t: Diffused, t: Timesteps, condition: Tensor | None = None) -> Prediction:
-        if condition is None:
-            raise ValueError("classifier-free guidance needs a condition [b, ...], got None")
-        both = torch.cat((self.unconditional.expand_as(condition), condition))
-        halves = self.model.predict(torch.cat((x_t, x_t)), torch.cat((t, t)), both)
-        return Prediction(halves.output, halves.prediction_type, self.scale)
+    def predict(
+        self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
+    ) -> Prediction:
+        if condition is None or condition.prompt is None:
+            raise ValueError("classifier-free guidance needs a condition with a prompt, got none")
+        empty = condition.with_prompt(self.unconditional)
+        if self.low_memory:
+            halves = [self.model.predict(x_t, t, half) for half in (empty, condition)]
+            output = torch.cat([half.output for half in halves])
+            return Prediction(output, halves[0].prediction_type, self.scale)
+        both = self.model.predict(
+            torch.cat((x_t, x_t)), torch.cat((t, t)), empty.and_then(condition)
+        )
+        return Prediction(both.output, both.prediction_type, self.scale)
 
 
 def guided_output(prediction: Prediction, x_t: Diffused) -> Diffused:

@@ -3,7 +3,7 @@
 import torch
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
-from sdslab.denoisers.denoiser import Denoiser
+from sdslab.denoisers.denoiser import Condition, Denoiser
 from sdslab.denoisers.noise_schedule import Weighting
 from sdslab.kernels import (
     NoiseKey,
@@ -23,7 +23,7 @@ def sds_gradient(
     noise: torch.Tensor | NoiseKey,
     *,
     weighting: Weighting,
-    condition: torch.Tensor | None = None,
+    condition: Condition | None = None,
     clamp: float | None = None,
 ) -> SDSResult:
     """The gradient of Eq. 1 with respect to z: w (z − x̂_0(z_t; y, t)), or w_ε (ε̂ − ε).

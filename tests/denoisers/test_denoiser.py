@@ -4,6 +4,7 @@ from torch import Tensor
 
 from sdslab.denoisers.denoiser import (
     ClassifierFreeGuidance,
+    Condition,
     Denoiser,
     Prediction,
     guided_output,
@@ -13,18 +14,21 @@ from sdslab.denoisers.noise_schedule import DEEPFLOYD_IF, NoiseSchedule
 from tests.conftest import random_image
 
 
-class ConditionEchoes(Denoiser):
-    """Predicts its condition as ε̂."""
+class PromptEchoes(Denoiser):
+    """Predicts its prompt's row as ε̂."""
 
     def __init__(self) -> None:
         self.schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
         self.batches: list[int] = []
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Prediction:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Prediction:
         assert condition is not None
-        assert len(x_t) == len(t) == len(condition)
+        assert condition.prompt is not None
+        assert len(x_t) == len(t) == len(condition.prompt)
+        if condition.low_resolution is not None:
+            assert len(condition.low_resolution) == len(x_t)
         self.batches.append(len(x_t))
-        return Prediction(condition.view(-1, 1, 1, 1).expand_as(x_t), "epsilon")
+        return Prediction(condition.prompt.float().view(-1, 1, 1, 1).expand_as(x_t), "epsilon")
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v", "x0"])
@@ -37,22 +41,25 @@ def test_every_prediction_type_leads_to_the_same_x0(prediction_type):
     torch.testing.assert_close(x0_from(prediction_type, output, a * x0 + s * eps, alpha_bar), x0)
 
 
-def test_guidance_runs_both_halves_in_one_batch_and_extrapolates():
-    model = ConditionEchoes()
-    guided = ClassifierFreeGuidance(model, unconditional=torch.tensor([[1.0]]), scale=7.5)
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_guidance_runs_both_halves_and_extrapolates(low_memory):
+    model = PromptEchoes()
+    guided = ClassifierFreeGuidance(model, unconditional=1, scale=7.5, low_memory=low_memory)
     x_t = torch.zeros(2, 3, 4, 4)
     t = torch.tensor([100, 900])
-    prediction = guided.predict(x_t, t, torch.tensor([[3.0], [5.0]]))
-    assert model.batches == [4]
+    condition = Condition(prompt=torch.tensor([3, 5]), low_resolution=x_t)
+    prediction = guided.predict(x_t, t, condition)
+    assert model.batches == ([2, 2] if low_memory else [4])
     expected = torch.tensor([1 + 7.5 * 2, 1 + 7.5 * 4]).view(2, 1, 1, 1).expand_as(x_t)
     torch.testing.assert_close(guided_output(prediction, x_t), expected)
-    torch.testing.assert_close(guided.epsilon_hat(x_t, t, torch.tensor([[3.0], [5.0]])), expected)
+    torch.testing.assert_close(guided.epsilon_hat(x_t, t, condition), expected)
 
 
-def test_guidance_without_a_condition_is_refused():
-    guided = ClassifierFreeGuidance(ConditionEchoes(), torch.zeros(1, 1), 2.0)
-    with pytest.raises(ValueError, match="needs a condition"):
-        guided.predict(torch.zeros(1, 3, 2, 2), torch.tensor([1]))
+def test_guidance_without_a_prompt_is_refused():
+    guided = ClassifierFreeGuidance(PromptEchoes(), 0, 2.0)
+    for condition in (None, Condition(low_resolution=torch.zeros(1, 3, 2, 2))):
+        with pytest.raises(ValueError, match="needs a condition with a prompt"):
+            guided.predict(torch.zeros(1, 3, 2, 2), torch.tensor([1]), condition)
 
 
 def test_learned_variance_channels_are_dropped():
