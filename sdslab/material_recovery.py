@@ -5,7 +5,7 @@ the step's view, light and background; the renderer is between θ and that pictu
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +26,16 @@ from sdslab.optimize import OptimizeConfig, Step, optimize
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.backgrounds import sample_background
-from sdslab.rendering.cameras import EVALUATION_VIEWS
-from sdslab.rendering.lighting import Environment, LightSampler
+from sdslab.rendering.cameras import EVALUATION_VIEWS, Views
+from sdslab.rendering.lighting import Environment, Lighting, LightSampler
 from sdslab.rendering.material_projection import project_material_
+from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, SceneSampler
+from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texel_coverage import covered_texels
+
+LAST_STEP = 2**32 - 1  # that the counter-based generator can number: no run gets there
 
 
 @dataclass(frozen=True)
@@ -72,17 +77,6 @@ def light_sampler(
     )
 
 
-def held_out_scene(scenes: SceneSampler, step: int, views_name: str = "castex") -> Scene:
-    """A named set of `EVALUATION_VIEWS`, under light of a step that was never taken."""
-    views = EVALUATION_VIEWS[views_name]()
-    size = (scenes.resolution, scenes.resolution)
-    return Scene(
-        views,
-        scenes.lights.sample(step, len(views)) if scenes.lights else None,
-        sample_background("white", 0, 0, len(views), size),
-    )
-
-
 def recover(
     theta: TexelGrid,
     target: Tensor,
@@ -90,6 +84,7 @@ def recover(
     scenes: SceneSampler,
     space: DiffusionSpace,
     config: RecoveryConfig,
+    seen: SeenTexels,
 ) -> Iterator[Step]:
     """Moves θ towards the material whose pictures the denoiser knows, step by step.
 
@@ -100,6 +95,7 @@ def recover(
         scenes: views, lights and backgrounds of each step.
         space: of the diffusion model.
         config: steps and optimiser.
+        seen: of θ's size; what the views look at is marked.
 
     Yields:
         One `Step` before each update; its ``z`` is what the diffusion model saw.
@@ -108,14 +104,16 @@ def recover(
     weighting = weighting_named(config.weighting)
     timesteps = UniformTimesteps()
     sample = torch.arange(config.views, device=renderer.device)
-    seen: tuple[int, Scene, Surface] | None = None
+    latest: tuple[int, Scene, Surface] | None = None
 
     def scene_of(index: int) -> tuple[Scene, Surface]:
-        nonlocal seen
-        if seen is None or seen[0] != index:
-            scene = scenes.sample(index, config.views, renderer.positions.cpu())
-            seen = index, scene, renderer.see(scene.cameras, scenes.resolution)
-        return seen[1:]
+        nonlocal latest
+        if latest is None or latest[0] != index:
+            scene = scenes.sample(index, config.views, renderer.extreme_points)
+            surface = renderer.see(scene.cameras, scenes.resolution)
+            seen.mark(surface)
+            latest = index, scene, surface
+        return latest[1:]
 
     def diffused(index: int) -> Tensor:
         scene, surface = scene_of(index)
@@ -158,12 +156,87 @@ def map_psnr_db(maps: Tensor, target: Tensor, texels: Tensor) -> dict[str, float
 
 
 @torch.no_grad()
-def view_psnr_db(maps: Tensor, target: Tensor, renderer: Renderer, scene: Scene) -> float:
-    """PSNR of pictures of two materials, over the covered pixels alone."""
-    surface = renderer.see(scene.cameras, scene.background.shape[-1])
-    covered = (surface.coverage() == 1).expand(-1, 3, -1, -1)
-    pictures = (
-        renderer.picture(surface, material, scene.lighting, scene.background).clamp(0, 1)[covered]
-        for material in (maps, target)
+def view_psnr_db(maps: Tensor, target: Tensor, renderer: Renderer, scenes: list[Scene]) -> float:
+    """PSNR of pictures of two materials, over the covered pixels of all scenes."""
+    pixels: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for scene in scenes:
+        surface = renderer.see(scene.cameras, scene.background.shape[-1])
+        covered = (surface.coverage() == 1).expand(-1, 3, -1, -1)
+        for material, values in zip((maps, target), pixels, strict=True):
+            picture = renderer.picture(surface, material, scene.lighting, scene.background)
+            values.append(picture.clamp(0, 1)[covered])
+    return psnr_db(*(torch.cat(values) for values in pixels))
+
+
+def held_out_scenes(scenes: SceneSampler, views: Views) -> list[Scene]:
+    """A named set of views on white, under each of the run's lights.
+
+    The light is turned and dimmed as no step of a run is: of a step beyond every run's last, so
+    that runs of different lengths are measured alike. A fixed light is what it always was.
+    """
+    cameras = EVALUATION_VIEWS[views]()
+    background = sample_background(
+        "white", 0, 0, len(cameras), (scenes.resolution, scenes.resolution)
     )
-    return psnr_db(*pictures)
+    if scenes.lights is None:
+        return [Scene(cameras, None, background)]
+    return [
+        Scene(
+            cameras,
+            replace(scenes.lights, environments=(environment,)).sample(LAST_STEP, len(cameras)),
+            background,
+        )
+        for environment in scenes.lights.environments
+    ]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How near a recovered material is to the known one.
+
+    Attributes:
+        view_psnr_db: of pictures from held-out views, see `held_out_scenes`.
+        white_room_psnr_db: of the same views with white light from everywhere; None if unlit.
+        map_psnr_db: of each map, over the texels that were seen; of the albedo alone if unlit.
+        pictures: how many `view_psnr_db` is of.
+        covered_texels: texels that a face covers.
+        seen_texels: those of them that a view of the run looked at.
+    """
+
+    view_psnr_db: float
+    white_room_psnr_db: float | None
+    map_psnr_db: dict[str, float]
+    pictures: int
+    covered_texels: int
+    seen_texels: int
+
+
+def measure(
+    maps: Tensor,
+    target: Tensor,
+    renderer: Renderer,
+    scenes: SceneSampler,
+    seen: Tensor,
+    views: Views = "castex",
+) -> Measurement:
+    """Compares two materials, [h, w, 8] each, where ``seen`` [h, w] tells what a run looked at."""
+    held_out = held_out_scenes(scenes, views)
+    size = (maps.shape[0], maps.shape[1])
+    covered = covered_texels(renderer.mesh, size, make_backend("cpu", torch.device("cpu")))
+    texels = seen.cpu() & covered
+    map_psnr = map_psnr_db(maps.cpu(), target.cpu(), texels)
+    white_room = None
+    if scenes.lights is None:
+        map_psnr = {"albedo": map_psnr["albedo"]}
+    else:
+        white = Environment.of("white").to(renderer.device)
+        lighting = Lighting.fixed(white, len(held_out[0].cameras))
+        white_room = view_psnr_db(maps, target, renderer, [replace(held_out[0], lighting=lighting)])
+    return Measurement(
+        view_psnr_db=view_psnr_db(maps, target, renderer, held_out),
+        white_room_psnr_db=white_room,
+        map_psnr_db=map_psnr,
+        pictures=sum(len(scene.cameras) for scene in held_out),
+        covered_texels=int(covered.sum()),
+        seen_texels=int(texels.sum()),
+    )

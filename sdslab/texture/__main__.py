@@ -24,8 +24,8 @@ class Subject:
     guidance: Literal["degenerate"] = "degenerate"
     """The diffusion model: "degenerate" knows one material only (the paper's Eq. 3)."""
     target: Annotated[str | None, _option("TARGET", "none; degenerate guidance needs one")] = None
-    """The material to recover: a textured GLB or OBJ of the same mesh, or a picture for its albedo
-    (a file, or the name of a photograph that scikit-image ships)."""
+    """The material to recover: a textured GLB or OBJ of the same mesh, a folder of maps, or a
+    picture for its albedo (a file, or the name of a photograph that scikit-image ships)."""
     init: Literal["grey", "source"] = "grey"
     """Start from grey, or from the mesh file's own maps."""
     unwrap: Literal["auto", "always", "never"] = "auto"
@@ -80,6 +80,8 @@ class Rendering:
     """Shade in linear light, or as the paper's code does: without any conversion."""
     renderer: Literal["auto", "cpu", "nvdiffrast"] = "auto"
     """The rasteriser; auto is nvdiffrast on CUDA."""
+    held_out: Literal["castex", "six"] = "castex"
+    """Views that the result is measured from: the paper's 20, or six."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def check(arguments: Arguments) -> None:
         "--views": (optimization.views, 1, 1024),
         "--seed": (optimization.seed, 0, 2**63),
         "--render-size": (rendering.render_size, 1, 4096),
-        "--turntable": (output.turntable, 0, 10_000),
+        "--turntable": (output.turntable, 0, 720),
         "--threads": (output.threads or 1, 1, (os.cpu_count() or 1) * 4),
     }
     for name, (value, low, high) in limits.items():

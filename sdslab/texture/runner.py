@@ -18,19 +18,17 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from sdslab.atomic_write import check_writable
 from sdslab.devices import resolve_device
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.material_recovery import (
+    Measurement,
     RecoveryConfig,
     grey_material,
-    held_out_scene,
     light_sampler,
-    map_psnr_db,
     maps_of,
+    measure,
     recover,
-    view_psnr_db,
 )
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
@@ -43,10 +41,16 @@ from sdslab.rendering.preview import Previewer
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
+from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.texel_coverage import covered_texels
 from sdslab.run_record import run_record, write_json
 from sdslab.texture.__main__ import Arguments, default_out
-from sdslab.texture.outputs import FIXED_OUTPUTS, write_outputs
+from sdslab.texture.outputs import (
+    FIXED_OUTPUTS,
+    check_outputs_writable,
+    clear_outputs,
+    write_outputs,
+)
 from sdslab.texture.target import load_target, own_maps
 
 DEFAULT_LIGHTS = ("studio", "sky")
@@ -67,7 +71,7 @@ def run(arguments: Arguments) -> None:
     device = resolve_device(arguments.output.device)
     backend = make_backend(arguments.rendering.renderer, device)
     out = Path(arguments.output.out or default_out(arguments))
-    check_writable(out)
+    check_outputs_writable(out)
     config = _config_of(arguments)
     with _progress() as progress:
         mesh = _load_mesh(arguments, progress)
@@ -80,6 +84,7 @@ def run(arguments: Arguments) -> None:
         "vertices": len(mesh.positions),
         "notes": list(mesh.notes),
     }
+    clear_outputs(out)
     write_json(out / "run.json", record)
 
     rendering = arguments.rendering
@@ -92,15 +97,18 @@ def run(arguments: Arguments) -> None:
         seed=arguments.optimization.seed,
     )
     theta = TexelGrid(initial).to(device)
+    seen = SeenTexels(*theta.texels.shape[:2], device)
     start = time.perf_counter()
-    steps, seen = _optimize(config, theta, target.to(device), renderer, scenes)
+    steps, interrupted = _optimize(config, theta, target.to(device), renderer, scenes, seen)
     seconds = time.perf_counter() - start
-    interrupted = steps < config.optimization.steps
 
     recovered = maps_of(theta).detach()
-    results = _measure(recovered, target.to(device), renderer, scenes, seams, seen.cpu(), steps)
+    measurement = measure(
+        recovered, target.to(device), renderer, scenes, seen.texels(), rendering.held_out
+    )
+    results = dataclasses.asdict(measurement)
     results |= {"steps": steps, "seconds": round(seconds, 2), "interrupted": interrupted}
-    dilated = dilate_seams(recovered.cpu(), seams)
+    write_json(out / "results.json", results)
     previewer = Previewer(
         Renderer(mesh, backend, device, rendering.color_mode, supersampling=2),
         lights.environments[0] if lights else None,
@@ -108,17 +116,19 @@ def run(arguments: Arguments) -> None:
     frames = arguments.output.turntable
     with _progress() as progress:
         task = progress.add_task("writing", total=FIXED_OUTPUTS + frames, note="")
-        results["notes"] = write_outputs(
+        written = write_outputs(
             out,
             mesh,
-            {"recovered": dilated, "target": target},
+            {"recovered": dilate_seams(recovered.cpu(), seams), "target": target},
             previewer,
+            extras={name: record[name] for name in ("command", "sdslab", "commit", "started")},
             exr=arguments.output.exr,
             frames=frames,
             progress=lambda name: progress.update(task, advance=1, note=name),
         )
-    write_json(out / "results.json", results)
-    _print_results(results, out)
+    _print_results(measurement, results)
+    for line in (*written.notes, f"written to {out}/: {', '.join(written.names)}, results.json"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -185,16 +195,14 @@ def _optimize(
     target: Tensor,
     renderer: Renderer,
     scenes: SceneSampler,
-) -> tuple[int, Tensor]:
-    """Runs the loop; returns the number of finished steps and which texels were looked at."""
-    seen = torch.zeros(theta.texels.shape[:2], dtype=torch.bool, device=theta.texels.device)
+    seen: SeenTexels,
+) -> tuple[int, bool]:
+    """Runs the loop; returns the number of finished steps, and whether Ctrl-C ended it."""
     finished = 0
     with _progress() as progress:
         task = progress.add_task("recovering", total=config.optimization.steps, note="")
         try:
-            for step in recover(theta, target, renderer, scenes, PixelSpace(), config):
-                assert theta.texels.grad is not None
-                seen |= theta.texels.grad.ne(0).any(-1)
+            for step in recover(theta, target, renderer, scenes, PixelSpace(), config, seen):
                 finished = step.index + 1
                 mean_square = 2 * step.loss / step.z.numel() / 4  # pictures are [0, 1], z is ±1
                 note = f"{-10 * torch.tensor(mean_square).log10():.2f} dB"
@@ -204,42 +212,22 @@ def _optimize(
         except KeyboardInterrupt:
             text = f"interrupted at step {finished}: writing what there is"
             progress.console.print(text, markup=False, highlight=False)
-    return finished, seen
+            return finished, True
+    return finished, False
 
 
-def _measure(
-    maps: Tensor,
-    target: Tensor,
-    renderer: Renderer,
-    scenes: SceneSampler,
-    covered: Tensor,
-    seen: Tensor,
-    steps: int,
-) -> dict[str, Any]:
-    scene = held_out_scene(scenes, steps)
-    measured = covered & seen
-    map_psnr = map_psnr_db(maps.cpu(), target.cpu(), measured)
-    if scenes.lights is None:  # nothing else shows in unlit pictures
-        map_psnr = {"albedo": map_psnr["albedo"]}
-    return {
-        "map_psnr_db": map_psnr,
-        "held_out_view_psnr_db": view_psnr_db(maps, target, renderer, scene),
-        "held_out_views": len(scene.cameras),
-        "covered_texels": int(covered.sum()),
-        "seen_texels": int(measured.sum()),
-    }
-
-
-def _print_results(results: dict[str, Any], out: Path) -> None:
-    maps = ", ".join(f"{name} {value:.2f}" for name, value in results["map_psnr_db"].items())
-    share = results["seen_texels"] / max(1, results["covered_texels"])
+def _print_results(measurement: Measurement, results: dict[str, Any]) -> None:
+    maps = ", ".join(f"{name} {value:.2f}" for name, value in measurement.map_psnr_db.items())
+    share = measurement.seen_texels / max(1, measurement.covered_texels)
+    pictures = f"held-out views: {measurement.view_psnr_db:.2f} dB over {measurement.pictures}"
+    if measurement.white_room_psnr_db is not None:
+        pictures += f" pictures, {measurement.white_room_psnr_db:.2f} dB in white light instead"
+    else:
+        pictures += " pictures"
     for line in (
-        f"held-out views: {results['held_out_view_psnr_db']:.2f} dB over "
-        f"{results['held_out_views']} pictures",
+        pictures,
         f"maps: {maps} dB over the {share:.1%} of the covered texels that were seen",
         f"{results['steps']} steps in {results['seconds']:.1f} s",
-        *results["notes"],
-        f"written to {out}/: mesh.glb, obj/, maps/, contact_sheet.png, turntable, results.json",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
