@@ -20,15 +20,14 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult
+from sdslab.material_optimization import MaterialConfig, optimize_material
 from sdslab.meshes.material import MAPS, constant_material
 from sdslab.metrics import psnr_db
-from sdslab.optimize import OptimizeConfig, Step, optimize
+from sdslab.optimize import Step
 from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import EVALUATION_VIEWS, Views
 from sdslab.rendering.lighting import Environment, Lighting, LightSampler
-from sdslab.rendering.material_projection import project_material_
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, SceneSampler
@@ -36,25 +35,6 @@ from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.texel_coverage import covered_texels
 
 LAST_STEP = 2**32 - 1  # that the counter-based generator can number: no run gets there
-
-
-@dataclass(frozen=True)
-class RecoveryConfig:
-    """What each step of a recovery does."""
-
-    views: int
-    """Pictures a step."""
-    optimization: OptimizeConfig
-    """How θ moves."""
-    weighting: str = "x0_unit"
-    """w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``."""
-    frozen: tuple[str, ...] = ()
-    """Names of `MAPS` that stay as they start."""
-
-
-def maps_of(theta: Parameterization) -> Tensor:
-    """g(θ) as [h, w, 8], attached to θ's graph."""
-    return theta().squeeze(0).movedim(0, -1)
 
 
 def grey_material(size: int, unlit: bool) -> Tensor:
@@ -78,66 +58,43 @@ def light_sampler(
 
 
 def recover(
-    theta: TexelGrid,
+    theta: Parameterization,
     target: Tensor,
     renderer: Renderer,
     scenes: SceneSampler,
     space: DiffusionSpace,
-    config: RecoveryConfig,
+    config: MaterialConfig,
     seen: SeenTexels,
+    weighting: str = "x0_unit",
 ) -> Iterator[Step]:
     """Moves θ towards the material whose pictures the denoiser knows, step by step.
 
     Args:
-        theta: the material to optimise.
-        target: the known material, [h, w, 8].
+        theta: eight channels.
+        target: the known material, [h, w, 8], on the renderer's device.
         renderer: of the mesh.
         scenes: views, lights and backgrounds of each step.
         space: of the diffusion model.
         config: steps and optimiser.
-        seen: of θ's size; what the views look at is marked.
+        seen: of the maps' size; what the views look at is marked.
+        weighting: w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``.
 
     Yields:
         One `Step` before each update; its ``z`` is what the diffusion model saw.
     """
     schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
-    weighting = weighting_named(config.weighting)
+    weight = weighting_named(weighting)
     timesteps = UniformTimesteps()
     sample = torch.arange(config.views, device=renderer.device)
-    latest: tuple[int, Scene, Surface] | None = None
 
-    def scene_of(index: int) -> tuple[Scene, Surface]:
-        nonlocal latest
-        if latest is None or latest[0] != index:
-            scene = scenes.sample(index, config.views, renderer.extreme_points)
-            surface = renderer.see(scene.cameras, scenes.resolution)
-            seen.mark(surface)
-            latest = index, scene, surface
-        return latest[1:]
-
-    def diffused(index: int) -> Tensor:
-        scene, surface = scene_of(index)
-        picture = renderer.picture(surface, maps_of(theta), scene.lighting, scene.background)
-        return space.encode(picture)
-
-    def gradient(z: Tensor, index: int) -> SDSResult:
-        scene, surface = scene_of(index)
-        with torch.no_grad():
-            picture = renderer.picture(surface, target, scene.lighting, scene.background)
-            denoiser = DegenerateDenoiser(space.encode(picture), schedule)
+    @torch.no_grad()
+    def guide(z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
+        picture = renderer.picture(surface, target, scene.lighting, scene.background)
+        denoiser = DegenerateDenoiser(space.encode(picture), schedule)
         t = timesteps(NoiseKey(scenes.seed, index, sample), index / config.optimization.steps)
-        return exact_sds_gradient(z, denoiser, t, weighting=weighting)
+        return exact_sds_gradient(z, denoiser, t, weighting=weight)
 
-    initial = theta.texels.detach().clone() if config.frozen else None
-
-    def project() -> None:
-        maps = theta.texels.detach()
-        project_material_(maps)
-        for name in config.frozen:
-            assert initial is not None
-            maps[..., MAPS[name]] = initial[..., MAPS[name]]
-
-    yield from optimize(theta.parameters(), diffused, gradient, config.optimization, project)
+    yield from optimize_material(theta, renderer, scenes, space, guide, config, seen)
 
 
 @torch.no_grad()

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from sdslab.diffusion_space import PixelSpace
+from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
-    RecoveryConfig,
     grey_material,
     held_out_scenes,
     map_psnr_db,
-    maps_of,
     measure,
     recover,
     view_psnr_db,
@@ -50,7 +49,7 @@ def target(size: int) -> torch.Tensor:
 
 
 def unseen(size: int) -> SeenTexels:
-    return SeenTexels(size, size)
+    return SeenTexels((size, size))
 
 
 @pytest.mark.parametrize("lit", [False, True], ids=["unlit", "lit"])
@@ -59,7 +58,7 @@ def test_the_gradient_of_theta_is_that_of_half_the_squared_error(
 ):
     sampler = scenes(lights if lit else None)
     theta, known = TexelGrid(grey_material(32, unlit=False)), target(32)
-    config = RecoveryConfig(2, OptimizeConfig(1))
+    config = MaterialConfig(2, OptimizeConfig(1))
     (step,) = recover(theta, known, renderer, sampler, PixelSpace(), config, unseen(32))
     assert theta.texels.grad is not None
     sds, loss = theta.texels.grad, step.loss
@@ -79,7 +78,7 @@ def test_the_gradient_of_theta_is_that_of_half_the_squared_error(
 
 def test_an_unlit_albedo_is_recovered(renderer: Renderer):
     theta, known = TexelGrid(grey_material(32, unlit=True)), target(32)
-    config = RecoveryConfig(
+    config = MaterialConfig(
         4, OptimizeConfig(60, learning_rate=0.1, learning_rate_schedule="cosine")
     )
     sampler = scenes(None, 64)
@@ -99,7 +98,7 @@ def test_an_unlit_albedo_is_recovered(renderer: Renderer):
 def test_a_texel_without_gradient_was_seen_all_the_same(renderer: Renderer):
     """Where θ starts at the target, nothing moves, and yet everything is looked at."""
     theta, seen = TexelGrid(target(16)), unseen(16)
-    config = RecoveryConfig(2, OptimizeConfig(3, learning_rate=0.05))
+    config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05))
     for _ in recover(theta, target(16), renderer, scenes(None), PixelSpace(), config, seen):
         pass
     assert seen.texels().double().mean() > 0.5
@@ -122,7 +121,7 @@ def test_the_measurement_is_of_every_light(renderer: Renderer, lights: LightSamp
 def test_frozen_maps_stay(renderer: Renderer, lights: LightSampler):
     start = grey_material(16, unlit=False)
     theta = TexelGrid(start)
-    config = RecoveryConfig(2, OptimizeConfig(3, learning_rate=0.05), frozen=("albedo", "normal"))
+    config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05), frozen=("albedo", "normal"))
     known, seen = target(16), unseen(16)
     for _ in recover(theta, known, renderer, scenes(lights), PixelSpace(), config, seen):
         pass
@@ -140,7 +139,7 @@ def test_steps_do_not_depend_on_threads(renderer: Renderer):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             theta = TexelGrid(grey_material(16, unlit=False))
-            config = RecoveryConfig(2, OptimizeConfig(3, learning_rate=0.05))
+            config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05))
             known, seen = target(16), unseen(16)
             for _ in recover(theta, known, renderer, scenes(None), PixelSpace(), config, seen):
                 pass

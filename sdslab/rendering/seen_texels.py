@@ -14,14 +14,13 @@ class SeenTexels:
     are left to the pixels in whose middle they lie.
 
     Args:
-        height: of the texture, a power of two.
-        width: like ``height``.
+        size: (height, width) of the texture, powers of two.
         device: of the surfaces to come.
     """
 
-    def __init__(self, height: int, width: int, device: torch.device | str = "cpu") -> None:
-        self.size = (height, width)
-        sizes = [(height, width)]
+    def __init__(self, size: tuple[int, int], device: torch.device | str = "cpu") -> None:
+        self.size = size
+        sizes = [size]
         while sizes[-1] != (1, 1):
             sizes.append((max(1, sizes[-1][0] // 2), max(1, sizes[-1][1] // 2)))
         self._sizes = torch.tensor(sizes, device=device)  # [levels, 2]

@@ -14,12 +14,11 @@ from sdslab.devices import resolve_device
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
+from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
     Measurement,
-    RecoveryConfig,
     grey_material,
     light_sampler,
-    maps_of,
     measure,
     recover,
 )
@@ -266,8 +265,8 @@ class _Run:
         picture = load_image(settings.target, case.texture_size)[0]
         self.target = picture_material(picture).to(device)
         self.theta = TexelGrid(grey_material(case.texture_size, case.unlit)).to(device)
-        self.seen = SeenTexels(*self.target.shape[:2], device)
-        self.config = RecoveryConfig(
+        self.seen = SeenTexels((case.texture_size, case.texture_size), device)
+        self.config = MaterialConfig(
             case.views,
             OptimizeConfig(
                 case.steps,

@@ -21,12 +21,11 @@ from torch import Tensor
 from sdslab.devices import resolve_device
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
+from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
     Measurement,
-    RecoveryConfig,
     grey_material,
     light_sampler,
-    maps_of,
     measure,
     recover,
 )
@@ -97,7 +96,7 @@ def run(arguments: Arguments) -> None:
         seed=arguments.optimization.seed,
     )
     theta = TexelGrid(initial).to(device)
-    seen = SeenTexels(*theta.texels.shape[:2], device)
+    seen = SeenTexels((len(target), len(target)), device)
     start = time.perf_counter()
     steps, interrupted = _optimize(config, theta, target.to(device), renderer, scenes, seen)
     seconds = time.perf_counter() - start
@@ -176,9 +175,9 @@ def _load_lights(
     return lights
 
 
-def _config_of(arguments: Arguments) -> RecoveryConfig:
+def _config_of(arguments: Arguments) -> MaterialConfig:
     optimization = arguments.optimization
-    return RecoveryConfig(
+    return MaterialConfig(
         optimization.views,
         OptimizeConfig(
             optimization.steps,
@@ -190,7 +189,7 @@ def _config_of(arguments: Arguments) -> RecoveryConfig:
 
 
 def _optimize(
-    config: RecoveryConfig,
+    config: MaterialConfig,
     theta: TexelGrid,
     target: Tensor,
     renderer: Renderer,

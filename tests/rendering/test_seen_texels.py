@@ -11,7 +11,7 @@ from sdslab.rendering.seen_texels import SeenTexels
 
 def looked_at(renderer: Renderer, cameras: Cameras, resolution: int, size: int):
     surface = renderer.see(cameras, resolution)
-    seen = SeenTexels(size, size)
+    seen = SeenTexels((size, size))
     seen.mark(surface)
     texture = torch.zeros(size, size, 1, requires_grad=True)
     renderer.look_up(surface, texture).sum().backward()
@@ -37,7 +37,7 @@ def test_one_view_does_not_see_the_back():
 
 def test_pictures_add_up():
     renderer = Renderer(PROCEDURAL_MESHES["torus"](), CpuBackend())
-    seen = SeenTexels(32, 64)
+    seen = SeenTexels((32, 64))
     assert not seen.texels().any()
     shares = []
     for view in range(3):
