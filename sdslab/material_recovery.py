@@ -5,7 +5,7 @@ the step's view, light and background; the renderer is between θ and that pictu
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,36 +20,21 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult
+from sdslab.material_optimization import Guide, MaterialConfig, optimize_material
 from sdslab.meshes.material import MAPS, constant_material
 from sdslab.metrics import psnr_db
-from sdslab.optimize import OptimizeConfig, Step, optimize
+from sdslab.optimize import Step
 from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.backgrounds import sample_background
-from sdslab.rendering.cameras import EVALUATION_VIEWS
-from sdslab.rendering.lighting import Environment, LightSampler
-from sdslab.rendering.material_projection import project_material_
+from sdslab.rendering.cameras import EVALUATION_VIEWS, Views
+from sdslab.rendering.lighting import Environment, Lighting, LightSampler
+from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, SceneSampler
+from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texel_coverage import covered_texels
 
-
-@dataclass(frozen=True)
-class RecoveryConfig:
-    """What each step of a recovery does."""
-
-    views: int
-    """Pictures a step."""
-    optimization: OptimizeConfig
-    """How θ moves."""
-    weighting: str = "x0_unit"
-    """w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``."""
-    frozen: tuple[str, ...] = ()
-    """Names of `MAPS` that stay as they start."""
-
-
-def maps_of(theta: Parameterization) -> Tensor:
-    """g(θ) as [h, w, 8], attached to θ's graph."""
-    return theta().squeeze(0).movedim(0, -1)
+LAST_STEP = 2**32 - 1  # that the counter-based generator can number: no run gets there
 
 
 def grey_material(size: int, unlit: bool) -> Tensor:
@@ -72,74 +57,51 @@ def light_sampler(
     )
 
 
-def held_out_scene(scenes: SceneSampler, step: int, views_name: str = "castex") -> Scene:
-    """A named set of `EVALUATION_VIEWS`, under light of a step that was never taken."""
-    views = EVALUATION_VIEWS[views_name]()
-    size = (scenes.resolution, scenes.resolution)
-    return Scene(
-        views,
-        scenes.lights.sample(step, len(views)) if scenes.lights else None,
-        sample_background("white", 0, 0, len(views), size),
-    )
+def degenerate_guide(
+    target: Tensor,
+    renderer: Renderer,
+    space: DiffusionSpace,
+    config: MaterialConfig,
+    seed: int,
+    weighting: str = "x0_unit",
+) -> Guide:
+    """Eq. 3's gradient for the picture of a known material in each step's scene.
+
+    Args:
+        target: the material, [h, w, 8], on the renderer's device.
+        renderer: of the mesh.
+        space: of the diffusion model.
+        config: of the optimisation.
+        seed: of the timesteps.
+        weighting: w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``.
+    """
+    schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+    weight = weighting_named(weighting)
+    timesteps = UniformTimesteps()
+    sample = torch.arange(config.views, device=renderer.device)
+
+    @torch.no_grad()
+    def guide(z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
+        picture = renderer.picture(surface, target, scene.lighting, scene.background)
+        denoiser = DegenerateDenoiser(space.encode(picture), schedule)
+        t = timesteps(NoiseKey(seed, index, sample), index / config.optimization.steps)
+        return exact_sds_gradient(z, denoiser, t, weighting=weight)
+
+    return guide
 
 
 def recover(
-    theta: TexelGrid,
+    theta: Parameterization,
     target: Tensor,
     renderer: Renderer,
     scenes: SceneSampler,
     space: DiffusionSpace,
-    config: RecoveryConfig,
+    config: MaterialConfig,
+    seen: SeenTexels,
 ) -> Iterator[Step]:
-    """Moves θ towards the material whose pictures the denoiser knows, step by step.
-
-    Args:
-        theta: the material to optimise.
-        target: the known material, [h, w, 8].
-        renderer: of the mesh.
-        scenes: views, lights and backgrounds of each step.
-        space: of the diffusion model.
-        config: steps and optimiser.
-
-    Yields:
-        One `Step` before each update; its ``z`` is what the diffusion model saw.
-    """
-    schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
-    weighting = weighting_named(config.weighting)
-    timesteps = UniformTimesteps()
-    sample = torch.arange(config.views, device=renderer.device)
-    seen: tuple[int, Scene, Surface] | None = None
-
-    def scene_of(index: int) -> tuple[Scene, Surface]:
-        nonlocal seen
-        if seen is None or seen[0] != index:
-            scene = scenes.sample(index, config.views, renderer.positions.cpu())
-            seen = index, scene, renderer.see(scene.cameras, scenes.resolution)
-        return seen[1:]
-
-    def diffused(index: int) -> Tensor:
-        scene, surface = scene_of(index)
-        picture = renderer.picture(surface, maps_of(theta), scene.lighting, scene.background)
-        return space.encode(picture)
-
-    def gradient(z: Tensor, index: int) -> SDSResult:
-        scene, surface = scene_of(index)
-        with torch.no_grad():
-            picture = renderer.picture(surface, target, scene.lighting, scene.background)
-            denoiser = DegenerateDenoiser(space.encode(picture), schedule)
-        t = timesteps(NoiseKey(scenes.seed, index, sample), index / config.optimization.steps)
-        return exact_sds_gradient(z, denoiser, t, weighting=weighting)
-
-    initial = theta.texels.detach().clone() if config.frozen else None
-
-    def project() -> None:
-        maps = theta.texels.detach()
-        project_material_(maps)
-        for name in config.frozen:
-            assert initial is not None
-            maps[..., MAPS[name]] = initial[..., MAPS[name]]
-
-    yield from optimize(theta.parameters(), diffused, gradient, config.optimization, project)
+    """Moves θ towards the material whose pictures the denoiser knows; see `optimize_material`."""
+    guide = degenerate_guide(target, renderer, space, config, scenes.seed)
+    yield from optimize_material(theta, renderer, scenes, space, guide, config, seen)
 
 
 @torch.no_grad()
@@ -158,12 +120,87 @@ def map_psnr_db(maps: Tensor, target: Tensor, texels: Tensor) -> dict[str, float
 
 
 @torch.no_grad()
-def view_psnr_db(maps: Tensor, target: Tensor, renderer: Renderer, scene: Scene) -> float:
-    """PSNR of pictures of two materials, over the covered pixels alone."""
-    surface = renderer.see(scene.cameras, scene.background.shape[-1])
-    covered = (surface.coverage() == 1).expand(-1, 3, -1, -1)
-    pictures = (
-        renderer.picture(surface, material, scene.lighting, scene.background).clamp(0, 1)[covered]
-        for material in (maps, target)
+def view_psnr_db(maps: Tensor, target: Tensor, renderer: Renderer, scenes: list[Scene]) -> float:
+    """PSNR of pictures of two materials, over the covered pixels of all scenes."""
+    pixels: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for scene in scenes:
+        surface = renderer.see(scene.cameras, scene.background.shape[-1])
+        covered = (surface.coverage() == 1).expand(-1, 3, -1, -1)
+        for material, values in zip((maps, target), pixels, strict=True):
+            picture = renderer.picture(surface, material, scene.lighting, scene.background)
+            values.append(picture.clamp(0, 1)[covered])
+    return psnr_db(*(torch.cat(values) for values in pixels))
+
+
+def held_out_scenes(scenes: SceneSampler, views: Views) -> list[Scene]:
+    """A named set of views on white, under each of the run's lights.
+
+    The light is turned and dimmed as no step of a run is: of a step beyond every run's last, so
+    that runs of different lengths are measured alike. A fixed light is what it always was.
+    """
+    cameras = EVALUATION_VIEWS[views]()
+    background = sample_background(
+        "white", 0, 0, len(cameras), (scenes.resolution, scenes.resolution)
     )
-    return psnr_db(*pictures)
+    if scenes.lights is None:
+        return [Scene(cameras, None, background)]
+    return [
+        Scene(
+            cameras,
+            replace(scenes.lights, environments=(environment,)).sample(LAST_STEP, len(cameras)),
+            background,
+        )
+        for environment in scenes.lights.environments
+    ]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How near a recovered material is to the known one.
+
+    Attributes:
+        view_psnr_db: of pictures from held-out views, see `held_out_scenes`.
+        white_room_psnr_db: of the same views with white light from everywhere; None if unlit.
+        map_psnr_db: of each map, over the texels that were seen; of the albedo alone if unlit.
+        pictures: how many `view_psnr_db` is of.
+        covered_texels: texels that a face covers.
+        seen_texels: those of them that a view of the run looked at.
+    """
+
+    view_psnr_db: float
+    white_room_psnr_db: float | None
+    map_psnr_db: dict[str, float]
+    pictures: int
+    covered_texels: int
+    seen_texels: int
+
+
+def measure(
+    maps: Tensor,
+    target: Tensor,
+    renderer: Renderer,
+    scenes: SceneSampler,
+    seen: Tensor,
+    views: Views = "castex",
+) -> Measurement:
+    """Compares two materials, [h, w, 8] each, where ``seen`` [h, w] tells what a run looked at."""
+    held_out = held_out_scenes(scenes, views)
+    size = (maps.shape[0], maps.shape[1])
+    covered = covered_texels(renderer.mesh, size, make_backend("cpu", torch.device("cpu")))
+    texels = seen.cpu() & covered
+    map_psnr = map_psnr_db(maps.cpu(), target.cpu(), texels)
+    white_room = None
+    if scenes.lights is None:
+        map_psnr = {"albedo": map_psnr["albedo"]}
+    else:
+        white = Environment.of("white").to(renderer.device)
+        lighting = Lighting.fixed(white, len(held_out[0].cameras))
+        white_room = view_psnr_db(maps, target, renderer, [replace(held_out[0], lighting=lighting)])
+    return Measurement(
+        view_psnr_db=view_psnr_db(maps, target, renderer, held_out),
+        white_room_psnr_db=white_room,
+        map_psnr_db=map_psnr,
+        pictures=sum(len(scene.cameras) for scene in held_out),
+        covered_texels=int(covered.sum()),
+        seen_texels=int(texels.sum()),
+    )

@@ -1,17 +1,17 @@
 """SDS on a mesh is what Figure 2 says it is: with Eq. 3's denoiser, the gradient of an MSE."""
 
-import dataclasses
+import math
 
 import pytest
 import torch
 
 from sdslab.diffusion_space import PixelSpace
+from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
-    RecoveryConfig,
     grey_material,
-    held_out_scene,
+    held_out_scenes,
     map_psnr_db,
-    maps_of,
+    measure,
     recover,
     view_psnr_db,
 )
@@ -24,6 +24,7 @@ from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
+from sdslab.rendering.seen_texels import SeenTexels
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +48,21 @@ def target(size: int) -> torch.Tensor:
     return picture_material(picture, roughness=0.7)
 
 
+def unseen(size: int) -> SeenTexels:
+    return SeenTexels((size, size))
+
+
 @pytest.mark.parametrize("lit", [False, True], ids=["unlit", "lit"])
 def test_the_gradient_of_theta_is_that_of_half_the_squared_error(
     renderer: Renderer, lights: LightSampler, lit: bool
 ):
     sampler = scenes(lights if lit else None)
     theta, known = TexelGrid(grey_material(32, unlit=False)), target(32)
-    config = RecoveryConfig(2, OptimizeConfig(1))
-    (step,) = recover(theta, known, renderer, sampler, PixelSpace(), config)
+    config = MaterialConfig(2, OptimizeConfig(1))
+    (step,) = recover(theta, known, renderer, sampler, PixelSpace(), config, unseen(32))
     assert theta.texels.grad is not None
     sds, loss = theta.texels.grad, step.loss
-    scene = sampler.sample(0, 2, renderer.positions)
+    scene = sampler.sample(0, 2, renderer.extreme_points)
     surface = renderer.see(scene.cameras, 48)
     maps = grey_material(32, unlit=False).requires_grad_()
     pictures = [
@@ -73,25 +78,52 @@ def test_the_gradient_of_theta_is_that_of_half_the_squared_error(
 
 def test_an_unlit_albedo_is_recovered(renderer: Renderer):
     theta, known = TexelGrid(grey_material(32, unlit=True)), target(32)
-    config = RecoveryConfig(
+    config = MaterialConfig(
         4, OptimizeConfig(60, learning_rate=0.1, learning_rate_schedule="cosine")
     )
     sampler = scenes(None, 64)
-    seen = torch.zeros(32, 32, dtype=torch.bool)
-    for _ in recover(theta, known, renderer, sampler, PixelSpace(), config):
-        assert theta.texels.grad is not None
-        seen |= theta.texels.grad.ne(0).any(-1)
-    maps = maps_of(theta).detach()
-    assert seen.double().mean() > 0.9
-    assert map_psnr_db(maps, known, seen)["albedo"] > 30
-    assert view_psnr_db(maps, known, renderer, held_out_scene(sampler, 60)) > 40
+    seen = unseen(32)
+    for _ in recover(theta, known, renderer, sampler, PixelSpace(), config, seen):
+        pass
+    measurement = measure(maps_of(theta).detach(), known, renderer, sampler, seen.texels())
+    assert measurement.covered_texels == 32 * 32  # the torus fills its atlas
+    assert measurement.seen_texels > 0.9 * 32 * 32
+    assert measurement.pictures == 20
+    assert measurement.map_psnr_db.keys() == {"albedo"}
+    assert measurement.map_psnr_db["albedo"] > 30
+    assert measurement.view_psnr_db > 40
+    assert measurement.white_room_psnr_db is None
+
+
+def test_a_texel_without_gradient_was_seen_all_the_same(renderer: Renderer):
+    """Where θ starts at the target, nothing moves, and yet everything is looked at."""
+    theta, seen = TexelGrid(target(16)), unseen(16)
+    config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05))
+    for _ in recover(theta, target(16), renderer, scenes(None), PixelSpace(), config, seen):
+        pass
+    assert seen.texels().double().mean() > 0.5
+
+
+def test_the_measurement_is_of_every_light(renderer: Renderer, lights: LightSampler):
+    dark = Environment.from_radiance(torch.full((16, 32, 3), 0.1), resolution=16)
+    both = LightSampler((*lights.environments, dark), seed=1)
+    sampler, maps, known = scenes(both), grey_material(16, unlit=False), target(16)
+    seen = torch.ones(16, 16, dtype=torch.bool)
+    measurement = measure(maps, known, renderer, sampler, seen, "six")
+    assert measurement.pictures == 12
+    held_out = held_out_scenes(sampler, "six")
+    each = [view_psnr_db(maps, known, renderer, [scene]) for scene in held_out]
+    mean_square = sum(10 ** (-value / 10) for value in each) / 2  # the same pixels under each
+    assert measurement.view_psnr_db == pytest.approx(-10 * math.log10(mean_square), abs=1e-3)
+    assert measurement.white_room_psnr_db is not None
 
 
 def test_frozen_maps_stay(renderer: Renderer, lights: LightSampler):
     start = grey_material(16, unlit=False)
     theta = TexelGrid(start)
-    config = RecoveryConfig(2, OptimizeConfig(3, learning_rate=0.05), frozen=("albedo", "normal"))
-    for _ in recover(theta, target(16), renderer, scenes(lights), PixelSpace(), config):
+    config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05), frozen=("albedo", "normal"))
+    known, seen = target(16), unseen(16)
+    for _ in recover(theta, known, renderer, scenes(lights), PixelSpace(), config, seen):
         pass
     for name, channels in MAPS.items():
         assert theta.texels.detach()[..., channels].equal(start[..., channels]) == (
@@ -107,8 +139,9 @@ def test_steps_do_not_depend_on_threads(renderer: Renderer):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             theta = TexelGrid(grey_material(16, unlit=False))
-            config = RecoveryConfig(2, OptimizeConfig(3, learning_rate=0.05))
-            for _ in recover(theta, target(16), renderer, scenes(None), PixelSpace(), config):
+            config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05))
+            known, seen = target(16), unseen(16)
+            for _ in recover(theta, known, renderer, scenes(None), PixelSpace(), config, seen):
                 pass
             results.append(theta.texels.detach().clone())
     finally:
@@ -117,13 +150,14 @@ def test_steps_do_not_depend_on_threads(renderer: Renderer):
 
 
 def test_held_out_scenes_have_light_of_their_own(lights: LightSampler):
-    sampler = dataclasses.replace(scenes(lights))
-    held_out = held_out_scene(sampler, 100)
+    sampler = scenes(lights)
+    (held_out,) = held_out_scenes(sampler, "castex")
     assert len(held_out.cameras) == 20
-    trained = sampler.sample(0, 4, torch.zeros(1, 3))
     assert held_out.lighting is not None
-    assert trained.lighting is not None
-    assert not held_out.lighting.yaw[:4].equal(trained.lighting.yaw)
+    for step in range(50):
+        trained = sampler.sample(step, 4, torch.zeros(1, 3))
+        assert trained.lighting is not None
+        assert not torch.isin(held_out.lighting.yaw, trained.lighting.yaw).any()
 
 
 def test_psnr_of_maps_counts_the_chosen_texels_only():

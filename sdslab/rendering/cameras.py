@@ -6,7 +6,9 @@ r (cos φ cos θ, sin θ, sin φ cos θ), as CasTex does: φ = 90° (+Z) sees th
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -110,28 +112,44 @@ def castex_20_views() -> Cameras:
     return Cameras.orbit(azimuth, elevation, torch.full((20,), 2.8), torch.full((20,), 39.6))
 
 
-def turntable_views(count: int, elevation_deg: float = 15, fov_deg: float = 30) -> Cameras:
-    """``count`` views around the object, clockwise seen from above, the front first.
+def turntable_views(
+    count: int, bounding_radius: float, elevation_deg: float = 15, fov_deg: float = 30
+) -> Cameras:
+    """``count`` views around the object, counter-clockwise seen from above, the front first.
 
-    The distance lets the sphere around [−1, 1]³'s inscribed cylinder fit the frame.
+    Args:
+        count: of views.
+        bounding_radius: of the object around the origin; a sphere of it just fits the picture.
+        elevation_deg: of the eye.
+        fov_deg: the full angle of view.
     """
     azimuth = 90 - torch.arange(count) * 360 / count
     return Cameras.orbit(
         azimuth,
         torch.full((count,), float(elevation_deg)),
-        torch.full((count,), 1.35 / math.sin(math.radians(fov_deg) / 2)),
+        torch.full((count,), fitting_distance(bounding_radius, fov_deg)),
         torch.full((count,), float(fov_deg)),
     )
 
 
-def six_views() -> Cameras:
-    """Front, right, back, left, from above and from below."""
+def six_views(bounding_radius: float = math.sqrt(3), fov_deg: float = 30) -> Cameras:
+    """Front, right, back, left, from above and from below; a sphere of the radius fits."""
     azimuth = torch.tensor([90.0, 0.0, 270.0, 180.0, 90.0, 90.0])
     elevation = torch.tensor([10.0, 10.0, 10.0, 10.0, 70.0, -70.0])
-    return Cameras.orbit(azimuth, elevation, torch.full((6,), 5.2), torch.full((6,), 30.0))
+    distance = torch.full((6,), fitting_distance(bounding_radius, fov_deg))
+    return Cameras.orbit(azimuth, elevation, distance, torch.full((6,), float(fov_deg)))
 
 
-EVALUATION_VIEWS = {"castex": castex_20_views, "six": six_views}
+def fitting_distance(radius: float, fov_deg: float) -> float:
+    """From where a sphere around the origin fills a picture, but for a margin of 3 %."""
+    return 1.03 * radius / math.sin(math.radians(fov_deg) / 2)
+
+
+Views = Literal["castex", "six"]
+EVALUATION_VIEWS: dict[Views, Callable[[], Cameras]] = {
+    "castex": castex_20_views,
+    "six": six_views,
+}
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,29 @@ class Previewer:
 
     def six_views(self, name: str, maps: Tensor) -> list[tuple[str, Tensor]]:
         """Labelled pictures, for a row of `contact_sheet`."""
-        pictures = self.picture(six_views(), maps)
+        pictures = self.picture(six_views(self.renderer.bounding_radius), maps)
         return [(f"{name}, {view}", p) for view, p in zip(VIEW_NAMES, pictures, strict=True)]
+
+    @torch.no_grad()
+    def buffers(self, maps: Tensor) -> list[tuple[str, Tensor]]:
+        """The front view's geometry and material, labelled, for a row of `contact_sheet`."""
+        cameras = six_views(self.renderer.bounding_radius)[0:1]
+        surface = self.renderer.see(cameras, self.size)
+        buffers = self.renderer.g_buffer(surface, maps.to(self.renderer.device))
+        mask, depth = buffers["mask"], buffers["depth"]
+        covered = depth[mask == 1]
+        if len(covered):  # near is bright
+            low, high = covered.aminmax()
+            near = 1 - 0.8 * (depth / mask.clamp(min=1e-6) - low) / (high - low).clamp(min=1e-6)
+            buffers["depth"] = near.clamp(0, 1) * mask
+        uv = buffers["uv"]
+        buffers["uv"] = torch.cat((uv, torch.zeros_like(uv[:, :1])), dim=1)
+        names = ("depth", "normal", "uv", "albedo", "roughness", "metallic")
+        return [(name, buffers[name][0].expand(3, -1, -1).clamp(0, 1).cpu()) for name in names]
 
     def turntable(self, maps: Tensor, frames: int) -> Iterator[Tensor]:
         """[3, size, size] each, once around the object."""
-        cameras = turntable_views(frames)
+        cameras = turntable_views(frames, self.renderer.bounding_radius)
         for frame in range(frames):
             yield self.picture(cameras[frame : frame + 1], maps)[0]
 

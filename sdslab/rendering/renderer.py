@@ -4,6 +4,7 @@ A picture is made in two calls, so that several materials share one visibility: 
 what each pixel shows, `Renderer.picture` looks the maps up and shades them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -104,6 +105,9 @@ class Renderer:
         self.supersampling = supersampling
         self.faces = mesh.faces.int().to(device)
         self.positions = mesh.render_positions.to(device)
+        used = mesh.render_positions[mesh.faces.long().unique()]
+        self.extreme_points = _extreme_points(used)  # [k, 3] on the CPU, for framing views
+        self.bounding_radius = used.norm(dim=1).max().item()  # around the origin
         self._attributes = torch.cat(
             (mesh.uv, mesh.render_positions, mesh.normals, mesh.tangents), dim=1
         ).to(device, torch.float32)
@@ -223,3 +227,13 @@ class Renderer:
             background = sub_pixels.new_zeros(b, sub_pixels.shape[1], height, width)
             pictures[name] = surface.fill(sub_pixels, background)
         return pictures
+
+
+def _extreme_points(points: Tensor, directions: int = 256) -> Tensor:
+    """The points [k, 3] that lie farthest in evenly spread directions: nearly the convex hull."""
+    index = torch.arange(directions, dtype=torch.float64)
+    height = 1 - (2 * index + 1) / directions  # a Fibonacci lattice on the sphere
+    angle = index * math.pi * (3 - math.sqrt(5))
+    rim = (1 - height.square()).sqrt()
+    direction = torch.stack((rim * angle.cos(), height, rim * angle.sin()), dim=1)
+    return points[(points.double() @ direction.T).argmax(0).unique()]

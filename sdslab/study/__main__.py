@@ -154,11 +154,15 @@ def _run_renderer(
     name: str, preset: str | None, selection: Selection, overrides: Overrides
 ) -> None:
     """Runs a study of the renderer, which has a device and a folder but no images or cells."""
+    unset = Overrides()
     foreign = [
         field.name
         for field in dataclasses.fields(overrides)
-        if field.name not in ("device", "out", "threads") and getattr(overrides, field.name)
+        if field.name not in ("device", "out", "threads")
+        and getattr(overrides, field.name) != getattr(unset, field.name)
     ]
+    if selection.fresh:
+        foreign.append("fresh")
     if foreign:
         raise UserError(
             f"{name} takes --only, --preset, --device, --threads and --out, got "
@@ -178,7 +182,15 @@ def _run_renderer(
         if getattr(overrides, option):
             changed[option] = getattr(overrides, option)
     settings = dataclasses.replace(study.settings, **changed)
-    run_renderer_study(dataclasses.replace(study, settings=settings), selection.only)
+    try:
+        run_renderer_study(dataclasses.replace(study, settings=settings), selection.only)
+    except KeyboardInterrupt:
+        print(  # noqa: T201
+            f"\ninterrupted: the rows so far are in {settings.out}/{study.name}.json; --only "
+            f"measures the others",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

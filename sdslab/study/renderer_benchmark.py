@@ -3,7 +3,7 @@
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,13 @@ from sdslab.devices import resolve_device
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
+from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
-    RecoveryConfig,
+    Measurement,
     grey_material,
-    held_out_scene,
     light_sampler,
-    map_psnr_db,
-    maps_of,
+    measure,
     recover,
-    view_psnr_db,
 )
 from sdslab.meshes.material import picture_material
 from sdslab.meshes.mesh import Mesh
@@ -31,12 +29,11 @@ from sdslab.meshes.subdivide import subdivide
 from sdslab.optimize import OptimizeConfig, Step
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
-from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.preview import Previewer
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
-from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.texture_sampling import sample_texture
 from sdslab.study.renderer_specification import (
     Comparison,
@@ -48,7 +45,6 @@ from sdslab.study.renderer_specification import (
 # The share of ids that two exact methods may tell apart: pixel centres on an edge.
 ID_BUDGET = 1e-4
 TEXTURE_BUDGET = 1e-4
-UNSEEN_LIGHT = "white"  # none of the study's recoveries has it
 # CasTex's cameras at the middle of their range: steps of equal work, so that a few tell the time.
 MEAN_DISTANCE = CameraSampler(radius=(4.4, 4.4))
 
@@ -91,11 +87,7 @@ class RecoveryRow:
     label: str
     steps: int
     seconds: float
-    view_psnr_db: float
-    """Of unseen views under the recovery's own light, turned anew."""
-    relit_psnr_db: float | None
-    """Of the same views under `UNSEEN_LIGHT`; None where there was no light."""
-    map_psnr_db: dict[str, float]
+    measurement: Measurement
     maps: Tensor
     """[h, w, 8], on the CPU."""
     pictures: list[tuple[str, Tensor]]
@@ -149,18 +141,23 @@ def compare(case: Comparison, settings: RendererSettings) -> ComparisonRow:
     ).to(device)
     maps.requires_grad_()
 
-    def gradient(sample: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        looked_up = sample(maps, uv, derivatives)
-        return torch.autograd.grad(looked_up, maps, torch.ones_like(looked_up))[0]
+    cotangent = torch.randn(len(uv), 8, generator=torch.Generator().manual_seed(1)).to(device)
 
-    difference = gradient(backend.sample_texture) - gradient(sample_texture)
+    def look_up(sample: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        looked_up = sample(maps, uv, derivatives)
+        return looked_up.detach(), torch.autograd.grad(looked_up, maps, cotangent)[0]
+
+    pairs = zip(look_up(backend.sample_texture), look_up(sample_texture), strict=True)
+    disagreement = max(
+        ((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs
+    )
     return ComparisonRow(
         case.name,
         case.label,
-        quantiles_ms(lambda: gradient(backend.sample_texture), settings.repeats),
+        quantiles_ms(lambda: look_up(backend.sample_texture), settings.repeats),
         "plain torch",
-        quantiles_ms(lambda: gradient(sample_texture), max(2, settings.repeats // 3)),
-        (difference.abs().max() / gradient(sample_texture).abs().max()).item(),
+        quantiles_ms(lambda: look_up(sample_texture), max(2, settings.repeats // 3)),
+        disagreement,
         TEXTURE_BUDGET,
     )
 
@@ -226,22 +223,11 @@ def measure_recovery(
 ) -> RecoveryRow:
     """Recovers a known material and measures it on texels that were seen and on unseen views."""
     run = _Run(case, settings, load_mesh(settings.mesh))
-    seen = torch.zeros(run.target.shape[:2], dtype=torch.bool, device=run.renderer.device)
     seconds = 0.0
     for step in run.steps():
-        assert run.theta.texels.grad is not None
-        seen |= run.theta.texels.grad.ne(0).any(-1)
         seconds = step.seconds
         progress(step.index + 1)
-    scene = held_out_scene(run.scenes, case.steps)
     maps = maps_of(run.theta).detach()
-    size = (case.texture_size, case.texture_size)
-    covered = covered_texels(run.renderer.mesh, size, make_backend("cpu", torch.device("cpu")))
-    relit_psnr_db = None
-    if scene.lighting:
-        unseen = Environment.of(UNSEEN_LIGHT).to(run.renderer.device)
-        relit = replace(scene, lighting=Lighting.fixed(unseen, len(scene.cameras)))
-        relit_psnr_db = view_psnr_db(maps, run.target, run.renderer, relit)
     previewer = Previewer(
         Renderer(run.renderer.mesh, run.renderer.backend, run.renderer.device, supersampling=2),
         run.scenes.lights.environments[0] if run.scenes.lights else None,
@@ -252,9 +238,7 @@ def measure_recovery(
         case.label,
         case.steps,
         seconds,
-        view_psnr_db(maps, run.target, run.renderer, scene),
-        relit_psnr_db,
-        map_psnr_db(maps.cpu(), run.target.cpu(), seen.cpu() & covered),
+        measure(maps, run.target, run.renderer, run.scenes, run.seen.texels()),
         maps.cpu(),
         previewer.six_views(case.name, maps),
         previewer.six_views("target", run.target),
@@ -281,7 +265,8 @@ class _Run:
         picture = load_image(settings.target, case.texture_size)[0]
         self.target = picture_material(picture).to(device)
         self.theta = TexelGrid(grey_material(case.texture_size, case.unlit)).to(device)
-        self.config = RecoveryConfig(
+        self.seen = SeenTexels((case.texture_size, case.texture_size), device)
+        self.config = MaterialConfig(
             case.views,
             OptimizeConfig(
                 case.steps,
@@ -293,5 +278,11 @@ class _Run:
     def steps(self) -> Iterator[Step]:
         """Runs the loop."""
         return recover(
-            self.theta, self.target, self.renderer, self.scenes, PixelSpace(), self.config
+            self.theta,
+            self.target,
+            self.renderer,
+            self.scenes,
+            PixelSpace(),
+            self.config,
+            self.seen,
         )

@@ -57,17 +57,18 @@ def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None
     out = Path(study.settings.out)
     check_writable(out)
     record = run_record(dataclasses.asdict(study), device)
-    rows = []
+    rows: list[Row] = []
+    numbers: list[dict[str, Any]] = []
     for row in _run_cases(cases, study.settings):
         rows.append(row)
+        origin = {"device": device_name(device), "torch": record["packages"]["torch"]}
+        numbers.append(_numbers_of(row) | origin)
+        # After each row: what was measured survives an interruption.
+        write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
         progress_console.print(_line_of(row), markup=False, highlight=False, soft_wrap=True)
-    numbers = [_numbers_of(row) | {"device": device_name(device)} for row in rows]
-    for number in numbers:
-        number["torch"] = record["packages"]["torch"]
     table = pd.DataFrame(numbers)
     with atomic_write(out / f"{study.name}.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
     with atomic_write(out / f"{study.name}.md") as temporary:
         temporary.write_text(_markdown(study, rows, device_name(device)), encoding="utf-8")
     recoveries = [row for row in rows if isinstance(row, RecoveryRow)]
@@ -133,9 +134,9 @@ def _numbers_of(row: Row) -> dict[str, Any]:
                 "what": row.label,
                 "steps": row.steps,
                 "seconds": row.seconds,
-                "view_psnr_db": row.view_psnr_db,
-                "relit_psnr_db": row.relit_psnr_db,
-                **{f"{name}_psnr_db": value for name, value in row.map_psnr_db.items()},
+                "view_psnr_db": row.measurement.view_psnr_db,
+                "white_room_psnr_db": row.measurement.white_room_psnr_db,
+                **{f"{name}_psnr_db": db for name, db in row.measurement.map_psnr_db.items()},
             }
 
 
@@ -151,7 +152,8 @@ def _line_of(row: Row) -> str:
         case StepRow():
             return f"{row.name}: {row.step_ms[1]:.0f} ms a step, peak {row.peak_mb:,.0f} MB"
         case RecoveryRow():
-            return f"{row.name}: held-out views {row.view_psnr_db:.2f} dB in {row.seconds:.0f} s"
+            view_psnr_db = row.measurement.view_psnr_db
+            return f"{row.name}: held-out views {view_psnr_db:.2f} dB in {row.seconds:.0f} s"
 
 
 def _markdown(study: RendererStudy, rows: list[Row], device: str) -> str:
@@ -176,29 +178,26 @@ def _markdown(study: RendererStudy, rows: list[Row], device: str) -> str:
             ],
         ),
         (
-            "| recovery | steps | seconds | held-out views, dB | in unseen light | albedo "
+            "| recovery | steps | seconds | held-out views, dB | in white light | albedo "
             "| roughness | metallic | normal |",
-            [
-                f"| {row.label} | {row.steps} | {row.seconds:.1f} | {row.view_psnr_db:.2f} | "
-                + ("" if row.relit_psnr_db is None else f"{row.relit_psnr_db:.2f}")
-                + " | "
-                + " | ".join(
-                    # Unlit pictures tell of the albedo alone.
-                    f"{row.map_psnr_db[name]:.2f}"
-                    if name == "albedo" or row.relit_psnr_db is not None
-                    else ""
-                    for name in MAPS
-                )
-                + " |"
-                for row in rows
-                if isinstance(row, RecoveryRow)
-            ],
+            [_recovery_line(row) for row in rows if isinstance(row, RecoveryRow)],
         ),
     ):
         if cells:
             columns = heading.count("|") - 1
             lines += [heading, "|" + " --- |" * columns, *cells, ""]
     return "\n".join(lines)
+
+
+def _recovery_line(row: RecoveryRow) -> str:
+    measurement = row.measurement
+    values = [
+        measurement.view_psnr_db,
+        measurement.white_room_psnr_db,
+        *(measurement.map_psnr_db.get(name) for name in MAPS),
+    ]
+    cells = ["" if value is None else f"{value:.2f}" for value in values]
+    return f"| {row.label} | {row.steps} | {row.seconds:.1f} | {' | '.join(cells)} |"
 
 
 def _spread(values: tuple[float, float, float]) -> str:

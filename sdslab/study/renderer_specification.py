@@ -109,6 +109,12 @@ def load_renderer_study(path: Path, preset: str | None = None) -> RendererStudy:
         name: tuple(build(kinds[name], row, f"{path}: {name}") for row in rows)
         for name, rows in sections.items()
     }
+    for row in (*built["comparisons"], *built["steps"], *built["recoveries"]):
+        size = row.texture_size
+        if not 1 <= size <= 8192 or size & (size - 1):
+            raise UserError(
+                f"{path}: {row.name}: texture_size must be a power of two up to 8192, got {size}"
+            )
     return RendererStudy(
         name=path.stem,
         title=str(table.get("title", path.stem)),

@@ -1,10 +1,12 @@
 """What a run leaves: the textured mesh, its maps, and pictures of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from sdslab.atomic_write import check_writable
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
 from sdslab.meshes.material_io import save_maps
@@ -15,16 +17,56 @@ FRAMES_PER_SECOND = 24
 FIXED_OUTPUTS = 4  # beside the turntable's frames, for a progress bar
 
 
+@dataclass(frozen=True)
+class Written:
+    """What `write_outputs` made.
+
+    Attributes:
+        names: of files and folders, within the run's folder.
+        notes: what did not go as asked, a line each.
+    """
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_outputs_writable(out: Path) -> None:
+    """Refuses a folder in which an output could not be made, before anything is computed.
+
+    Raises:
+        UserError: says which folder and why.
+    """
+    for folder in (out, out / "obj", out / "maps"):
+        check_writable(folder)
+
+
+def clear_outputs(out: Path) -> None:
+    """Removes what an earlier run left, so that no file there is older than its ``run.json``."""
+    for pattern in (
+        "run.json",
+        "results.json",
+        "mesh.glb",
+        "contact_sheet.png",
+        "turntable.mp4",
+        "turntable.gif",
+        "maps/*.png",
+        "maps/*.exr",
+    ):
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def write_outputs(
     out: Path,
     mesh: Mesh,
-    materials: dict[str, Tensor],
+    materials: Mapping[str, Tensor],
     previewer: Previewer,
     *,
+    extras: Mapping[str, object],
     exr: bool,
     frames: int,
     progress: Callable[[str], None],
-) -> list[str]:
+) -> Written:
     """Writes ``mesh.glb``, ``obj/``, ``maps/``, ``contact_sheet.png`` and the turntable.
 
     Args:
@@ -32,25 +74,24 @@ def write_outputs(
         mesh: with its own scale, pose, vertex order and texture coordinates.
         materials: [h, w, 8] by name; the first is exported, all are on the contact sheet.
         previewer: for the pictures.
+        extras: where the mesh comes from, for the GLB.
         exr: whether to write the maps as EXR too.
         frames: of the turntable; 0 makes none.
         progress: is called with a name before each output, and before each frame.
-
-    Returns:
-        What did not go as asked, a line each.
     """
     maps = next(iter(materials.values()))
     progress("mesh.glb")
-    export_glb(mesh, maps, out / "mesh.glb")
+    export_glb(mesh, maps, out / "mesh.glb", extras=dict(extras))
     progress("obj")
     export_obj(mesh, maps, out / "obj")
     progress("maps")
     save_maps(maps, out / "maps", exr=exr)
     progress("contact_sheet.png")
     rows = [previewer.six_views(name, material) for name, material in materials.items()]
-    contact_sheet(rows, maps, out / "contact_sheet.png")
+    contact_sheet([*rows, previewer.buffers(maps)], maps, out / "contact_sheet.png")
+    names = ("mesh.glb", "obj/", "maps/", "contact_sheet.png")
     if not frames:
-        return []
+        return Written(names, ())
 
     def counted() -> Iterator[Tensor]:
         for frame in previewer.turntable(maps, frames):
@@ -58,4 +99,4 @@ def write_outputs(
             yield frame
 
     turntable = save_turntable(counted(), out / "turntable.mp4", FRAMES_PER_SECOND)
-    return [turntable.note] if turntable.note else []
+    return Written((*names, turntable.path.name), (turntable.note,) if turntable.note else ())

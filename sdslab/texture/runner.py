@@ -4,59 +4,23 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from torch import Tensor
 
-from sdslab.atomic_write import check_writable
-from sdslab.devices import resolve_device
-from sdslab.diffusion_space import PixelSpace
-from sdslab.errors import UserError
-from sdslab.material_recovery import (
-    RecoveryConfig,
-    grey_material,
-    held_out_scene,
-    light_sampler,
-    map_psnr_db,
-    maps_of,
-    recover,
-    view_psnr_db,
-)
-from sdslab.meshes.mesh import Mesh
-from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.seam_dilation import dilate_seams
-from sdslab.optimize import OptimizeConfig
-from sdslab.parameterizations.pixel import TexelGrid
-from sdslab.rendering.cameras import CAMERA_SAMPLERS
-from sdslab.rendering.lighting import LightSampler
-from sdslab.rendering.preview import Previewer
-from sdslab.rendering.render_backend import make_backend
-from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.scene import SceneSampler
-from sdslab.rendering.texel_coverage import covered_texels
-from sdslab.run_record import run_record, write_json
-from sdslab.texture.__main__ import Arguments, default_out
-from sdslab.texture.outputs import FIXED_OUTPUTS, write_outputs
-from sdslab.texture.target import load_target, own_maps
-
-DEFAULT_LIGHTS = ("studio", "sky")
+from sdslab.run_record import write_json
+from sdslab.texture.arguments import Arguments, GuidanceName, default_out, guidance_of
+from sdslab.texture.outputs import FIXED_OUTPUTS, check_outputs_writable, write_outputs
+from sdslab.texture.program import Program, Textured
+from sdslab.texture.run_folder import state_of
+from sdslab.texture.workspace import Workspace, progress_bar
 
 console = Console(width=None if sys.stdout.isatty() else 110)
-progress_console = Console(stderr=True)
 
 
 def run(arguments: Arguments) -> None:
-    """Recovers a material and writes the textured mesh, its maps, pictures and numbers.
+    """Textures the mesh and writes it, its maps, pictures and numbers.
 
     Raises:
         UserError: something cannot work; nothing was written.
@@ -64,194 +28,67 @@ def run(arguments: Arguments) -> None:
     """
     if arguments.output.threads is not None:
         torch.set_num_threads(arguments.output.threads)
-    device = resolve_device(arguments.output.device)
-    backend = make_backend(arguments.rendering.renderer, device)
+    guidance = guidance_of(arguments)
     out = Path(arguments.output.out or default_out(arguments))
-    check_writable(out)
-    config = _config_of(arguments)
-    with _progress() as progress:
-        mesh = _load_mesh(arguments, progress)
-        target, initial = _load_maps(arguments, mesh)
-        lights = _load_lights(arguments, device, progress)
-    seams = covered_texels(mesh, (len(target), len(target)), make_backend("cpu", _CPU))
-    record = run_record(dataclasses.asdict(arguments), device)
-    record["mesh"] = {
-        "faces": len(mesh.faces),
-        "vertices": len(mesh.positions),
-        "notes": list(mesh.notes),
-    }
-    write_json(out / "run.json", record)
-
-    rendering = arguments.rendering
-    renderer = Renderer(mesh, backend, device, rendering.color_mode, rendering.supersampling)
-    scenes = SceneSampler(
-        cameras=CAMERA_SAMPLERS[rendering.cameras],
-        lights=lights,
-        background=rendering.background,
-        resolution=rendering.render_size,
-        seed=arguments.optimization.seed,
-    )
-    theta = TexelGrid(initial).to(device)
+    check_outputs_writable(out)
+    if not arguments.output.fresh and state_of(out, dataclasses.asdict(arguments)) == "finished":
+        _say(f"{out}/ holds this run's results already; --fresh makes them again")
+        return
     start = time.perf_counter()
-    steps, seen = _optimize(config, theta, target.to(device), renderer, scenes)
-    seconds = time.perf_counter() - start
-    interrupted = steps < config.optimization.steps
-
-    recovered = maps_of(theta).detach()
-    results = _measure(recovered, target.to(device), renderer, scenes, seams, seen.cpu(), steps)
-    results |= {"steps": steps, "seconds": round(seconds, 2), "interrupted": interrupted}
-    dilated = dilate_seams(recovered.cpu(), seams)
-    previewer = Previewer(
-        Renderer(mesh, backend, device, rendering.color_mode, supersampling=2),
-        lights.environments[0] if lights else None,
-    )
-    frames = arguments.output.turntable
-    with _progress() as progress:
-        task = progress.add_task("writing", total=FIXED_OUTPUTS + frames, note="")
-        results["notes"] = write_outputs(
-            out,
-            mesh,
-            {"recovered": dilated, "target": target},
-            previewer,
-            exr=arguments.output.exr,
-            frames=frames,
-            progress=lambda name: progress.update(task, advance=1, note=name),
-        )
+    with progress_bar() as progress:
+        workspace = Workspace.open(arguments, guidance, out, progress)
+        textured = program_of(guidance)(workspace, progress)
+    results = {
+        **textured.results,
+        "seconds": round(time.perf_counter() - start, 2),
+        "interrupted": textured.interrupted,
+    }
     write_json(out / "results.json", results)
-    _print_results(results, out)
-    if interrupted:
+    for line in textured.lines:
+        _say(line)
+    _write(workspace, textured)
+    if textured.interrupted:
         raise KeyboardInterrupt
 
 
-_CPU = torch.device("cpu")
+def program_of(guidance: GuidanceName) -> Program:
+    """What runs; imported here, for each needs libraries of its own."""
+    match guidance:
+        case "degenerate":
+            from sdslab.texture.recovery import recover_target
+
+            return recover_target
+        case "exemplar":
+            from sdslab.texture.exemplar import texture_like_exemplars
+
+            return texture_like_exemplars
+        case "deepfloyd" | "stable-diffusion":
+            from sdslab.texture.two_stages import texture_from_prompt
+
+            return texture_from_prompt
 
 
-def _load_mesh(arguments: Arguments, progress: Progress) -> Mesh:
-    task = progress.add_task("loading the mesh", total=1, note="")
-    mesh = load_mesh(
-        arguments.subject.mesh,
-        arguments.subject.unwrap,
-        lambda share: progress.update(task, description="unwrapping", completed=share),
-        smooth=arguments.subject.smooth,
-    )
-    progress.remove_task(task)
-    text = f"{mesh.name}: {len(mesh.faces):,} faces, {len(mesh.positions):,} vertices"
-    notes = "; ".join((text, *mesh.notes))
-    progress.console.print(notes, markup=False, highlight=False, soft_wrap=True)
-    return mesh
+def _write(workspace: Workspace, textured: Textured) -> None:
+    output, record = workspace.arguments.output, workspace.record
+    materials = dict(textured.materials)
+    result = next(iter(materials))
+    materials[result] = dilate_seams(materials[result], workspace.covered)
+    with progress_bar() as progress:
+        task = progress.add_task("writing", total=FIXED_OUTPUTS + output.turntable, note="")
+        written = write_outputs(
+            workspace.out,
+            workspace.mesh,
+            materials,
+            workspace.previewer,
+            extras={name: record[name] for name in ("command", "sdslab", "commit", "started")},
+            exr=output.exr,
+            frames=output.turntable,
+            progress=lambda name: progress.update(task, advance=1, note=name),
+        )
+    for line in written.notes:
+        _say(line)
+    _say(f"written to {workspace.out}/: {', '.join(written.names)}, results.json")
 
 
-def _load_maps(arguments: Arguments, mesh: Mesh) -> tuple[Tensor, Tensor]:
-    """The material to recover and the one to start from, [size, size, 8] on the CPU."""
-    size = arguments.optimization.texture_size
-    assert arguments.subject.target is not None
-    on_cpu = make_backend("cpu", _CPU)
-    target = load_target(arguments.subject.target, mesh, size, on_cpu)
-    if arguments.subject.init == "source":
-        return target, own_maps(mesh, size, on_cpu)
-    return target, grey_material(size, arguments.rendering.unlit)
-
-
-def _load_lights(
-    arguments: Arguments, device: torch.device, progress: Progress
-) -> LightSampler | None:
-    if arguments.rendering.unlit:
-        return None
-    names = arguments.rendering.light or DEFAULT_LIGHTS
-    task = progress.add_task("prefiltering the light", total=None, note="")
-    lights = light_sampler(
-        names, arguments.rendering.fixed_light, arguments.optimization.seed, device
-    )
-    progress.remove_task(task)
-    return lights
-
-
-def _config_of(arguments: Arguments) -> RecoveryConfig:
-    optimization = arguments.optimization
-    return RecoveryConfig(
-        optimization.views,
-        OptimizeConfig(
-            optimization.steps,
-            learning_rate=optimization.learning_rate,
-            learning_rate_schedule="cosine",
-        ),
-        frozen=optimization.frozen,
-    )
-
-
-def _optimize(
-    config: RecoveryConfig,
-    theta: TexelGrid,
-    target: Tensor,
-    renderer: Renderer,
-    scenes: SceneSampler,
-) -> tuple[int, Tensor]:
-    """Runs the loop; returns the number of finished steps and which texels were looked at."""
-    seen = torch.zeros(theta.texels.shape[:2], dtype=torch.bool, device=theta.texels.device)
-    finished = 0
-    with _progress() as progress:
-        task = progress.add_task("recovering", total=config.optimization.steps, note="")
-        try:
-            for step in recover(theta, target, renderer, scenes, PixelSpace(), config):
-                assert theta.texels.grad is not None
-                seen |= theta.texels.grad.ne(0).any(-1)
-                finished = step.index + 1
-                mean_square = 2 * step.loss / step.z.numel() / 4  # pictures are [0, 1], z is ±1
-                note = f"{-10 * torch.tensor(mean_square).log10():.2f} dB"
-                progress.update(task, completed=finished, note=note)
-        except FloatingPointError as error:
-            raise UserError(str(error)) from error
-        except KeyboardInterrupt:
-            text = f"interrupted at step {finished}: writing what there is"
-            progress.console.print(text, markup=False, highlight=False)
-    return finished, seen
-
-
-def _measure(
-    maps: Tensor,
-    target: Tensor,
-    renderer: Renderer,
-    scenes: SceneSampler,
-    covered: Tensor,
-    seen: Tensor,
-    steps: int,
-) -> dict[str, Any]:
-    scene = held_out_scene(scenes, steps)
-    measured = covered & seen
-    map_psnr = map_psnr_db(maps.cpu(), target.cpu(), measured)
-    if scenes.lights is None:  # nothing else shows in unlit pictures
-        map_psnr = {"albedo": map_psnr["albedo"]}
-    return {
-        "map_psnr_db": map_psnr,
-        "held_out_view_psnr_db": view_psnr_db(maps, target, renderer, scene),
-        "held_out_views": len(scene.cameras),
-        "covered_texels": int(covered.sum()),
-        "seen_texels": int(measured.sum()),
-    }
-
-
-def _print_results(results: dict[str, Any], out: Path) -> None:
-    maps = ", ".join(f"{name} {value:.2f}" for name, value in results["map_psnr_db"].items())
-    share = results["seen_texels"] / max(1, results["covered_texels"])
-    for line in (
-        f"held-out views: {results['held_out_view_psnr_db']:.2f} dB over "
-        f"{results['held_out_views']} pictures",
-        f"maps: {maps} dB over the {share:.1%} of the covered texels that were seen",
-        f"{results['steps']} steps in {results['seconds']:.1f} s",
-        *results["notes"],
-        f"written to {out}/: mesh.glb, obj/, maps/, contact_sheet.png, turntable, results.json",
-    ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=progress_console,
-        transient=True,
-    )
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.meshes.material import picture_material
+from sdslab.meshes.material import NORMAL, picture_material
+from sdslab.meshes.material_io import load_maps
 from sdslab.meshes.mesh import Mesh, SourceMaterial
 from sdslab.meshes.mesh_io import READERS, load_mesh
 from sdslab.rendering.render_backend import RenderBackend
@@ -22,7 +23,8 @@ def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> T
 
     Args:
         source: a mesh file with maps (the same faces as ``mesh``, in the same order; its texture
-            coordinates may differ), or a picture, or the name of a scikit-image photograph.
+            coordinates may differ), or a folder of maps as a run writes them (in the texture
+            coordinates of ``mesh``), or a picture, or the name of a scikit-image photograph.
         mesh: what is textured.
         size: height and width of the result.
         backend: for moving maps between texture coordinates.
@@ -33,6 +35,8 @@ def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> T
     Raises:
         UserError: no such file, no maps in it, or other faces.
     """
+    if Path(source).is_dir():
+        return resize_maps(load_maps(Path(source)), size)
     if Path(source).suffix.lower() in READERS:
         other = load_mesh(source)
         if other.source_material is None:
@@ -87,13 +91,19 @@ def maps_on(
 
 
 def resize_maps(maps: Tensor, size: int) -> Tensor:
-    """Resamples maps to [size, size, 8], antialiased, as a texture that repeats."""
-    if maps.shape[:2] == (size, size):
-        return maps
-    channels_first = maps.movedim(-1, 0)[None]
-    if maps.shape[0] % size == 0 and maps.shape[1] % size == 0:  # powers of two: box filter
-        kernel = (maps.shape[0] // size, maps.shape[1] // size)
-        resized = F.avg_pool2d(channels_first, kernel)
-    else:
-        resized = F.interpolate(channels_first, size=(size, size), mode="bilinear", antialias=True)
-    return resized[0].movedim(0, -1).contiguous()
+    """Resamples maps with power-of-two sides to [size, size, 8], as a texture that repeats."""
+    height, width = maps.shape[:2]
+    texels = maps.movedim(-1, 0)[None]
+    shrink = (max(1, height // size), max(1, width // size))
+    texels = F.avg_pool2d(texels, shrink)
+    height, width = texels.shape[-2:]
+    if (height, width) != (size, size):
+        # One texel of the opposite side all around, of which nothing but the blend is kept.
+        texels = F.pad(texels, (1, 1, 1, 1), mode="circular")
+        rows, columns = size // height, size // width
+        texels = F.interpolate(texels, scale_factor=(rows, columns), mode="bilinear")
+        texels = texels[..., rows:-rows, columns:-columns]
+    resized = texels[0].movedim(0, -1).contiguous()
+    normal = F.normalize(2 * resized[..., NORMAL] - 1, dim=-1, eps=1e-6)  # means are short
+    resized[..., NORMAL] = (normal + 1) / 2
+    return resized

@@ -15,6 +15,7 @@ from sdslab.rendering.cameras import (
     CameraSampler,
     castex_20_views,
     frame_fill,
+    six_views,
     turntable_views,
 )
 
@@ -110,9 +111,20 @@ def test_castexs_20_views():
     assert all(len(views()) > 0 for views in EVALUATION_VIEWS.values())
 
 
-def test_the_turntable_starts_in_front():
-    assert turntable_views(4).eye[0, 2] > 0
-    assert turntable_views(4).eye[0, 0].abs() < 1e-5
+def test_the_turntable_starts_in_front_and_goes_counter_clockwise():
+    eye = turntable_views(4, 1.5).eye
+    assert eye[0, 2] > 0
+    assert eye[0, 0].abs() < 1e-5
+    assert eye[1, 0] > 0  # from +Z (below, on a plan) to +X (on its right)
+
+
+def test_a_cube_fits_the_turntable_and_the_six_views():
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
+    for cameras in (turntable_views(12, math.sqrt(3)), six_views(math.sqrt(3))):
+        clip = torch.nn.functional.pad(corners, (0, 1), value=1.0) @ cameras.world_to_clip.mT
+        extent = (clip[..., :2] / clip[..., 3:]).abs()
+        assert extent.max() <= 1
+        assert extent.max() > 0.7
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ from PIL import Image
 from sdslab.errors import UserError
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
-from sdslab.meshes.material import ALBEDO, ROUGHNESS, constant_material
+from sdslab.meshes.material import ALBEDO, NORMAL, ROUGHNESS, constant_material
+from sdslab.meshes.material_io import save_maps
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.metrics import psnr_db
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.texel_coverage import covered_texels
-from sdslab.texture.target import load_target, own_maps
+from sdslab.texture.target import load_target, own_maps, resize_maps
 
 
 def smooth_material(size: int = 64) -> torch.Tensor:
@@ -46,6 +47,27 @@ def test_a_textured_mesh_gives_its_maps_back(kind: str, tmp_path: Path):
     assert (target - maps)[..., compared].abs().max() < 1 / 255
     again = load_mesh(source)
     assert (own_maps(again, 64, CpuBackend()) - maps)[..., compared].abs().max() < 1 / 255
+
+
+def test_a_folder_of_maps_is_a_target(tmp_path: Path):
+    maps = smooth_material()
+    save_maps(maps, tmp_path / "maps")
+    target = load_target(str(tmp_path / "maps"), load_mesh("torus"), 64, CpuBackend())
+    assert (target - maps)[..., :5].abs().max() < 1 / 255
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (64, 64), (8, 64)], ids=["larger", "smaller", "both"])
+def test_maps_are_resized_as_a_texture_that_repeats(shape: tuple[int, int]):
+    maps = torch.rand(*shape, 8, generator=torch.Generator().manual_seed(0))
+    resized = resize_maps(maps, 16)
+    assert resized.shape == (16, 16, 8)
+    # Turning the texture around turns the result around: no border is special.
+    moved = resize_maps(maps.roll((shape[0] // 4, shape[1] // 4), (0, 1)), 16)
+    torch.testing.assert_close(moved, resized.roll((4, 4), (0, 1)))
+    lengths = (2 * resized[..., NORMAL] - 1).norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones(16, 16))
+    means = [m[..., :5].mean((0, 1)) for m in (maps, resized)]
+    torch.testing.assert_close(*means)
 
 
 def test_maps_move_to_the_meshs_own_texture_coordinates(tmp_path: Path):

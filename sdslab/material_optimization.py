@@ -1,0 +1,108 @@
+"""A material moved by a distillation gradient through the renderer: every stage, every recovery."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdslab.diffusion_space import DiffusionSpace
+from sdslab.kernels import SDSResult
+from sdslab.meshes.material import CHANNELS, MAPS, NORMAL
+from sdslab.optimize import OptimizeConfig, Step, optimize
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND, project_material_
+from sdslab.rendering.renderer import Renderer, Surface
+from sdslab.rendering.scene import Scene, SceneSampler
+from sdslab.rendering.seen_texels import SeenTexels
+
+# From (z detached, step index, the step's scene, what its pixels show) to the gradient of z.
+Guide = Callable[[Tensor, int, Scene, Surface], SDSResult]
+
+
+@dataclass(frozen=True)
+class MaterialConfig:
+    """What each step does."""
+
+    views: int
+    """Pictures a step."""
+    optimization: OptimizeConfig
+    """How θ moves."""
+    frozen: tuple[str, ...] = ()
+    """Names of `MAPS` that stay as they start."""
+
+
+def maps_of(theta: Parameterization) -> Tensor:
+    """g(θ) as the material's maps [h, w, 8], attached to θ's graph.
+
+    A grid of texels is kept valid by projection after each step. The output of a network, in
+    (0, 1), is spread over the valid range instead, and its normals are normalised.
+    """
+    maps = theta().squeeze(0).movedim(0, -1)
+    if isinstance(theta, TexelGrid):
+        return maps
+    lower, upper = maps.new_tensor(LOWER_BOUND), maps.new_tensor(UPPER_BOUND)
+    maps = lower + (upper - lower) * maps
+    normal = torch.nn.functional.normalize(2 * maps[..., NORMAL] - 1, dim=-1)
+    return torch.cat((maps[..., : NORMAL.start], (normal + 1) / 2), dim=-1).contiguous()
+
+
+def optimize_material(
+    theta: Parameterization,
+    renderer: Renderer,
+    scenes: SceneSampler,
+    space: DiffusionSpace,
+    guide: Guide,
+    config: MaterialConfig,
+    seen: SeenTexels,
+) -> Iterator[Step]:
+    """Moves θ along a distillation gradient of its pictures, step by step.
+
+    Args:
+        theta: eight channels.
+        renderer: of the mesh.
+        scenes: views, lights and backgrounds of each step.
+        space: of the diffusion model.
+        guide: the gradient of z; it may render other materials in the same scene.
+        config: steps, optimiser and frozen maps.
+        seen: of the maps' size; what the views look at is marked.
+
+    Yields:
+        One `Step` before each update; its ``z`` is what the diffusion model saw.
+    """
+    frozen = torch.zeros(CHANNELS, dtype=torch.bool, device=renderer.device)
+    for name in config.frozen:
+        frozen[MAPS[name]] = True
+    with torch.no_grad():
+        initial = maps_of(theta).clone() if config.frozen else None
+    latest: tuple[int, Scene, Surface] | None = None
+
+    def sight(index: int) -> tuple[Scene, Surface]:
+        nonlocal latest
+        if latest is None or latest[0] != index:
+            scene = scenes.sample(index, config.views, renderer.extreme_points)
+            surface = renderer.see(scene.cameras, scenes.resolution)
+            seen.mark(surface)
+            latest = index, scene, surface
+        return latest[1:]
+
+    def diffused(index: int) -> Tensor:
+        scene, surface = sight(index)
+        maps = maps_of(theta)
+        if initial is not None and not isinstance(theta, TexelGrid):
+            maps = torch.where(frozen, initial, maps)
+        return space.encode(renderer.picture(surface, maps, scene.lighting, scene.background))
+
+    def project() -> None:
+        if not isinstance(theta, TexelGrid):
+            return
+        maps = theta.texels.detach()
+        project_material_(maps)
+        if initial is not None:
+            maps[..., frozen] = initial[..., frozen]
+
+    def gradient(z: Tensor, index: int) -> SDSResult:
+        return guide(z, index, *sight(index))
+
+    yield from optimize(theta.parameters(), diffused, gradient, config.optimization, project)
