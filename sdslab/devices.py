@@ -1,6 +1,7 @@
 """Which device computes, and what it is called."""
 
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -41,3 +42,25 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass
     return f"{platform.processor() or platform.machine()} (CPU)"
+
+
+def out_of_memory_message(error: BaseException) -> str | None:
+    """What to do about an error, where it says that memory ran out; None where it does not.
+
+    Args:
+        error: from torch, on the GPU or the CPU, or Python's own `MemoryError`.
+    """
+    text = str(error).strip()
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    on_cpu = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
+    )
+    if not (on_gpu or on_cpu):
+        return None
+    where = "the GPU's" if on_gpu else "the computer's"
+    tried = re.search(r"allocate (\d+(?:\.\d+)? ?[KMGT]?i?B|\d+ bytes)", text)
+    asked = f" for {tried[1]} more" if tried else ""
+    return (
+        f"{where} memory is not enough{asked}; give --low-memory, fewer --views or a smaller "
+        f"--render-size"
+    )

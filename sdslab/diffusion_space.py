@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError
+from sdslab.pickles import refuse_pickle
 from sdslab.tensor_types import Diffused, Image
 
 # AutoencoderKL, AutoencoderTiny and their like; diffusers annotates their outputs wrongly.
@@ -125,6 +126,7 @@ class LatentSpace(DiffusionSpace):
             folder = folder / "vae"
         if folder.is_dir():
             return cls._of_model(_from_folder(folder, dtype).to(device), str(source))
+        refuse_pickle(folder)
         if (
             folder.is_absolute()
             or str(source).startswith((".", "~"))
@@ -209,6 +211,8 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Autoencoder:
             f"{str(folder)!r}; save the model there with save_pretrained"
         )
     if not any(folder.glob("*.safetensors")):
+        for file in sorted(folder.iterdir()):
+            refuse_pickle(file)
         raise UserError(
             f"a VAE folder must hold safetensors weights (pickles are never read), got none in "
             f"{str(folder)!r}; convert them with model.save_pretrained(folder)"

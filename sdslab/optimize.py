@@ -1,20 +1,18 @@
 """The only optimisation loop of the project."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sdslab.errors import UserError
+from sdslab.interrupts import interrupts_held
 from sdslab.kernels import SDSResult
+from sdslab.optimizer_state import OptimizerState
 
 Optimizer = Literal["adam", "sgd", "lbfgs"]
 LearningRateSchedule = Literal["constant", "cosine", "step"]
@@ -36,6 +34,10 @@ class OptimizeConfig:
     """θ's gradient is scaled down to this norm where it is longer."""
     converged_below: float = 0.0
     """Stop when the norm of θ's gradient is at most this: 0 stops at the exact optimum only."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's running means of the gradient and of its square."""
+    nonfinite_limit: int = 10
+    """Stop when the model's output is not finite in so many steps in a row; fewer are skipped."""
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -63,6 +65,12 @@ class OptimizeConfig:
             raise UserError(
                 f"converged_below must be a number of at least 0, got {self.converged_below}"
             )
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise UserError(f"adam_betas must be within [0, 1), got {self.adam_betas}")
+        if self.nonfinite_limit < 1:
+            raise UserError(
+                f"nonfinite_limit must be a positive number of steps, got {self.nonfinite_limit}"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ class Step:
         gradient_norm: L2 norm of θ's gradient.
         z: what was distilled, detached.
         nonfinite: NaN and infinite values that the model or the gradient held.
-        seconds: since the loop began.
+        seconds: since the loop began, earlier processes included.
+        skipped: θ does not move, as the model's output is not finite; `loss` may be NaN then.
     """
 
     index: int
@@ -84,6 +93,7 @@ class Step:
     z: Tensor
     nonfinite: int
     seconds: float
+    skipped: bool = False
 
 
 def optimize(
@@ -92,6 +102,7 @@ def optimize(
     gradient: Callable[[Tensor, int], SDSResult],
     config: OptimizeConfig,
     project: Callable[[], None] | None = None,
+    state: OptimizerState | None = None,
 ) -> Iterator[Step]:
     """Moves θ along a distillation gradient, step by step.
 
@@ -101,17 +112,23 @@ def optimize(
         gradient: from (z detached, step index) to the gradient with respect to z.
         config: optimiser, learning rate and when to stop.
         project: moves θ, in place, back into its valid range after each update.
+        state: what to go on from, θ included; it follows the loop, so that its ``snapshot()`` can
+            be saved after any step, at the end or after an exception. None starts anew.
 
     Yields:
         One `Step` before each update of θ; the loop ends after ``config.steps`` of them or on
-        convergence. A caller may stop after any of them: θ is whole then, also on Ctrl-C, which
-        is held back to the end of the step.
+        convergence. A caller may stop after any of them: θ is whole then, also on Ctrl-C and
+        SIGTERM, which are held back to the end of the step.
 
     Raises:
-        FloatingPointError: the gradient of θ is not finite; θ is left as it was.
+        FloatingPointError: z or the gradient of θ is not finite, or the model's output was not in
+            ``config.nonfinite_limit`` steps in a row; θ is left as it was.
+        KeyboardInterrupt: Ctrl-C, or as `sdslab.interrupts.Terminated` SIGTERM, after the step.
     """
     parameters = list(theta)
     optimizer = _optimizer(parameters, config)
+    state = state or OptimizerState()
+    state.attach(parameters, optimizer)
     latest: tuple[SDSResult, Tensor] | None = None
 
     def backward() -> float:
@@ -123,9 +140,9 @@ def optimize(
         latest = result, z.detach()
         return result.loss.sum().item()
 
-    start = time.perf_counter()
-    with _interrupts_held() as raise_if_interrupted:
-        for index in range(config.steps):
+    start = time.perf_counter() - state.seconds
+    with interrupts_held() as raise_if_interrupted:
+        for index in range(state.index, config.steps):
             raise_if_interrupted()
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _decay(config, index)
@@ -135,28 +152,55 @@ def optimize(
             nonfinite = int(result.nonfinite.sum())
             gradients = [p.grad for p in parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients).item()
-            if not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"the gradient of θ must be finite, got a norm of {norm} at step {index} "
-                    f"({nonfinite} non-finite values in the model's output); lower the learning "
-                    f"rate ({config.learning_rate:g}) or use float64"
-                )
-            yield Step(index, loss, norm, z, nonfinite, time.perf_counter() - start)
-            if norm <= config.converged_below:
+            skipped = nonfinite > 0 or not math.isfinite(norm)
+            if skipped:
+                _raise_if_diverged(result, z, norm, index, config)
+                if state.skipped_in_a_row + 1 >= config.nonfinite_limit:
+                    raise FloatingPointError(
+                        f"the model's output must be finite, got NaN or infinite values in "
+                        f"{state.skipped_in_a_row + 1} steps in a row ({nonfinite} at step "
+                        f"{index}, where |z| is up to {z.abs().max():.3g}); compute in float32 or "
+                        f"bfloat16, or lower the guidance scale or the learning rate "
+                        f"({config.learning_rate:g})"
+                    )
+            state.seconds = time.perf_counter() - start
+            yield Step(index, loss, norm, z, nonfinite, state.seconds, skipped)
+            if norm <= config.converged_below and not skipped:
                 break
-            if norm > config.gradient_norm_limit:
-                torch._foreach_mul_(gradients, config.gradient_norm_limit / norm)
-            # L-BFGS evaluates again along its search direction.
-            optimizer.step(backward if config.optimizer == "lbfgs" else None)
-            if project is not None:
-                project()
+            if not skipped:
+                if norm > config.gradient_norm_limit:
+                    torch._foreach_mul_(gradients, config.gradient_norm_limit / norm)
+                # L-BFGS evaluates again along its search direction.
+                optimizer.step(backward if config.optimizer == "lbfgs" else None)
+                if project is not None:
+                    project()
+            state.skipped += skipped
+            state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+            state.index = index + 1
         raise_if_interrupted()
+
+
+def _raise_if_diverged(
+    result: SDSResult, z: Tensor, norm: float, index: int, config: OptimizeConfig
+) -> None:
+    """Tells θ's own failure, which no other step mends, from the model's."""
+    if not z.isfinite().all():
+        what = "z = encode(render(g(θ))) must be finite, got NaN or infinite values"
+    elif result.gradient.isfinite().all() and not math.isfinite(norm):
+        what = f"the gradient of θ must be finite, got a norm of {norm}"
+    else:
+        return
+    raise FloatingPointError(
+        f"{what} at step {index}; lower the learning rate ({config.learning_rate:g}) or use float64"
+    )
 
 
 def _optimizer(parameters: list[Tensor], config: OptimizeConfig) -> torch.optim.Optimizer:
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+            return torch.optim.Adam(
+                parameters, lr=config.learning_rate, betas=config.adam_betas, fused=True
+            )
         case "sgd":
             return torch.optim.SGD(parameters, lr=config.learning_rate)
         case "lbfgs":
@@ -173,31 +217,3 @@ def _decay(config: OptimizeConfig, index: int) -> float:
             return 0.5 + 0.5 * math.cos(math.pi * index / config.steps)
         case "step":
             return 0.9 ** (index // 100)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[Callable[[], None]]:
-    """Holds Ctrl-C back until the yielded function is called, so that θ is never half-updated.
-
-    A second Ctrl-C is not held back. Outside the main thread, where Python delivers no signals,
-    nothing is held.
-    """
-    received: list[int] = []
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        if received:
-            signal.default_int_handler(number, frame)
-        received.append(number)
-
-    def raise_if_received() -> None:
-        if received:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield raise_if_received
-        return
-    before = signal.signal(signal.SIGINT, hold)
-    try:
-        yield raise_if_received
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,16 +1,20 @@
 import itertools
+import json
 import math
 import os
 import signal
 import threading
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from sdslab.errors import UserError
+from sdslab.interrupts import Terminated, exit_code
 from sdslab.kernels import SDSResult
 from sdslab.optimize import OptimizeConfig, optimize
+from sdslab.optimizer_state import OptimizerState
 from tests.conftest import random_image
 
 
@@ -93,50 +97,268 @@ def test_long_gradients_are_scaled_down():
     assert quadratic.theta.norm().item() == pytest.approx(0.125)
 
 
-def test_a_non_finite_gradient_stops_with_theta_untouched():
-    quadratic = Quadratic()
+def poisoned(quadratic: Quadratic, at: range, value: float):
+    """The gradient of ``quadratic``, with one bad value at some steps."""
 
-    def poisoned(z: Tensor, index: int) -> SDSResult:
+    def gradient(z: Tensor, index: int) -> SDSResult:
         result = quadratic.gradient(z, index)
-        if index == 3:
-            return SDSResult(result.gradient * math.nan, result.loss, torch.tensor([48]))
+        if index in at:
+            result.gradient[0, 1, 2, 3] = value
+            return SDSResult(result.gradient, result.loss, torch.tensor([1]))
         return result
 
-    loop = optimize(
-        [quadratic.theta],
-        lambda _index: quadratic.theta * 1,
-        poisoned,
-        OptimizeConfig(9, "sgd", 0.5),
-    )
-    with pytest.raises(FloatingPointError, match=r"at step 3 \(48 non-finite"):
-        list(loop)
+    return gradient
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lbfgs"])
+def test_a_step_whose_model_output_is_not_finite_is_skipped(optimizer, value: float):
+    quadratic, config = Quadratic(), OptimizeConfig(9, optimizer, 0.5, nonfinite_limit=3)
+    state = OptimizerState()
+    bad = poisoned(quadratic, range(3, 5), value)
+    loop = optimize([quadratic.theta], lambda _: quadratic.theta * 1, bad, config, None, state)
+    steps = list(loop)
+    assert [step.index for step in steps if step.skipped] == [3, 4]
+    assert [step.nonfinite for step in steps] == [0, 0, 0, 1, 1, 0, 0, 0, 0]
+    assert (state.index, state.skipped, state.skipped_in_a_row) == (9, 2, 0)
+    seven_steps = Quadratic()
+    list(seven_steps.run(OptimizeConfig(7, optimizer, 0.5)))
+    assert quadratic.theta.equal(seven_steps.theta)
+
+
+def test_non_finite_values_that_a_clamp_hid_are_skipped_as_well():
+    quadratic = Quadratic()
+
+    def gradient(z: Tensor, index: int) -> SDSResult:
+        return quadratic.gradient(z, index)._replace(nonfinite=torch.tensor([int(index == 1)]))
+
+    config = OptimizeConfig(3, "sgd", 0.5)
+    steps = list(optimize([quadratic.theta], lambda _: quadratic.theta * 1, gradient, config))
+    assert [step.skipped for step in steps] == [False, True, False]
+    assert steps[1].z.equal(steps[2].z)
+
+
+def test_too_many_bad_steps_in_a_row_stop_with_theta_untouched():
+    quadratic, config = Quadratic(), OptimizeConfig(99, "sgd", 0.5, nonfinite_limit=4)
+    state, seen = OptimizerState(), []
+    bad = poisoned(quadratic, range(3, 99), math.nan)
+    loop = optimize([quadratic.theta], lambda _: quadratic.theta * 1, bad, config, None, state)
+    with pytest.raises(
+        FloatingPointError, match=r"in 4 steps in a row \(1 at step 6, where \|z\| is"
+    ):
+        seen.extend(step.skipped for step in loop)
+    assert seen == [False, False, False, True, True, True]
+    assert (state.index, state.skipped, state.skipped_in_a_row) == (6, 3, 3)
     three_steps = Quadratic()
     list(three_steps.run(OptimizeConfig(3, "sgd", 0.5)))
     assert quadratic.theta.equal(three_steps.theta)
 
 
-@pytest.mark.parametrize("at", [0, 4, 8], ids=["first", "middle", "last"])
-def test_ctrl_c_waits_for_the_end_of_the_step(at: int):
+def test_bad_steps_apart_do_not_stop_it():
+    quadratic, config = Quadratic(), OptimizeConfig(60, "sgd", 0.5, nonfinite_limit=2)
+    state = OptimizerState()
+    bad = poisoned(quadratic, range(0, 60, 2), math.nan)
+    list(optimize([quadratic.theta], lambda _: quadratic.theta * 1, bad, config, None, state))
+    assert state.skipped == 30
+    assert quadratic.error() < 1e-8
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_material_that_is_not_finite_stops_at_once(value: float):
     quadratic = Quadratic()
 
-    def interrupted(z: Tensor, index: int) -> SDSResult:
+    def break_material() -> None:
+        quadratic.theta.detach()[0, 0, 0, 0] = value
+
+    config = OptimizeConfig(9, "sgd", 0.5)
+    loop = optimize(
+        [quadratic.theta], lambda _: quadratic.theta * 1, quadratic.gradient, config, break_material
+    )
+    next(loop)
+    with pytest.raises(FloatingPointError, match=r"z = .* must be finite, .* at step 1; lower the"):
+        next(loop)
+
+
+def test_a_diverging_theta_stops_at_once():
+    quadratic = Quadratic()
+    seen = []
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        seen.extend(step.skipped for step in quadratic.run(OptimizeConfig(99, "sgd", 1e20)))
+    assert seen
+    assert not any(seen)
+
+
+def interrupting(quadratic: Quadratic, at: int, *numbers: int):
+    def gradient(z: Tensor, index: int) -> SDSResult:
         if index == at:
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in numbers:
+                os.kill(os.getpid(), number)
         return quadratic.gradient(z, index)
 
-    handler = signal.getsignal(signal.SIGINT)
+    return gradient
+
+
+@pytest.mark.parametrize("at", [0, 4, 8], ids=["first", "middle", "last"])
+@pytest.mark.parametrize(
+    ("number", "interrupt", "code"),
+    [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)],
+    ids=["ctrl_c", "sigterm"],
+)
+def test_an_interrupt_waits_for_the_end_of_the_step(number: int, interrupt, code: int, at: int):
+    quadratic, state = Quadratic(), OptimizerState()
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     loop = optimize(
         [quadratic.theta],
         lambda _index: quadratic.theta * 1,
-        interrupted,
+        interrupting(quadratic, at, number),
         OptimizeConfig(9, "sgd", 0.5),
+        None,
+        state,
     )
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         list(loop)
+    assert caught.type is interrupt
+    assert exit_code(caught.value) == code
     uninterrupted = Quadratic()
     list(uninterrupted.run(OptimizeConfig(at + 1, "sgd", 0.5)))
     assert quadratic.theta.equal(uninterrupted.theta)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert state.index == at + 1
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_second_interrupt_does_not_wait():
+    quadratic, state = Quadratic(), OptimizerState()
+    bad = interrupting(quadratic, 2, signal.SIGINT, signal.SIGTERM)
+    config = OptimizeConfig(9, "sgd", 0.5)
+    loop = optimize([quadratic.theta], lambda _: quadratic.theta * 1, bad, config, None, state)
+    with pytest.raises(Terminated):
+        list(loop)
+    assert state.index == 2
+
+
+class Network:
+    """A small convolutional θ under noise and views that the step index alone decides."""
+
+    def __init__(self, config: OptimizeConfig) -> None:
+        self.config = config
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 8, 3, padding=1),
+                torch.nn.BatchNorm2d(8),
+                torch.nn.Tanh(),
+                torch.nn.Conv2d(8, 3, 1),
+            )
+        if config.optimizer != "lbfgs":  # torch's own cannot take this layout
+            for p in self.net.parameters():
+                if p.ndim == 4:
+                    p.data = p.data.contiguous(memory_format=torch.channels_last)
+        self.input = random_image(1, 3, 8, 8)
+        self.z_star = random_image(1, 3, 8, 8, seed=1)
+
+    def loop(self, state: OptimizerState):
+        def gradient(z: Tensor, index: int) -> SDSResult:
+            noise = random_image(1, 3, 8, 8, seed=index)
+            if index == 2:
+                noise = noise * math.nan
+            difference = z - self.z_star - 0.1 * noise
+            loss = 0.5 * difference.square().flatten(1).sum(1)
+            return SDSResult(difference, loss, (~difference.isfinite()).sum().view(1))
+
+        return optimize(
+            self.net.parameters(),
+            lambda _: self.net(self.input),
+            gradient,
+            self.config,
+            None,
+            state,
+        )
+
+
+def kept_on_disk(state: OptimizerState) -> OptimizerState:
+    tensors, numbers = state.snapshot()
+    return OptimizerState(
+        safetensors.torch.load(safetensors.torch.save(tensors)), json.loads(json.dumps(numbers))
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimizeConfig(7, "adam", 0.1, "cosine", gradient_norm_limit=0.5),
+        OptimizeConfig(7, "sgd", 0.01, "step"),
+        OptimizeConfig(7, "lbfgs", 0.5),
+    ],
+    ids=lambda config: config.optimizer,
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config: OptimizeConfig):
+    straight = Network(config)
+    expected = [(s.index, s.loss, s.skipped) for s in straight.loop(OptimizerState())]
+    for stop in range(8):
+        state = OptimizerState()
+        steps = Network(config).loop(state)
+        seen = [next(steps) for _ in range(stop)]
+        if stop:  # at a yielded step, which is taken again
+            assert state.index == stop - 1
+            state = kept_on_disk(state)
+        second = Network(config)
+        seen = [*seen[:-1], *second.loop(state)]
+        assert json.dumps([(s.index, s.loss, s.skipped) for s in seen]) == json.dumps(expected)
+        for a, b in zip(second.net.parameters(), straight.net.parameters(), strict=True):
+            assert a.equal(b)
+        assert (state.index, state.skipped) == (7, 1)
+
+
+def test_the_state_at_the_end_takes_no_further_step():
+    config, state = OptimizeConfig(4, "adam"), OptimizerState()
+    list(Network(config).loop(state))
+    assert list(Network(config).loop(kept_on_disk(state))) == []
+
+
+def test_the_state_counts_the_seconds_of_all_processes():
+    quadratic, state = Quadratic(), OptimizerState()
+    state.seconds = 1000.0
+    config = OptimizeConfig(3, "sgd")
+    steps = optimize(
+        [quadratic.theta], lambda _: quadratic.theta * 1, quadratic.gradient, config, None, state
+    )
+    assert 1000 < next(steps).seconds < 1100
+
+
+def test_a_state_of_other_parameters_is_refused():
+    state = OptimizerState()
+    list(Network(OptimizeConfig(1)).loop(state))
+    quadratic = Quadratic()
+    loop = optimize(
+        [quadratic.theta],
+        lambda _: quadratic.theta * 1,
+        quadratic.gradient,
+        OptimizeConfig(3),
+        None,
+        kept_on_disk(state),
+    )
+    with pytest.raises(ValueError, match="saved state must be of parameters of shapes"):
+        next(loop)
+
+
+def test_a_state_cannot_be_saved_before_the_loop_began():
+    with pytest.raises(RuntimeError, match="must have begun"):
+        OptimizerState().snapshot()
+
+
+def test_adam_uses_the_betas_that_it_is_given():
+    quadratic = Quadratic()
+    beta_1, beta_2, rate = 0.7, 0.95, 0.03
+    list(quadratic.run(OptimizeConfig(5, "adam", rate, adam_betas=(beta_1, beta_2))))
+    theta = torch.zeros_like(quadratic.z_star)
+    mean, square = torch.zeros_like(theta), torch.zeros_like(theta)
+    for step in range(1, 6):  # Kingma & Ba 2015, Algorithm 1
+        gradient = theta - quadratic.z_star
+        mean = beta_1 * mean + (1 - beta_1) * gradient
+        square = beta_2 * square + (1 - beta_2) * gradient**2
+        root = (square / (1 - beta_2**step)).sqrt() + 1e-8
+        theta = theta - rate * (mean / (1 - beta_1**step)) / root
+    assert (quadratic.theta - theta).abs().max().item() < 1e-14
 
 
 def test_it_runs_outside_the_main_thread():
@@ -157,6 +379,8 @@ def test_it_runs_outside_the_main_thread():
         ({"learning_rate": math.nan}, "learning_rate must be a positive number"),
         ({"gradient_norm_limit": -0.1}, "gradient_norm_limit must be a positive number"),
         ({"optimizer": "lbfgs", "gradient_norm_limit": 1.0}, "must have no gradient_norm_limit"),
+        ({"adam_betas": (0.9, 1.0)}, "adam_betas must be within"),
+        ({"nonfinite_limit": 0}, "nonfinite_limit must be a positive number"),
         ({"converged_below": math.nan}, "converged_below must be a number of at least 0"),
     ],
 )

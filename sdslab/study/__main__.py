@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sdslab.errors import UserError, exit_on_user_error
+from sdslab.interrupts import exit_code
 from sdslab.study.specification import (
     find_study,
     list_studies,
@@ -91,12 +92,12 @@ def main() -> None:
     with exit_on_user_error():
         try:
             run(arguments.selection, arguments.overrides)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print(  # noqa: T201
                 "\ninterrupted: finished cells are saved; the same command goes on from there",
                 file=sys.stderr,
             )
-            raise SystemExit(130) from None
+            raise SystemExit(exit_code(interrupt)) from None
 
 
 def run(selection: Selection, overrides: Overrides) -> None:
@@ -184,13 +185,13 @@ def _run_renderer(
     settings = dataclasses.replace(study.settings, **changed)
     try:
         run_renderer_study(dataclasses.replace(study, settings=settings), selection.only)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(  # noqa: T201
             f"\ninterrupted: the rows so far are in {settings.out}/{study.name}.json; --only "
             f"measures the others",
             file=sys.stderr,
         )
-        raise SystemExit(130) from None
+        raise SystemExit(exit_code(interrupt)) from None
 
 
 if __name__ == "__main__":
