@@ -5,6 +5,7 @@ import sys
 import tyro
 
 from sdslab.errors import exit_on_user_error
+from sdslab.interrupts import exit_code
 from sdslab.texture.arguments import Arguments, check
 
 
@@ -26,7 +27,7 @@ def main() -> None:
             run(arguments)
         except KeyboardInterrupt as interruption:
             print("\ninterrupted", file=sys.stderr)  # noqa: T201
-            raise SystemExit(130) from interruption
+            raise SystemExit(exit_code(interruption)) from None
 
 
 if __name__ == "__main__":

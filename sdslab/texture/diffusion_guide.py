@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import Condition, Denoiser
-from sdslab.denoisers.noise_schedule import TimestepSampler, Weighting
+from sdslab.denoisers.noise_schedule import NoiseSchedule, TimestepSampler, Weighting
 from sdslab.distillation.sds import sds_gradient
-from sdslab.distillation.sr_sds import SuperResolution, sr_sds_gradient
-from sdslab.kernels import NoiseKey, SDSResult
+from sdslab.distillation.sr_sds import sr_sds_gradient
+from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, SDSResult, SRMode
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene
-
-CONDITION_STREAM = 6  # of the counter-based generator: the low-resolution picture's own noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +31,9 @@ class DiffusionGuide:
         clamp: of x̂_0, or None.
         shared_timestep: one t a step, as CasTex has it, instead of one a picture.
         stage_one: the frozen material of stage I, [h, w, 8]; None is stage I itself.
-        super_resolution: how its render becomes the condition, in stage II.
+        sr_mode: how its render becomes the condition: as the paper's code does, or as diffusers'.
+        low_size: height and width of the low-resolution picture.
+        condition_schedule: of the condition's noise, where it is not the denoiser's.
     """
 
     denoiser: Denoiser
@@ -46,7 +46,9 @@ class DiffusionGuide:
     clamp: float | None
     shared_timestep: bool = False
     stage_one: Tensor | None = None
-    super_resolution: SuperResolution | None = None
+    sr_mode: SRMode = "castex"
+    low_size: int = 64
+    condition_schedule: NoiseSchedule | None = None
 
     @torch.no_grad()
     def __call__(self, z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
@@ -54,7 +56,7 @@ class DiffusionGuide:
         noise = NoiseKey(self.seed, index, sample)
         t = self.timesteps(noise, index / self.steps, shared=self.shared_timestep)
         condition = Condition(prompt=self.prompt_of(scene.cameras).to(z.device))
-        if self.stage_one is None or self.super_resolution is None:
+        if self.stage_one is None:
             return sds_gradient(
                 z,
                 self.denoiser,
@@ -72,9 +74,11 @@ class DiffusionGuide:
             self.denoiser,
             t,
             noise,
-            NoiseKey(self.seed, index, sample, CONDITION_STREAM),
+            NoiseKey(self.seed, index, sample, SR_CONDITION_STREAM),
             weighting=self.weighting,
             condition=condition,
             clamp=self.clamp,
-            super_resolution=self.super_resolution,
+            mode=self.sr_mode,
+            low_size=self.low_size,
+            condition_schedule=self.condition_schedule,
         )

@@ -18,13 +18,13 @@ class Textured:
         materials: [size, size, 8] by name, on the CPU; the first is the result.
         results: numbers for ``results.json``.
         lines: the same for people.
-        interrupted: whether Ctrl-C ended it early.
+        interrupt: Ctrl-C or SIGTERM, where one ended it early.
     """
 
     materials: Mapping[str, Tensor]
     results: Mapping[str, Any]
     lines: tuple[str, ...]
-    interrupted: bool
+    interrupt: KeyboardInterrupt | None
 
 
 Program = Callable[[Workspace, Progress], Textured]

@@ -39,7 +39,7 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
     space = PixelSpace()
     guide = degenerate_guide(target, workspace.renderer, space, config, workspace.seed())
     seen = SeenTexels((workspace.texture_size, workspace.texture_size), workspace.device)
-    stage = Stage("recovery", theta, guide, space, scenes, config, _psnr_note)
+    stage = Stage("recovery", theta, guide, space, scenes, config, note=_psnr_note)
     workspace.begin()
     outcome = run_stage(stage, workspace, seen, progress)
     maps = maps_of(theta).detach()
@@ -54,7 +54,7 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
             *_lines(measurement),
             f"{outcome.steps} steps in {outcome.seconds:.1f} s",
         ),
-        outcome.interrupted,
+        outcome.interrupt,
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -35,20 +36,27 @@ def run(arguments: Arguments) -> None:
         _say(f"{out}/ holds this run's results already; --fresh makes them again")
         return
     start = time.perf_counter()
-    with progress_bar() as progress:
-        workspace = Workspace.open(arguments, guidance, out, progress)
-        textured = program_of(guidance)(workspace, progress)
+    with ExitStack() as held:
+        with progress_bar() as progress:
+            workspace = Workspace.open(arguments, guidance, out, progress, held)
+            textured = program_of(guidance)(workspace, progress)
+        _finish(workspace, textured, time.perf_counter() - start)
+    if textured.interrupt is not None:
+        raise textured.interrupt
+
+
+def _finish(workspace: Workspace, textured: Textured, seconds: float) -> None:
     results = {
         **textured.results,
-        "seconds": round(time.perf_counter() - start, 2),
-        "interrupted": textured.interrupted,
+        "seconds": round(seconds, 2),
+        "interrupted": textured.interrupt is not None,
     }
-    write_json(out / "results.json", results)
     for line in textured.lines:
         _say(line)
     _write(workspace, textured)
-    if textured.interrupted:
-        raise KeyboardInterrupt
+    write_json(workspace.out / "results.json", results)
+    if textured.interrupt is None:
+        workspace.checkpoints.clear()
 
 
 def program_of(guidance: GuidanceName) -> Program:

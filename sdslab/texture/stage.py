@@ -1,17 +1,19 @@
 """One stage of optimisation as a user sees it: a bar, a log, previews, and Ctrl-C."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
 from torch import Tensor
 
+from sdslab.devices import out_of_memory_message
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.errors import UserError
 from sdslab.material_optimization import Guide, MaterialConfig, maps_of, optimize_material
 from sdslab.optimize import Step
+from sdslab.optimizer_state import OptimizerState
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.scene import SceneSampler
@@ -31,6 +33,7 @@ class Stage:
         space: of the diffusion model.
         scenes: views, lights and backgrounds.
         config: steps and optimiser.
+        carried: tensors that its checkpoints hold besides its own.
         note: of a step, for the progress bar.
     """
 
@@ -40,6 +43,7 @@ class Stage:
     space: DiffusionSpace
     scenes: SceneSampler
     config: MaterialConfig
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
     note: Callable[[Step], str] = lambda step: f"loss {step.loss:.4g}, |g| {step.gradient_norm:.3g}"
 
 
@@ -49,13 +53,15 @@ class Outcome:
 
     Attributes:
         steps: that were taken.
-        seconds: of this process.
-        interrupted: whether Ctrl-C ended it early.
+        skipped: steps of which the model's output was not finite.
+        seconds: of all processes that ran it.
+        interrupt: Ctrl-C or SIGTERM, where one ended it early.
     """
 
     steps: int
+    skipped: int
     seconds: float
-    interrupted: bool
+    interrupt: KeyboardInterrupt | None
 
 
 def run_stage(
@@ -67,14 +73,26 @@ def run_stage(
     """Runs a stage to its end, or to Ctrl-C.
 
     Raises:
-        UserError: the optimisation diverged.
+        UserError: the optimisation diverged, or memory ran out (the state is saved then).
     """
+    output, resumed = workspace.arguments.output, workspace.resumed
     total = stage.config.optimization.steps
-    preview_every, out = workspace.arguments.output.preview_every, workspace.out
-    task = progress.add_task(stage.name, total=total, note="")
-    finished = 0
-    start = time.perf_counter()
-    interrupted = False
+    state = OptimizerState()
+    if resumed is not None and resumed.state["stage"] == stage.name and "loop" in resumed.state:
+        state = OptimizerState(resumed.tensors, resumed.state["loop"])
+        seen.marks.copy_(resumed.tensors["seen"])
+        text = f"{stage.name}: goes on from step {state.index} of {total}"
+        progress.console.print(text, markup=False, highlight=False)
+
+    def save() -> None:
+        tensors, loop = state.snapshot()
+        workspace.checkpoints.save(
+            {**tensors, **stage.carried, "seen": seen.marks}, {"stage": stage.name, "loop": loop}
+        )
+
+    task = progress.add_task(stage.name, total=total, completed=state.index, note="")
+    interrupt = None
+    saved_at = time.monotonic()
     steps = optimize_material(
         stage.theta,
         workspace.renderer,
@@ -83,25 +101,39 @@ def run_stage(
         stage.guide,
         stage.config,
         seen,
+        state,
     )
-    with MetricsLog(out, stage.name) as log:
+    with MetricsLog(workspace.out, stage.name, state.index) as log:
         try:
             for step in steps:
                 log.add(step)
-                if preview_every and step.index % preview_every == 0:
-                    path = out / "previews" / f"{stage.name}-{step.index:06d}.png"
+                if output.preview_every and step.index % output.preview_every == 0:
+                    path = workspace.out / "previews" / f"{stage.name}-{step.index:06d}.png"
                     preview(workspace.previewer, maps_of(stage.theta).detach(), path)
                     log.add_picture(path, step.index)
-                finished = step.index + 1
-                progress.update(task, completed=finished, note=stage.note(step))
+                if time.monotonic() - saved_at >= output.checkpoint_every:
+                    log.flush()
+                    save()
+                    saved_at = time.monotonic()
+                progress.update(task, completed=step.index + 1, note=stage.note(step))
         except FloatingPointError as error:
             raise UserError(f"{stage.name}: {error}") from error
-        except KeyboardInterrupt:
-            interrupted = True
-            text = f"interrupted at step {finished} of {stage.name}: writing what there is"
-            progress.console.print(text, markup=False, highlight=False)
+        except (MemoryError, RuntimeError) as error:
+            message = out_of_memory_message(error)
+            if message is None:
+                raise
+            save()
+            raise UserError(f"{stage.name}: {message}") from error
+        except KeyboardInterrupt as error:
+            interrupt = error
+            save()
+            text = (
+                f"interrupted at step {state.index} of {total} of {stage.name}: writing what there "
+                f"is; the same command goes on from there"
+            )
+            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
     progress.remove_task(task)
-    return Outcome(finished, time.perf_counter() - start, interrupted)
+    return Outcome(state.index, state.skipped, state.seconds, interrupt)
 
 
 def preview(previewer: Previewer, maps: Tensor, path: Path) -> None:

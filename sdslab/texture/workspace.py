@@ -1,6 +1,7 @@
 """What every guidance works with: the mesh, the light, the renderer and the run's folder."""
 
 import dataclasses
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from sdslab.checkpoint import Checkpoint, Checkpoints
 from sdslab.devices import resolve_device
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_uniform
@@ -35,7 +37,8 @@ from sdslab.rendering.render_backend import RenderBackend, make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texel_coverage import covered_texels
-from sdslab.run_record import run_record, write_json
+from sdslab.run_lock import RunLock
+from sdslab.run_record import package_digest, run_record, write_json
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.outputs import clear_outputs
 from sdslab.texture.target import load_target, own_maps
@@ -58,6 +61,8 @@ class Workspace:
         backend: of the renderer.
         mesh: what is textured.
         lights: of the steps, or None for unlit pictures.
+        checkpoints: of the run.
+        held: what is let go of when the run ends: the folder's lock.
     """
 
     arguments: Arguments
@@ -67,10 +72,17 @@ class Workspace:
     backend: RenderBackend
     mesh: Mesh
     lights: LightSampler | None
+    checkpoints: Checkpoints
+    held: ExitStack
 
     @classmethod
     def open(
-        cls, arguments: Arguments, guidance: GuidanceName, out: Path, progress: Progress
+        cls,
+        arguments: Arguments,
+        guidance: GuidanceName,
+        out: Path,
+        progress: Progress,
+        held: ExitStack,
     ) -> "Workspace":
         """Loads the mesh and the light; writes nothing.
 
@@ -81,7 +93,8 @@ class Workspace:
         backend = make_backend(arguments.rendering.renderer, device)
         mesh = _load_mesh(arguments, progress)
         lights = _load_lights(arguments, device, progress)
-        return cls(arguments, guidance, out, device, backend, mesh, lights)
+        checkpoints = Checkpoints(out, _identity(arguments))
+        return cls(arguments, guidance, out, device, backend, mesh, lights, checkpoints, held)
 
     @property
     def texture_size(self) -> int:
@@ -168,12 +181,27 @@ class Workspace:
         return TexelGrid(initial).to(self.device)
 
     def begin(self) -> None:
-        """Takes the folder: removes what an earlier run left, writes ``run.json``.
+        """Takes the folder: locks it, removes what an earlier run left, writes ``run.json``.
 
-        To be called when nothing can be refused any more, before anything is computed.
+        To be called when nothing else can be refused any more, before anything is computed.
+
+        Raises:
+            UserError: another process works in the folder, or its checkpoint is another run's.
         """
+        lock = self.held.enter_context(RunLock(self.out))
+        for note in (lock.note, self.resumed and self.resumed.note):
+            if note:
+                progress_console.print(note, markup=False, highlight=False, soft_wrap=True)
         clear_outputs(self.out)
+        if self.resumed is None:
+            self.checkpoints.clear()
+            (self.out / "metrics.csv").unlink(missing_ok=True)
         write_json(self.out / "run.json", self.record)
+
+    @cached_property
+    def resumed(self) -> Checkpoint | None:
+        """What the run goes on from, or None."""
+        return None if self.arguments.output.fresh else self.checkpoints.latest()
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -186,6 +214,13 @@ class Workspace:
             "notes": list(self.mesh.notes),
         }
         return record
+
+
+def _identity(arguments: Arguments) -> dict[str, Any]:
+    """What must be the same for a run to go on from its checkpoint, bit for bit."""
+    config = dataclasses.asdict(arguments)
+    output = config.pop("output")
+    return {"code": package_digest(), **config, "device": output["device"]}
 
 
 def progress_bar() -> Progress:

@@ -136,6 +136,36 @@ def test_ctrl_c_writes_what_was_reached(tmp_path: Path):
     assert 0 < results["steps"] < 100_000
     assert (run.parent / "mesh.glb").exists()
     assert f"{results['steps']} steps" in out
+    assert "the same command goes on from there" in err
+    assert list(run.parent.glob("checkpoint-*.safetensors"))
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
+    """Bit for bit, and with the same log of losses."""
+    arguments = ("sphere", "--target", "coffee", "--light", "studio", "--steps=25", *SMALL)
+    process = start(tmp_path, *arguments, "--out", "stopped")
+    deadline = time.monotonic() + 120
+    log = tmp_path / "stopped" / "metrics.csv"
+    previews = tmp_path / "stopped" / "previews"
+    while not list(previews.glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 143, err
+    taken = json.loads((tmp_path / "stopped" / "results.json").read_text())["steps"]
+    assert 0 < taken < 25
+    code, _, err = command_line(tmp_path, *arguments, "--out", "stopped")
+    assert code == 0, err
+    assert f"goes on from step {taken} of 25" in err
+    assert not list(log.parent.glob("checkpoint-*"))
+    code, _, err = command_line(tmp_path, *arguments, "--out", "whole")
+    assert code == 0, err
+    for name in ("albedo", "normal", "metallic_roughness"):
+        files = [tmp_path / run / "maps" / f"{name}.png" for run in ("stopped", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    losses = [pd.read_csv(tmp_path / run / "metrics.csv")["loss"] for run in ("stopped", "whole")]
+    assert len(losses[0]) == 25
+    assert losses[0].equals(losses[1])
 
 
 @pytest.mark.parametrize(
