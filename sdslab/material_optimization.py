@@ -15,7 +15,7 @@ from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND, project_material_
 from sdslab.rendering.renderer import Renderer, Surface
-from sdslab.rendering.scene import Scene, SceneSampler
+from sdslab.rendering.scene import Scene, Scenes
 from sdslab.rendering.seen_texels import SeenTexels
 
 # From (z detached, step index, the step's scene, what its pixels show) to the gradient of z.
@@ -52,7 +52,7 @@ def maps_of(theta: Parameterization) -> Tensor:
 def optimize_material(
     theta: Parameterization,
     renderer: Renderer,
-    scenes: SceneSampler,
+    scenes: Scenes,
     space: DiffusionSpace,
     guide: Guide,
     config: MaterialConfig,

@@ -16,7 +16,7 @@ from sdslab.optimize import Step
 from sdslab.optimizer_state import OptimizerState
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import Previewer, contact_sheet
-from sdslab.rendering.scene import SceneSampler
+from sdslab.rendering.scene import Scenes
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.texture.metrics_log import MetricsLog
 from sdslab.texture.workspace import Workspace
@@ -41,7 +41,7 @@ class Stage:
     theta: Parameterization
     guide: Guide
     space: DiffusionSpace
-    scenes: SceneSampler
+    scenes: Scenes
     config: MaterialConfig
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     note: Callable[[Step], str] = lambda step: f"loss {step.loss:.4g}, |g| {step.gradient_norm:.3g}"
