@@ -52,7 +52,7 @@ class Subject:
 class Exemplar:
     """How an exemplar's texture lies on the object."""
 
-    exemplar_scale: float = 1.0
+    exemplar_scale: float = 1.5
     """World size of the photo's height; the object's largest extent is 2."""
     orient: Literal["up", "free"] = "up"
     """Whether the photo's up follows the object's, or any direction will do."""

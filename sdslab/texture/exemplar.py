@@ -17,7 +17,7 @@ from sdslab.denoisers.band_energy import BandEnergy
 from sdslab.denoisers.exemplar import ExemplarDenoiser
 from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.diffusion_space import PixelSpace
-from sdslab.image_io import load_image
+from sdslab.image_io import load_square
 from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.seam_dilation import dilate_seams
@@ -51,7 +51,8 @@ class Level:
         resolution: height and width of the pictures.
         shrink: of the maps' size.
         u: first and last noise level.
-        steps: at 1024².
+        steps: of optimisation.
+        patch: height and width of a patch, in pixels.
     """
 
     name: str
@@ -60,13 +61,14 @@ class Level:
     shrink: int
     u: tuple[float, float]
     steps: int
+    patch: int = 7
 
 
 LEVELS = (
     Level("stage1-coarse", 16, 48, 8, (0.98, 0.03), 30),
     Level("stage1-middle", 8, 64, 4, (0.6, 0.03), 30),
     Level("stage1-fine", 4, 128, 2, (0.6, 0.03), 40),
-    Level("stage2", 1, 256, 1, (0.6, 0.03), 30),
+    Level("stage2", 1, 256, 1, (0.6, 0.03), 30, patch=5),
 )
 
 
@@ -78,9 +80,13 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
     """
     options, optimization = workspace.arguments.exemplar, workspace.arguments.optimization
     sources = workspace.arguments.subject.exemplar or (DEFAULT_EXEMPLAR,)
-    photos = [load_image(source, PHOTO_SIZE)[0] for source in sources]
+    photos = [load_square(source, PHOTO_SIZE) for source in sources]
     scale = options.exemplar_scale
-    finest = min(_texels_per_unit(workspace) / TEXELS_PER_PIXEL, PHOTO_SIZE / scale)
+    # No finer than the photos are: pictures would show their pixels as blobs.
+    finest = min(
+        _texels_per_unit(workspace) / TEXELS_PER_PIXEL,
+        *(photo.shape[-1] / scale for photo in photos),
+    )
     colour = torch.stack([photo.mean((1, 2)) for photo in photos]).mean(0)
     size = workspace.texture_size
     maps = constant_material(size, size, albedo=tuple(colour.tolist()), roughness=0.8)
@@ -99,8 +105,8 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
         side += -side % FACTOR
         small = [_resized(photo, side) for photo in photos]
         final = level.coarseness == 1
-        bank = PatchBank.of(small, factor=FACTOR if final else 1).to(workspace.device)
-        energy = None if final else BandEnergy(_mosaic(small).to(workspace.device))
+        bank = PatchBank.of(small, level.patch, factor=FACTOR if final else 1)
+        energy = BandEnergy(_mosaic(small).to(workspace.device))
         theta = TexelGrid(resize_maps(maps, max(1, size // level.shrink)))
         theta.to(workspace.device)
         seen = SeenTexels((size, size), workspace.device)
@@ -108,7 +114,7 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
             level.name,
             theta,
             ExemplarGuide(
-                ExemplarDenoiser(bank, band_energy=energy),
+                ExemplarDenoiser(bank.to(workspace.device), band_energy=energy),
                 workspace.renderer,
                 level.u,
                 steps,
