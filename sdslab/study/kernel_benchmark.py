@@ -60,11 +60,13 @@ def measure_limits(settings: KernelSettings, device: torch.device) -> Limits:
     """Times a copy and a product."""
     source = torch.rand(settings.copy_mb * 2**20 // 4, device=device)
     target = torch.empty_like(source)
-    copy_ms = quantiles_ms(lambda: target.copy_(source), settings.repeats, device)[1]
+    copy_ms = quantiles_ms(lambda: target.copy_(source), settings.repeats_on(device.type), device)[
+        1
+    ]
     n = settings.matmul_size
     matrix, product = torch.rand(n, n, device=device), torch.empty(n, n, device=device)
     matmul_ms = quantiles_ms(
-        lambda: torch.matmul(matrix, matrix, out=product), settings.repeats, device
+        lambda: torch.matmul(matrix, matrix, out=product), settings.repeats_on(device.type), device
     )[1]
     return Limits(2 * 4 * source.numel() / copy_ms * 1000, 2 * n**3 / matmul_ms * 1000)
 
@@ -92,8 +94,8 @@ def measure(
         problem.flops,
         disagreement,
         budget,
-        quantiles_ms(problem.ours, settings.repeats, device),
-        quantiles_ms(lambda: problem.eager(*timed), settings.repeats, device),
+        quantiles_ms(problem.ours, settings.repeats_on(device.type), device),
+        quantiles_ms(lambda: problem.eager(*timed), settings.repeats_on(device.type), device),
         _compiled_ms(problem, settings, device) if settings.compile else None,
     )
 
@@ -120,7 +122,9 @@ def _compiled_ms(problem: Problem, settings: KernelSettings, device: torch.devic
     torch.compiler.reset()  # a size's code is not another's
     compiled = torch.compile(problem.eager, dynamic=False, fullgraph=True)
     try:
-        return quantiles_ms(lambda: compiled(*problem.timed_arguments), settings.repeats, device)
+        return quantiles_ms(
+            lambda: compiled(*problem.timed_arguments), settings.repeats_on(device.type), device
+        )
     except Exception as error:  # of whichever compiler inductor calls
         raise UserError(
             f"torch.compile must work for the comparison with it, got {type(error).__name__}: "

@@ -40,7 +40,7 @@ def run_kernel_study(study: KernelStudy, only: tuple[str, ...] = ()) -> None:
     record = run_record(dataclasses.asdict(study), device)
     versions = {name: record["packages"][name] for name in ("torch", "triton")}
     limits = measure_limits(study.settings, device)
-    sizes = study.settings.cuda_sizes if device.type == "cuda" else study.settings.cpu_sizes
+    sizes = study.settings.sizes_on(device.type)
     rows: list[KernelRow] = []
     numbers: list[dict[str, Any]] = []
     for case in study.cases:
@@ -84,7 +84,9 @@ def _markdown(
     study: KernelStudy, rows: list[KernelRow], limits: Limits, device: torch.device
 ) -> str:
     """A row per op and size, with medians and, in brackets, the 20 % and 80 % quantiles."""
-    body = "the GPU's kernels" if device.type == "cuda" else "plain torch, as ops are on a CPU"
+    body = "the GPU's kernels"
+    if device.type == "cpu":
+        body = f"plain torch, as ops are on a CPU, with {torch.get_num_threads()} thread(s)"
     lines = [
         f"# {study.title}",
         "",

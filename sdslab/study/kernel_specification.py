@@ -20,8 +20,10 @@ class KernelSettings:
     """The same on a GPU."""
     device: str = "auto"
     """"auto" is cuda where there is one."""
-    repeats: int = 30
-    """Timed calls of each row, after two that are not."""
+    cpu_repeats: int = 10
+    """Timed calls of each row on a CPU, after two that are not."""
+    cuda_repeats: int = 100
+    """The same on a GPU."""
     copy_mb: int = 256
     """Size of the tensor whose copy tells the memory's bandwidth."""
     matmul_size: int = 2048
@@ -30,6 +32,14 @@ class KernelSettings:
     """Whether torch.compile of the eager code is timed too."""
     out: str = "figures"
     """Folder for the results."""
+
+    def sizes_on(self, device_type: str) -> tuple[tuple[int, ...], ...]:
+        """The sizes for "cpu" or "cuda"."""
+        return self.cuda_sizes if device_type == "cuda" else self.cpu_sizes
+
+    def repeats_on(self, device_type: str) -> int:
+        """The timed calls for "cpu" or "cuda"."""
+        return self.cuda_repeats if device_type == "cuda" else self.cpu_repeats
 
 
 @dataclass(frozen=True)

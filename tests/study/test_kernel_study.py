@@ -19,13 +19,18 @@ from sdslab.study.timing import quantiles_ms, spread
 
 CPU = torch.device("cpu")
 SETTINGS = KernelSettings(
-    cpu_sizes=((2, 16),), cuda_sizes=((2, 16),), repeats=2, copy_mb=1, matmul_size=16, compile=False
+    cpu_sizes=((2, 16),),
+    cuda_sizes=((2, 16),),
+    cpu_repeats=2,
+    copy_mb=1,
+    matmul_size=16,
+    compile=False,
 )
 STUDY = """
 title = "A small kernel study"
 kind = "kernels"
 [settings]
-repeats = 2
+cpu_repeats = 2
 copy_mb = 1
 matmul_size = 16
 compile = false
@@ -172,7 +177,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("repeats = 2", "repeat = 2", "valid keys are cpu_sizes, cuda_sizes, device"),
+        ("cpu_repeats = 2", "repeats = 2", "valid keys are cpu_sizes, cuda_sizes, device"),
         ('"perturb"\n[[', '"opera"\n[[', "must be one of perturb, sds_gradient"),
         ("[[cases]]", "[[case]]", "valid keys are title, kind, settings, cases, presets"),
         ("[2, 16]]", "[2, 16, 1]]", r"must be pairs \[batch, side\].*got \[2, 16, 1\]"),
