@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.errors import UserError
+from sdslab.errors import UserError, first_line
 from sdslab.pickles import refuse_pickle
 from sdslab.tensor_types import Diffused, Image
 
@@ -45,10 +45,8 @@ class PixelSpace(DiffusionSpace):
         self.size = size
 
     def encode(self, image: Image) -> Diffused:
-        if self.size is not None and image.shape[-2:] != (self.size, self.size):
-            image = F.interpolate(
-                image, size=(self.size, self.size), mode="bilinear", antialias=True
-            )
+        if self.size is not None:
+            image = resize(image, self.size)
         return 2 * image - 1
 
     def decode(self, z: Diffused) -> Image:
@@ -66,9 +64,12 @@ class LatentSpace(DiffusionSpace):
     Args:
         vae: an ``AutoencoderKL``, ``AutoencoderTiny`` or any diffusers model like them; its weights
             are frozen in place.
+        size: height and width of the pictures that are encoded; those of another size are resized
+            with antialiasing (bilinear). None keeps the picture's own.
     """
 
-    def __init__(self, vae: Autoencoder) -> None:
+    def __init__(self, vae: Autoencoder, size: int | None = None) -> None:
+        self.size = size
         self.vae = vae.eval().requires_grad_(False)
         config = dict(vae.config)
         channels = config["latent_channels"]
@@ -82,8 +83,10 @@ class LatentSpace(DiffusionSpace):
         self.factor: int = 2 ** (len(blocks) - 1)
 
     def encode(self, image: Image) -> Diffused:
+        if self.size is not None:
+            image = resize(image, self.size)
         self.check_size(*image.shape[-2:])
-        encoded = self.vae.encode(2 * image - 1)
+        encoded = self.vae.encode((2 * image - 1).to(self.vae.dtype))
         latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latents
         return (latents - self.shift.to(latents)) * self.scale.to(latents)
 
@@ -150,7 +153,7 @@ class LatentSpace(DiffusionSpace):
         except Exception as error:  # whatever a model of another kind raises
             raise UserError(
                 f"--vae must be an image autoencoder like AutoencoderKL, got {source!r}, which "
-                f"fails on a small picture: {type(error).__name__}: {_first_line(error)}"
+                f"fails on a small picture: {type(error).__name__}: {first_line(error)}"
             ) from error
         if not fits:
             raise UserError(
@@ -158,6 +161,13 @@ class LatentSpace(DiffusionSpace):
                 f"{list(image.shape)} into {list(decoded.shape)}"
             )
         return space
+
+
+def resize(image: Image, size: int) -> Image:
+    """Bilinear with antialiasing, to size × size; nothing changes where it is that already."""
+    if image.shape[-2:] == (size, size):
+        return image
+    return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
 
 
 def _per_channel(value: float | list[float], channels: int) -> Tensor:
@@ -179,7 +189,7 @@ def _model_class(name: str, source: str) -> type[Autoencoder]:
     return model_class
 
 
-def _load_whole(
+def load_whole(
     model_class: type[Autoencoder], source: str | Path, dtype: torch.dtype, **options: Any
 ) -> Autoencoder:
     """``from_pretrained``, but a checkpoint that lacks weights is an error, not a random model."""
@@ -221,12 +231,12 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Autoencoder:
         name = json.loads(config_path.read_text(encoding="utf-8")).get("_class_name", "")
         model_class = _model_class(name, str(folder))
         variant = None if any(folder.glob("*model.safetensors*")) else "fp16"
-        return _load_whole(model_class, folder, dtype, local_files_only=True, variant=variant)
+        return load_whole(model_class, folder, dtype, local_files_only=True, variant=variant)
     except UserError:
         raise
     except Exception as error:  # diffusers and safetensors raise a dozen types for a broken folder
         raise UserError(
-            f"the VAE in {str(folder)!r} cannot be loaded: {_first_line(error)}; download or save "
+            f"the VAE in {str(folder)!r} cannot be loaded: {first_line(error)}; download or save "
             f"it again"
         ) from error
 
@@ -246,17 +256,12 @@ def _from_hub(hub_id: str, dtype: torch.dtype) -> Autoencoder:
             warnings.simplefilter("ignore")  # diffusers' own calls to the hub are deprecated ones
             config: Any = AutoencoderKL.load_config(hub_id, local_files_only=local)
             model_class = _model_class(config.get("_class_name", ""), hub_id)
-            return _load_whole(model_class, hub_id, dtype, local_files_only=local)
+            return load_whole(model_class, hub_id, dtype, local_files_only=local)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"--vae {hub_id} is no folder here and cannot be fetched from the hub: "
-            f"{_first_line(unreachable or error)}; connect to the network, or download it "
+            f"{first_line(unreachable or error)}; connect to the network, or download it "
             f"elsewhere and give its folder"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(error).__name__

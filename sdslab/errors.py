@@ -9,6 +9,12 @@ class UserError(ValueError):
     """Bad input: one line that says what must hold, what came and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """An error's text, cut to its first line; its type's name where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .") if lines else type(error).__name__
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turns a `UserError` into one line on stderr and exit code 2."""

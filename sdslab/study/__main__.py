@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -110,8 +110,9 @@ def run(selection: Selection, overrides: Overrides) -> None:
         raise UserError(f"--quick and --preset {selection.preset} exclude each other: give one")
     preset = "quick" if selection.quick else selection.preset
     _check_threads(overrides.threads)
-    if study_kind(find_study(selection.study)) == "renderer":
-        _run_renderer(selection.study, preset, selection, overrides)
+    kind = study_kind(find_study(selection.study))
+    if kind != "reconstruction":
+        _run_measurements(kind, selection.study, preset, selection, overrides)
         return
     study = select_cells(load_study(find_study(selection.study), preset), selection.only)
     replaced = {
@@ -151,10 +152,10 @@ def _check_threads(threads: int | None) -> None:
         raise UserError(f"--threads must be a positive number of CPU threads, got {threads}")
 
 
-def _run_renderer(
-    name: str, preset: str | None, selection: Selection, overrides: Overrides
+def _run_measurements(
+    kind: str, name: str, preset: str | None, selection: Selection, overrides: Overrides
 ) -> None:
-    """Runs a study of the renderer, which has a device and a folder but no images or cells."""
+    """Runs a study of the renderer or the kernels: a device and a folder, no images or cells."""
     unset = Overrides()
     foreign = [
         field.name
@@ -171,12 +172,16 @@ def _run_renderer(
         )
     import torch
 
-    from sdslab.study.renderer_runner import run_renderer_study
-    from sdslab.study.renderer_specification import load_renderer_study
+    if kind == "renderer":
+        from sdslab.study.renderer_runner import run_renderer_study as run_rows
+        from sdslab.study.renderer_specification import load_renderer_study as load_rows
+    else:
+        from sdslab.study.kernel_runner import run_kernel_study as run_rows
+        from sdslab.study.kernel_specification import load_kernel_study as load_rows
 
     if overrides.threads is not None:
         torch.set_num_threads(overrides.threads)
-    study = load_renderer_study(find_study(name), preset)
+    study: Any = load_rows(find_study(name), preset)
     changed = {"out": "figures/quick"} if preset == "quick" else {}
     changed |= {"out": CHANGED_OUT} if selection.only else {}
     for option in ("device", "out"):
@@ -184,7 +189,7 @@ def _run_renderer(
             changed[option] = getattr(overrides, option)
     settings = dataclasses.replace(study.settings, **changed)
     try:
-        run_renderer_study(dataclasses.replace(study, settings=settings), selection.only)
+        run_rows(dataclasses.replace(study, settings=settings), selection.only)
     except KeyboardInterrupt as interrupt:
         print(  # noqa: T201
             f"\ninterrupted: the rows so far are in {settings.out}/{study.name}.json; --only "

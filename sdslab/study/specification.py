@@ -86,7 +86,7 @@ class Study:
 
 T = TypeVar("T")
 STUDY_KEYS = ("title", "kind", "settings", "cells", "presets")
-KINDS = ("reconstruction", "renderer")
+KINDS = ("reconstruction", "renderer", "kernels")
 
 
 def studies_folder() -> Path:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from sdslab.errors import UserError
+from sdslab.study.kernel_specification import load_kernel_study
 from sdslab.study.renderer_specification import load_renderer_study
 from sdslab.study.specification import (
     find_study,
@@ -126,15 +127,18 @@ def test_the_studies_that_come_with_sdslab_are_valid_in_every_preset(name: str):
     text = file.read_text()
     presets = [None, *(p for p in ("quick", "full", "paper") if f"[presets.{p}" in text)]
     for preset in presets:
-        if study_kind(file) == "renderer":
-            assert load_renderer_study(file, preset).steps
-        else:
-            assert load_study(file, preset).cells
+        match study_kind(file):
+            case "renderer":
+                assert load_renderer_study(file, preset).steps
+            case "kernels":
+                assert load_kernel_study(file, preset).cases
+            case _:
+                assert load_study(file, preset).cells
 
 
 def test_a_study_is_of_a_known_kind(tmp_path: Path):
     (tmp_path / "x.toml").write_text('title = "x"\nkind = "opera"\n')
     with pytest.raises(
-        UserError, match="kind must be one of reconstruction, renderer, got 'opera'"
+        UserError, match="kind must be one of reconstruction, renderer, kernels, got 'opera'"
     ):
         study_kind(tmp_path / "x.toml")

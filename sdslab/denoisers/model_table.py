@@ -1,0 +1,107 @@
+"""Diffusion models that are known to work, and the settings that go with them, as data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sdslab.denoisers.noise_schedule import SqrtAnnealedTimesteps, TimestepSampler, UniformTimesteps
+from sdslab.kernels import SRMode
+
+DEEPFLOYD_LICENCE = "DeepFloyd IF licence (gated: accept it on the model's page, then log in)"
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A pipeline on the hub."""
+
+    id: str
+    stage: Literal[1, 2]
+    parameters: str
+    """Of the UNet."""
+    download_gb: float
+    """UNet in half precision, with the VAE where there is one; without the text encoder."""
+    licence: str
+
+
+KNOWN_MODELS = (
+    KnownModel("DeepFloyd/IF-I-M-v1.0", 1, "0.4 B", 0.8, DEEPFLOYD_LICENCE),
+    KnownModel("DeepFloyd/IF-I-L-v1.0", 1, "0.9 B", 1.9, DEEPFLOYD_LICENCE),
+    KnownModel("DeepFloyd/IF-I-XL-v1.0", 1, "4.3 B", 8.6, DEEPFLOYD_LICENCE),
+    KnownModel("DeepFloyd/IF-II-M-v1.0", 2, "0.4 B", 0.9, DEEPFLOYD_LICENCE),
+    KnownModel("DeepFloyd/IF-II-L-v1.0", 2, "1.2 B", 2.5, DEEPFLOYD_LICENCE),
+    KnownModel("stable-diffusion-v1-5/stable-diffusion-v1-5", 1, "0.9 B", 1.9, "OpenRAIL-M"),
+    KnownModel("stabilityai/stable-diffusion-xl-base-1.0", 1, "2.6 B", 5.3, "OpenRAIL++-M"),
+    KnownModel("stabilityai/stable-diffusion-x4-upscaler", 2, "0.5 B", 1.0, "OpenRAIL++-M"),
+)
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What a stage does unless told otherwise."""
+
+    model: str | None
+    """A hub id; None leaves the stage out."""
+    steps: int
+    guidance_scale: float
+    timesteps: TimestepSampler
+    shared_timestep: bool
+    """One t a step instead of one a picture."""
+    learning_rate: float = 0.01
+    learning_rate_schedule: Literal["constant", "cosine", "step"] = "step"
+    views: int = 8
+    weighting: str = "x0_castex"
+    clamp: float | None = 1.0
+    """Of x̂_0, for models of pixels."""
+    sr_mode: SRMode = "castex"
+    """How stage I's render becomes the condition of stage II."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Two stages."""
+
+    stage_one: StageSettings
+    stage_two: StageSettings
+
+
+_ANNEALED = SqrtAnnealedTimesteps()
+_CASTEX_ONE = StageSettings("DeepFloyd/IF-I-XL-v1.0", 500, 15.0, _ANNEALED, shared_timestep=True)
+_CASTEX_TWO = StageSettings("DeepFloyd/IF-II-L-v1.0", 1000, 10.0, _ANNEALED, shared_timestep=True)
+PRESETS = {
+    # Stage I of the paper's smallest model: "CasTex IF-I-M, stage I only".
+    "fast": Preset(
+        StageSettings("DeepFloyd/IF-I-M-v1.0", 500, 15.0, _ANNEALED, shared_timestep=True),
+        StageSettings(None, 1000, 10.0, _ANNEALED, shared_timestep=True),
+    ),
+    # Exactly the paper's numbers (its public code's, where the paper is silent).
+    "castex": Preset(_CASTEX_ONE, _CASTEX_TWO),
+    # One t a picture lowers the gradient's variance, and the condition is what the super-resolution
+    # model was trained on: antialiased, at its own pipeline's noise level.
+    "quality": Preset(
+        StageSettings("DeepFloyd/IF-I-XL-v1.0", 1000, 20.0, _ANNEALED, shared_timestep=False),
+        StageSettings(
+            "DeepFloyd/IF-II-L-v1.0", 1500, 10.0, _ANNEALED, shared_timestep=False,
+            sr_mode="pipeline",
+        ),
+    ),
+}  # fmt: skip
+# Latent models have no clamp, and want larger t throughout: Paint-it's and DreamFusion's ranges.
+STABLE_DIFFUSION_ONE = StageSettings(
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    1000,
+    100.0,
+    UniformTimesteps(20, 980),
+    shared_timestep=False,
+    weighting="epsilon_dreamfusion",
+    clamp=None,
+)
+STABLE_DIFFUSION_TWO = StageSettings(
+    "stabilityai/stable-diffusion-x4-upscaler",
+    500,
+    10.0,
+    _ANNEALED,
+    shared_timestep=False,
+    weighting="epsilon_dreamfusion",
+    clamp=None,
+    sr_mode="pipeline",
+)
+STABLE_DIFFUSION = Preset(STABLE_DIFFUSION_ONE, STABLE_DIFFUSION_TWO)

@@ -1,0 +1,162 @@
+"""Where a diffusers pipeline comes from: a local folder, or the hub through its cache."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdslab.disk_cache import content_hash
+from sdslab.errors import UserError, first_line
+from sdslab.pickles import refuse_pickle
+
+TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class PipelineSource:
+    """A pipeline by its name.
+
+    Attributes:
+        name: a local folder in diffusers' format, or a hub id such as DeepFloyd/IF-I-XL-v1.0.
+        option: of the command line, for messages.
+        revision: a branch, tag or commit on the hub.
+    """
+
+    name: str
+    option: str = "--model"
+    revision: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder here."""
+        return Path(self.name).expanduser().is_dir()
+
+    def folder(self, parts: Sequence[str] = (), half: bool = False) -> Path:
+        """A local folder that holds ``model_index.json`` and the named parts; may download them.
+
+        Args:
+            parts: subfolders, such as "unet".
+            half: take weights in half precision where there are any.
+
+        Raises:
+            UserError: no such folder or model, gated, no network, or weights that are pickles only.
+        """
+        if self.is_local:
+            folder = Path(self.name).expanduser()
+        else:
+            self._require_hub_id()
+            folder = self._download(parts, half)
+        if not (folder / "model_index.json").is_file():
+            raise UserError(
+                f"{self.option} must be a pipeline's folder with a model_index.json, got "
+                f"{self.name!r}, which has none; save the pipeline there with save_pretrained"
+            )
+        for part in parts:
+            if not (folder / part).is_dir():
+                raise UserError(
+                    f"{self.option} {self.name} must have a {part} folder, got none; download the "
+                    f"whole pipeline"
+                )
+        return folder
+
+    def index(self) -> dict[str, Any]:
+        """The pipeline's own ``model_index.json``."""
+        path = self.folder() / "model_index.json"
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(index.get("_class_name"), str):
+                raise ValueError("it has no _class_name")
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{self.option} {self.name} must have a readable model_index.json, got {error}; "
+                f"download or save the pipeline again"
+            ) from error
+        return index
+
+    def digest(self, parts: Sequence[str]) -> str:
+        """Changes whenever the parts do: commit on the hub, sizes and times of files here."""
+        folder = self.folder()
+        if not self.is_local:
+            return content_hash(self.name, folder.name)  # the snapshot's commit
+        files = [
+            [str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns]
+            for part in parts
+            for path in sorted((folder / part).rglob("*"))
+            if path.is_file()
+        ]
+        return content_hash(str(folder.resolve()), files)
+
+    def _require_hub_id(self) -> None:
+        path = Path(self.name)
+        if path.is_file():
+            refuse_pickle(path)
+        if path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") != 1:
+            raise UserError(
+                f"{self.option} must be an existing folder or a hub id like "
+                f"DeepFloyd/IF-I-XL-v1.0, got {self.name!r}, which is neither; check the path"
+            )
+
+    def _download(self, parts: Sequence[str], half: bool) -> Path:
+        from huggingface_hub import HfApi, snapshot_download
+
+        unreachable = None
+        patterns = ["model_index.json"]
+        try:  # asked first, because a download retries for half a minute before it gives up
+            api = HfApi()
+            info = api.model_info(self.name, revision=self.revision, timeout=TIMEOUT_SECONDS)
+            files = [sibling.rfilename for sibling in info.siblings or ()]
+            for part in parts:
+                patterns += self._files_of(part, files, half)
+        except UserError:
+            raise
+        except Exception as error:  # offline, gated, missing: the hub and its transport have many
+            unreachable = error
+            patterns += [f"{part}/*" for part in parts]
+        try:
+            return Path(
+                snapshot_download(
+                    self.name,
+                    revision=self.revision,
+                    allow_patterns=patterns,
+                    local_files_only=unreachable is not None,
+                )
+            )
+        except Exception as error:
+            raise UserError(self._explanation(unreachable or error)) from error
+
+    def _files_of(self, part: str, files: Sequence[str], half: bool) -> list[str]:
+        own = [file for file in files if file.startswith(f"{part}/")]
+        weights = [file for file in own if file.endswith(".safetensors")]
+        if not weights and any(file.endswith((".bin", ".ckpt", ".pt")) for file in own):
+            raise UserError(
+                f"{self.option} {self.name} must have safetensors weights (pickles are never "
+                f"read), got pickles only in {part}; convert them with save_pretrained"
+            )
+        halves = [file for file in weights if ".fp16." in file]
+        chosen = halves if half and halves else [file for file in weights if file not in halves]
+        small = [
+            file
+            for file in own
+            if file.endswith((".json", ".txt", ".model")) and file not in weights
+        ]
+        return [*small, *(chosen or weights)]
+
+    def _explanation(self, error: Exception) -> str:
+        kind = type(error).__name__
+        if kind == "GatedRepoError":
+            return (
+                f"{self.option} {self.name} is gated: accept its licence at "
+                f"https://huggingface.co/{self.name}, then run: hf auth login"
+            )
+        if kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):
+            return (
+                f"{self.option} {self.name} is not on the hub (or private, or gated without a "
+                f"login: hf auth login); check its name"
+            )
+        return (
+            f"{self.option} {self.name} is no folder here and cannot be fetched from the hub: "
+            f"{first_line(error)}; connect to the network, or download it elsewhere with: hf "
+            f"download {self.name} --local-dir FOLDER, and give that folder; without weights, "
+            f"--exemplar PHOTO textures a mesh like a photo"
+        )

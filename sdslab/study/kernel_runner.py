@@ -1,0 +1,151 @@
+"""Runs the kernel study and writes its table, plot and numbers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from rich.console import Console
+
+from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.devices import device_name, resolve_device
+from sdslab.errors import UserError
+from sdslab.run_record import run_record, write_json
+from sdslab.study.kernel_benchmark import KernelRow, Limits, measure, measure_limits, numbers_of
+from sdslab.study.kernel_specification import KernelStudy
+from sdslab.study.plots import close_figure, save_figure
+from sdslab.study.timing import spread
+
+progress_console = Console(stderr=True)
+
+
+def run_kernel_study(study: KernelStudy, only: tuple[str, ...] = ()) -> None:
+    """Runs every case (or those named in ``only``) and writes ``NAME.{csv,md,json,png}``.
+
+    Raises:
+        UserError: something cannot run here, or a result was wrong; such rows are written too, but
+            have no times.
+    """
+    names = [case.name for case in study.cases]
+    for name in only:
+        if name not in names:
+            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    device = resolve_device(study.settings.device)
+    out = Path(study.settings.out)
+    check_writable(out)
+    record = run_record(dataclasses.asdict(study), device)
+    versions = {name: record["packages"][name] for name in ("torch", "triton")}
+    limits = measure_limits(study.settings, device)
+    sizes = study.settings.sizes_on(device.type)
+    rows: list[KernelRow] = []
+    numbers: list[dict[str, Any]] = []
+    for case in study.cases:
+        if only and case.name not in only:
+            continue
+        for batch, side in sizes:
+            row = measure(case, batch, side, study.settings, device)
+            rows.append(row)
+            numbers.append(numbers_of(row, limits, device) | versions)
+            # After each row: what was measured survives an interruption.
+            write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
+            progress_console.print(_line_of(row, limits), markup=False, highlight=False)
+    with atomic_write(out / f"{study.name}.csv") as temporary:
+        pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")
+    text = _markdown(study, rows, limits, device)
+    with atomic_write(out / f"{study.name}.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    _save_plot(study, rows, limits, device, out / f"{study.name}.png")
+    print(text)  # noqa: T201
+    print(f"written to {out}/{study.name}.*")  # noqa: T201
+    wrong = [f"{row.case.name} at {row.shape}" for row in rows if not row.accepted]
+    if wrong:
+        raise UserError(
+            f"ours must equal its equation in float64, got a larger error in {', '.join(wrong)}; "
+            f"no speed is reported of a wrong result"
+        )
+
+
+def _line_of(row: KernelRow, limits: Limits) -> str:
+    if row.ours_ms is None or row.bytes_per_s is None:
+        return f"{row.case.name}, {row.shape}: refused, {_refusal(row)}"
+    share = row.bytes_per_s / limits.copy_bytes_per_s
+    return f"{row.case.name}, {row.shape}: {spread(row.ours_ms)} ms, {share:.0%} of a copy"
+
+
+def _refusal(row: KernelRow) -> str:
+    return f"error {row.disagreement:.2g} exceeds {row.budget:.2g}"
+
+
+def _markdown(
+    study: KernelStudy, rows: list[KernelRow], limits: Limits, device: torch.device
+) -> str:
+    """A row per op and size, with medians and, in brackets, the 20 % and 80 % quantiles."""
+    body = "the GPU's kernels"
+    if device.type == "cpu":
+        body = f"plain torch, as ops are on a CPU, with {torch.get_num_threads()} thread(s)"
+    lines = [
+        f"# {study.title}",
+        "",
+        f"{device_name(device)}; preset {study.preset}; ours is {body}. In the same run a copy of "
+        f"{study.settings.copy_mb} MB moves {limits.copy_bytes_per_s / 1e9:.1f} GB/s and a float32 "
+        f"product of {study.settings.matmul_size}² does "
+        f"{limits.matmul_flops_per_s / 1e9:.0f} GFLOP/s. Bytes are those that must be read and "
+        "written once; eager code draws its noise with torch.randn where ours has a key.",
+        "",
+        "| operation | size | MB | ours, ms | GB/s | of a copy | eager, ms | ratio | compiled, ms "
+        "| ratio |",
+        "|" + " --- |" * 10,
+    ]
+    for row in rows:
+        cells = [row.case.label, row.shape, f"{row.bytes / 1e6:.3g}"]
+        if row.ours_ms is None or row.bytes_per_s is None:
+            cells += [f"refused: {_refusal(row)}", *7 * [""]]
+        else:
+            cells += [
+                spread(row.ours_ms),
+                f"{row.bytes_per_s / 1e9:.3g}",
+                f"{row.bytes_per_s / limits.copy_bytes_per_s:.0%}",
+            ]
+            for times in (row.eager_ms, row.compiled_ms):
+                if times is None:
+                    cells += ["", ""]
+                else:
+                    cells += [spread(times), f"{times[1] / row.ours_ms[1]:.2f}×"]
+        lines.append("| " + " | ".join(cells[:10]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _save_plot(
+    study: KernelStudy, rows: list[KernelRow], limits: Limits, device: torch.device, path: Path
+) -> None:
+    """The roofline, and the bandwidth that each op reaches with the bytes it moves."""
+    figure, (roofline, bandwidth) = plt.subplots(1, 2, figsize=(10.4, 4.6), layout="constrained")
+    intensities = np.geomspace(0.05, 200, 200)
+    roof = np.minimum(intensities * limits.copy_bytes_per_s, limits.matmul_flops_per_s)
+    roofline.plot(intensities, roof / 1e9, color="grey", label="copy and matmul, same run")
+    bandwidth.axhline(limits.copy_bytes_per_s / 1e9, color="grey", label="copy, same run")
+    for case in study.cases:
+        shown = [(row, row.bytes_per_s) for row in rows if row.case == case]
+        points = [(row, speed) for row, speed in shown if speed is not None]
+        if not points:
+            continue
+        moved = [row.bytes / 1e6 for row, _ in points]
+        intensity = [row.flops / row.bytes for row, _ in points]
+        rate = [row.flops * speed / row.bytes / 1e9 for row, speed in points]
+        roofline.plot(intensity, rate, "o", markersize=4)
+        bandwidth.plot(moved, [speed / 1e9 for _, speed in points], "o-", ms=4, label=case.label)
+    _decorate(roofline, "FLOP per byte that must be moved", "GFLOP/s", "roofline")
+    _decorate(bandwidth, "MB that must be moved", "GB/s", device_name(device))
+    handles, labels = bandwidth.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    save_figure(figure, path)
+    close_figure(figure)
+
+
+def _decorate(ax: Axes, x: str, y: str, title: str) -> None:
+    ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
+    ax.grid(alpha=0.3, which="both")

@@ -1,0 +1,105 @@
+"""A study of the kernels as data. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sdslab.errors import UserError
+from sdslab.study.specification import apply_preset, build, check_keys, read_toml, rows_of_tables
+
+KEYS = ("title", "kind", "settings", "cases", "presets")
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """What every row shares."""
+
+    cpu_sizes: tuple[tuple[int, ...], ...]
+    """[batch, height = width] of every case's rows on a CPU."""
+    cuda_sizes: tuple[tuple[int, ...], ...]
+    """The same on a GPU."""
+    device: str = "auto"
+    """"auto" is cuda where there is one."""
+    cpu_repeats: int = 10
+    """Timed calls of each row on a CPU, after two that are not."""
+    cuda_repeats: int = 100
+    """The same on a GPU."""
+    copy_mb: int = 256
+    """Size of the tensor whose copy tells the memory's bandwidth."""
+    matmul_size: int = 2048
+    """Side of the float32 matrices whose product tells the processor's rate."""
+    compile: bool = True
+    """Whether torch.compile of the eager code is timed too."""
+    out: str = "figures"
+    """Folder for the results."""
+
+    def sizes_on(self, device_type: str) -> tuple[tuple[int, ...], ...]:
+        """The sizes for "cpu" or "cuda"."""
+        return self.cuda_sizes if device_type == "cuda" else self.cpu_sizes
+
+    def repeats_on(self, device_type: str) -> int:
+        """The timed calls for "cpu" or "cuda"."""
+        return self.cuda_repeats if device_type == "cuda" else self.cpu_repeats
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """An op with its options, timed at every size."""
+
+    name: str
+    label: str
+    operation: Literal["perturb", "sds_gradient", "degenerate_sds_gradient", "sr_condition"]
+    """A name of ``sdslab.study.kernel_operations.OPERATIONS``."""
+    channels: int = 3
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the picture; of sds_gradient the model's output, beside a float32 picture."""
+    noise: Literal["key", "tensor"] = "key"
+    """Drawn from a key by the op, or given."""
+    guided: bool = False
+    """Whether a model's output has an unconditional half."""
+    mode: Literal["castex", "pipeline"] = "castex"
+    """Of sr_condition, which takes a render twice as large, and its quarter as the small size."""
+
+
+@dataclass(frozen=True)
+class KernelStudy:
+    """A parsed study file with one preset applied."""
+
+    name: str
+    title: str
+    preset: str
+    settings: KernelSettings
+    cases: tuple[KernelCase, ...]
+
+
+def load_kernel_study(path: Path, preset: str | None = None) -> KernelStudy:
+    """Reads a study file of kind "kernels".
+
+    Raises:
+        UserError: a key or value that is not one of the valid ones.
+    """
+    table = read_toml(path)
+    check_keys(table, KEYS, str(path))
+    presets = table.get("presets", {})
+    if preset is not None and preset not in presets:
+        valid = ", ".join(presets) or "none here"
+        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
+    rows = rows_of_tables(table.get("cases", []), f"{path}: cases")
+    settings = dict(table.get("settings", {}))
+    if preset is not None:
+        apply_preset(presets[preset], settings, {"cases": rows}, f"{path}: presets.{preset}")
+    study = KernelStudy(
+        name=path.stem,
+        title=str(table.get("title", path.stem)),
+        preset=preset or "default",
+        settings=build(KernelSettings, settings, f"{path}: settings"),
+        cases=tuple(build(KernelCase, row, f"{path}: cases") for row in rows),
+    )
+    for name in ("cpu_sizes", "cuda_sizes"):
+        for size in getattr(study.settings, name):
+            if len(size) != 2 or size[0] < 1 or size[1] < 4:
+                raise UserError(
+                    f"{path}: settings.{name} must be pairs [batch, side] with a side of at least "
+                    f"4, got {list(size)}"
+                )
+    return study
