@@ -86,7 +86,7 @@ def _markdown(
     """A row per op and size, with medians and, in brackets, the 20 % and 80 % quantiles."""
     body = "the GPU's kernels"
     if device.type == "cpu":
-        body = f"plain torch, as ops are on a CPU, with {torch.get_num_threads()} thread(s)"
+        body = f"plain torch, as ops are on a CPU (threads: {torch.get_num_threads()})"
     lines = [
         f"# {study.title}",
         "",
@@ -126,8 +126,8 @@ def _save_plot(
     figure, (roofline, bandwidth) = plt.subplots(1, 2, figsize=(10.4, 4.6), layout="constrained")
     intensities = np.geomspace(0.05, 200, 200)
     roof = np.minimum(intensities * limits.copy_bytes_per_s, limits.matmul_flops_per_s)
-    roofline.plot(intensities, roof / 1e9, color="grey", label="copy and matmul, same run")
-    bandwidth.axhline(limits.copy_bytes_per_s / 1e9, color="grey", label="copy, same run")
+    roofline.plot(intensities, roof / 1e9, color="black", label="copy and matmul, same run")
+    bandwidth.axhline(limits.copy_bytes_per_s / 1e9, color="black", label="copy, same run")
     for case in study.cases:
         shown = [(row, row.bytes_per_s) for row in rows if row.case == case]
         points = [(row, speed) for row, speed in shown if speed is not None]

@@ -108,7 +108,6 @@ def sr(mode: str, **constants: Any) -> dict[str, Any]:
 CASES = {
     "bits": Case("bits_kernel", {"BLOCK": BLOCK}, stores=("bits_ptr",)),
     "normal": Case("normal_kernel", FP32, stores=("normal_ptr",)),
-    "normal bf16": Case("normal_kernel", FP32, {"normal_ptr": "bf16"}, stores=("normal_ptr",)),
     "perturb by key": Case("perturb_kernel", FP32 | BY_KEY, {}, ("x_ptr",), ("x_t_ptr",)),
     "perturb by tensor": Case(
         "perturb_kernel", FP32 | BY_TENSOR, {}, ("x_ptr", "noise_ptr"), ("x_t_ptr",)
@@ -142,13 +141,6 @@ CASES = {
         ("x_ptr", "noise_ptr", "model_output_ptr", "model_output_ptr"),
         ("gradient_ptr",),
     ),
-    "sds unguided": Case(
-        "sds_gradient_kernel",
-        FP32 | BY_TENSOR | sds("x0", "epsilon", 1.0, False),
-        {},
-        ("x_ptr", "noise_ptr", "model_output_ptr"),
-        ("gradient_ptr",),
-    ),
     "sds fp64 bf16 by key": Case(
         "sds_gradient_kernel",
         FP64 | BY_KEY | sds("epsilon", "epsilon", 1.0, False),
@@ -167,13 +159,6 @@ CASES = {
         "degenerate_sds_gradient_kernel",
         FP32 | {"FORM": "epsilon", "CLAMP": 1.0},
         {"x_ptr": "bf16", "target_ptr": "bf16"},
-        ("x_ptr", "target_ptr"),
-        ("gradient_ptr",),
-    ),
-    "degenerate fp64": Case(
-        "degenerate_sds_gradient_kernel",
-        FP64 | {"FORM": "epsilon", "CLAMP": None},
-        ALL_FP64,
         ("x_ptr", "target_ptr"),
         ("gradient_ptr",),
     ),
