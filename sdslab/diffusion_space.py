@@ -163,7 +163,7 @@ class LatentSpace(DiffusionSpace):
         return space
 
 
-def resize(image: Image, size: int) -> Image:
+def resize(image: Tensor, size: int) -> Tensor:
     """Bilinear with antialiasing, to size × size; nothing changes where it is that already."""
     if image.shape[-2:] == (size, size):
         return image
