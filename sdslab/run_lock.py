@@ -139,7 +139,7 @@ def _read_owner(handle: int) -> dict[str, Any] | None:
         owner = json.loads(content)
     except (ValueError, RecursionError):
         return {}
-    return owner if isinstance(owner, dict) else {}
+    return owner if isinstance(owner, dict) and isinstance(owner.get("host"), str) else {}
 
 
 def _describe(owner: dict[str, Any] | None) -> str:
