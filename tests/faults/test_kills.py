@@ -28,13 +28,13 @@ def kill_runs(folder: Path, *jobs: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("kills")
-    return kill_runs(folder, "SIGKILL=55", "SIGTERM=8", "SIGINT=8", "checkpoint=20")
+    return kill_runs(folder, "SIGKILL=55", "SIGTERM=6", "SIGINT=6", "checkpoint=20")
 
 
 def check_random_kills(found: dict[str, Any], kills: int) -> None:
     assert found["codes"].keys() <= {"0", "-9"}
     assert found["codes"]["-9"] == kills
-    assert found["finished"] >= 2
+    assert found["finished"] >= 1
     assert found["different"] == 0
     assert found["went_back"] == 0
     assert 0 < found["lost_most"] <= found["every"]
@@ -53,7 +53,7 @@ def test_killed_a_thousand_times_it_ends_bit_for_bit_the_same(tmp_path: Path):
 def test_a_run_that_is_asked_to_stop_saves_first(name: str, code: str, found: dict[str, Any]):
     stopped = found[name]
     assert stopped["codes"].keys() <= {"0", code, "-15"}  # -15: before its loop began
-    assert stopped["codes"][code] >= 3
+    assert stopped["codes"][code] == 6
     assert stopped["different"] == 0
     assert stopped["went_back"] == 0
     assert stopped["lost_most"] == 0
