@@ -9,6 +9,11 @@ class UserError(ValueError):
     """Bad input: one line that says what must hold, what came and what to do."""
 
 
+def one_line(text: str) -> str:
+    """What a file holds, fit for a message: control characters and line ends become "?"."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turns a `UserError` into one line on stderr and exit code 2."""

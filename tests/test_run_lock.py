@@ -103,6 +103,13 @@ def test_a_lock_that_a_dead_process_left_is_taken_over(changes: dict, tmp_path: 
         assert "since 12 minutes (python -m sdslab.texture cow.obj)" in lock.note
 
 
+def test_what_the_file_holds_cannot_break_the_message(tmp_path: Path):
+    (tmp_path / LOCK_NAME).write_text(json.dumps(owner(command="a\x1b[2J\nb\u2028c")))
+    with RunLock(tmp_path) as lock:
+        assert lock.note is not None
+        assert "(a?[2J?b?c)" in lock.note
+
+
 def test_a_lock_of_another_machine_is_respected(tmp_path: Path):
     path = tmp_path / LOCK_NAME
     path.write_text(json.dumps(owner(host="node7", boot="other")))
