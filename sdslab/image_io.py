@@ -40,12 +40,29 @@ def load_image(source: str | Path, size: int) -> torch.Tensor:
     """
     if not 1 <= size <= LARGEST_SIZE:
         raise UserError(f"size must be from 1 to {LARGEST_SIZE} pixels, got {size}")
-    pixels = _pixels(source)
+    return _resized(_square(_pixels(source)), size)
+
+
+def load_square(source: str | Path, largest: int) -> torch.Tensor:
+    """Like `load_image`, but at the picture's own resolution where that is below ``largest``.
+
+    Returns:
+        [3, side, side], side ≤ ``largest``.
+    """
+    square = _square(_pixels(source))
+    return _resized(square, min(largest, square.shape[-1]))[0]
+
+
+def _square(pixels: np.ndarray) -> torch.Tensor:
+    """The middle of a picture [h, w, 3], as [1, 3, side, side]."""
     side = min(pixels.shape[:2])
     top, left = ((extent - side) // 2 for extent in pixels.shape[:2])
     square = torch.from_numpy(pixels[top : top + side, left : left + side].copy())
-    image = square.movedim(-1, 0)[None]
-    if side != size:
+    return square.movedim(-1, 0)[None]
+
+
+def _resized(image: torch.Tensor, size: int) -> torch.Tensor:
+    if image.shape[-1] != size:
         image = torch.nn.functional.interpolate(
             image, size=(size, size), mode="bicubic", antialias=True, align_corners=False
         )

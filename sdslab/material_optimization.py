@@ -10,11 +10,12 @@ from sdslab.diffusion_space import DiffusionSpace
 from sdslab.kernels import SDSResult
 from sdslab.meshes.material import CHANNELS, MAPS, NORMAL
 from sdslab.optimize import OptimizeConfig, Step, optimize
+from sdslab.optimizer_state import OptimizerState
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND, project_material_
 from sdslab.rendering.renderer import Renderer, Surface
-from sdslab.rendering.scene import Scene, SceneSampler
+from sdslab.rendering.scene import Scene, Scenes
 from sdslab.rendering.seen_texels import SeenTexels
 
 # From (z detached, step index, the step's scene, what its pixels show) to the gradient of z.
@@ -51,11 +52,12 @@ def maps_of(theta: Parameterization) -> Tensor:
 def optimize_material(
     theta: Parameterization,
     renderer: Renderer,
-    scenes: SceneSampler,
+    scenes: Scenes,
     space: DiffusionSpace,
     guide: Guide,
     config: MaterialConfig,
     seen: SeenTexels,
+    state: OptimizerState | None = None,
 ) -> Iterator[Step]:
     """Moves θ along a distillation gradient of its pictures, step by step.
 
@@ -67,6 +69,7 @@ def optimize_material(
         guide: the gradient of z; it may render other materials in the same scene.
         config: steps, optimiser and frozen maps.
         seen: of the maps' size; what the views look at is marked.
+        state: what to go on from, as `optimize` takes it.
 
     Yields:
         One `Step` before each update; its ``z`` is what the diffusion model saw.
@@ -105,4 +108,4 @@ def optimize_material(
     def gradient(z: Tensor, index: int) -> SDSResult:
         return guide(z, index, *sight(index))
 
-    yield from optimize(theta.parameters(), diffused, gradient, config.optimization, project)
+    yield from optimize(theta.parameters(), diffused, gradient, config.optimization, project, state)

@@ -20,7 +20,7 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult
-from sdslab.material_optimization import MaterialConfig, optimize_material
+from sdslab.material_optimization import Guide, MaterialConfig, optimize_material
 from sdslab.meshes.material import MAPS, constant_material
 from sdslab.metrics import psnr_db
 from sdslab.optimize import Step
@@ -57,30 +57,23 @@ def light_sampler(
     )
 
 
-def recover(
-    theta: Parameterization,
+def degenerate_guide(
     target: Tensor,
     renderer: Renderer,
-    scenes: SceneSampler,
     space: DiffusionSpace,
     config: MaterialConfig,
-    seen: SeenTexels,
+    seed: int,
     weighting: str = "x0_unit",
-) -> Iterator[Step]:
-    """Moves θ towards the material whose pictures the denoiser knows, step by step.
+) -> Guide:
+    """Eq. 3's gradient for the picture of a known material in each step's scene.
 
     Args:
-        theta: eight channels.
-        target: the known material, [h, w, 8], on the renderer's device.
+        target: the material, [h, w, 8], on the renderer's device.
         renderer: of the mesh.
-        scenes: views, lights and backgrounds of each step.
         space: of the diffusion model.
-        config: steps and optimiser.
-        seen: of the maps' size; what the views look at is marked.
+        config: of the optimisation.
+        seed: of the timesteps.
         weighting: w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``.
-
-    Yields:
-        One `Step` before each update; its ``z`` is what the diffusion model saw.
     """
     schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
     weight = weighting_named(weighting)
@@ -91,9 +84,23 @@ def recover(
     def guide(z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
         picture = renderer.picture(surface, target, scene.lighting, scene.background)
         denoiser = DegenerateDenoiser(space.encode(picture), schedule)
-        t = timesteps(NoiseKey(scenes.seed, index, sample), index / config.optimization.steps)
+        t = timesteps(NoiseKey(seed, index, sample), index / config.optimization.steps)
         return exact_sds_gradient(z, denoiser, t, weighting=weight)
 
+    return guide
+
+
+def recover(
+    theta: Parameterization,
+    target: Tensor,
+    renderer: Renderer,
+    scenes: SceneSampler,
+    space: DiffusionSpace,
+    config: MaterialConfig,
+    seen: SeenTexels,
+) -> Iterator[Step]:
+    """Moves θ towards the material whose pictures the denoiser knows; see `optimize_material`."""
+    guide = degenerate_guide(target, renderer, space, config, scenes.seed)
     yield from optimize_material(theta, renderer, scenes, space, guide, config, seen)
 
 

@@ -1,5 +1,6 @@
 """``run.json``: what ran, from which code, on what."""
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -59,6 +60,15 @@ def _json_able(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+def package_digest() -> str:
+    """SHA-256 of the package's own source, without which no two runs need be alike."""
+    root = Path(__file__).parent
+    sha = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        sha.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return sha.hexdigest()
 
 
 def _module() -> str:

@@ -5,6 +5,7 @@ from sdslab.kernels.degenerate_sds_gradient import degenerate_sds_gradient
 from sdslab.kernels.perturb import perturb
 from sdslab.kernels.philox import (
     NOISE_STREAM,
+    SR_CONDITION_STREAM,
     TIMESTEP_STREAM,
     NoiseKey,
     philox_bits,
@@ -12,19 +13,23 @@ from sdslab.kernels.philox import (
     philox_uniform,
 )
 from sdslab.kernels.sds_gradient import Form, PredictionType, SDSResult, sds_gradient
+from sdslab.kernels.sr_condition import SRMode, sr_condition
 
 __all__ = [
     "NOISE_STREAM",
+    "SR_CONDITION_STREAM",
     "TIMESTEP_STREAM",
     "Backend",
     "Form",
     "NoiseKey",
     "PredictionType",
     "SDSResult",
+    "SRMode",
     "degenerate_sds_gradient",
     "perturb",
     "philox_bits",
     "philox_normal",
     "philox_uniform",
     "sds_gradient",
+    "sr_condition",
 ]

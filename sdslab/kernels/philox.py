@@ -11,6 +11,7 @@ from sdslab.kernels.backend import Backend, choose_body
 
 NOISE_STREAM = 0
 TIMESTEP_STREAM = 1
+SR_CONDITION_STREAM = 6  # parameterizations and rendering have those between
 
 _MASK = 2**32 - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -29,7 +30,7 @@ class NoiseKey:
         sample: [b] int64, global index of each sample in [0, 2^32): position in the whole batch of
             the step, not in this device's share of it.
         stream: In [0, 2^32), keeps draws of different purposes apart (`NOISE_STREAM`,
-            `TIMESTEP_STREAM`).
+            `TIMESTEP_STREAM`, `SR_CONDITION_STREAM`).
 
     Raises:
         ValueError: A number is out of range, or `sample` is not a vector of int64.

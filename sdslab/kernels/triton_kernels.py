@@ -8,22 +8,17 @@ program: no atomics, so the result is the same each time.
 # Triton annotates with values (tl.uint32, tl.constexpr), which a type checker takes for mistakes.
 # pyright: reportInvalidTypeForm=false, reportArgumentType=false
 
-import math
-
 import triton
 import triton.language as tl
 
-# These words change at every step: specialised on, each value would compile its kernel anew.
-_KEY_WORDS = ["seed_low", "seed_high", "stream", "step"]
-_UNIT = tl.constexpr(2.0**-32)
-_HALF_UNIT = tl.constexpr(2.0**-33)
-_TWO_PI = tl.constexpr(2 * math.pi)
+from sdslab.kernels.triton_noise import KEY_WORDS, normals, philox_lanes, rates
 
 
 @triton.jit
 def _program(n, BLOCK: tl.constexpr):
     """This program's sample, its number within the sample, its offsets there and their mask."""
-    programs = tl.cdiv(n, BLOCK)
+    # Not cdiv, whose n + BLOCK - 1 leaves 32 bits for the largest n.
+    programs = (n - 1) // BLOCK + 1
     row = (tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
     offsets = part.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -31,44 +26,9 @@ def _program(n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _philox_lanes(sample_ptr, row, part, seed_low, seed_high, stream, step, BLOCK: tl.constexpr):
-    """The four words of each of this program's Philox blocks."""
-    counter = part.to(tl.uint32) * (BLOCK // 4) + tl.arange(0, BLOCK // 4).to(tl.uint32)
-    same = tl.zeros_like(counter)
-    seed = seed_low.to(tl.uint64) | (seed_high.to(tl.uint64) << 32)
-    sample = tl.load(sample_ptr + row).to(tl.uint32)
-    return tl.philox(
-        seed, counter, same + stream.to(tl.uint32), same + sample, same + step.to(tl.uint32)
-    )
-
-
-@triton.jit
-def _box_muller(p, q, DTYPE: tl.constexpr):
-    """Two words -> two normals, in the steps that `philox_normal` documents."""
-    u = p.to(DTYPE) * _UNIT + _HALF_UNIT
-    v = q.to(DTYPE) * _UNIT + _HALF_UNIT
-    radius = tl.sqrt(-2.0 * tl.log(u))
-    angle = v * _TWO_PI
-    return radius * tl.cos(angle), radius * tl.sin(angle)
-
-
-@triton.jit
-def _normals(
-    sample_ptr,
-    row,
-    part,
-    seed_low,
-    seed_high,
-    stream,
-    step,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """[BLOCK] normals in element order: one Philox call yields four."""
-    a, b, c, d = _philox_lanes(sample_ptr, row, part, seed_low, seed_high, stream, step, BLOCK)
-    a, b = _box_muller(a, b, DTYPE)
-    c, d = _box_muller(c, d, DTYPE)
-    return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+def _counters(part, BLOCK: tl.constexpr):
+    """The counters of this program's Philox blocks."""
+    return part.to(tl.uint32) * (BLOCK // 4) + tl.arange(0, BLOCK // 4).to(tl.uint32)
 
 
 @triton.jit
@@ -89,17 +49,11 @@ def _noise(
 ):
     """ε of this program's elements, loaded if there is a tensor and drawn if there is none."""
     if noise_ptr is None:
-        eps = _normals(sample_ptr, row, part, seed_low, seed_high, stream, step, DTYPE, BLOCK)
+        counter = _counters(part, BLOCK)
+        eps = normals(sample_ptr, row, counter, seed_low, seed_high, stream, step, DTYPE)
     else:
         eps = tl.load(noise_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
     return eps
-
-
-@triton.jit
-def _rates(alpha_bar_ptr, row, DTYPE: tl.constexpr):
-    """√ᾱ and √(1 - ᾱ), through float64 because 1 - alpha_bar cancels at small t."""
-    alpha_bar = tl.load(alpha_bar_ptr + row).to(tl.float64)
-    return tl.sqrt(alpha_bar).to(DTYPE), tl.sqrt(1.0 - alpha_bar).to(DTYPE)
 
 
 @triton.jit
@@ -127,7 +81,7 @@ def _store_gradient(
     BLOCK: tl.constexpr,
 ):
     """Writes the gradient and this program's share of the loss and of the non-finite count."""
-    partial = row * tl.cdiv(n, BLOCK) + part
+    partial = row * ((n - 1) // BLOCK + 1) + part
     infinity = float("inf")
     finite = (tl.abs(used) < infinity) & (tl.abs(gradient) < infinity)
     square_sum = tl.sum(tl.where(mask, difference * difference, 0.0), axis=0)
@@ -136,7 +90,7 @@ def _store_gradient(
     tl.store(nonfinite_ptr + partial, tl.sum((mask & (finite == 0)).to(tl.int32), axis=0))
 
 
-@triton.jit(do_not_specialize=_KEY_WORDS)
+@triton.jit(do_not_specialize=KEY_WORDS)
 def bits_kernel(
     sample_ptr,
     bits_ptr,
@@ -149,12 +103,13 @@ def bits_kernel(
 ):
     """Fills [b, n] int64 with Philox words."""
     row, part, offsets, mask = _program(n, BLOCK)
-    a, b, c, d = _philox_lanes(sample_ptr, row, part, seed_low, seed_high, stream, step, BLOCK)
+    counter = _counters(part, BLOCK)
+    a, b, c, d = philox_lanes(sample_ptr, row, counter, seed_low, seed_high, stream, step)
     bits = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
     tl.store(bits_ptr + row * n + offsets, bits.to(tl.int64), mask=mask)
 
 
-@triton.jit(do_not_specialize=_KEY_WORDS)
+@triton.jit(do_not_specialize=KEY_WORDS)
 def normal_kernel(
     sample_ptr,
     normal_ptr,
@@ -168,11 +123,12 @@ def normal_kernel(
 ):
     """Fills [b, n] with normals."""
     row, part, offsets, mask = _program(n, BLOCK)
-    normals = _normals(sample_ptr, row, part, seed_low, seed_high, stream, step, DTYPE, BLOCK)
-    tl.store(normal_ptr + row * n + offsets, normals, mask=mask)
+    counter = _counters(part, BLOCK)
+    drawn = normals(sample_ptr, row, counter, seed_low, seed_high, stream, step, DTYPE)
+    tl.store(normal_ptr + row * n + offsets, drawn, mask=mask)
 
 
-@triton.jit(do_not_specialize=_KEY_WORDS)
+@triton.jit(do_not_specialize=KEY_WORDS)
 def perturb_kernel(
     x_ptr,
     alpha_bar_ptr,
@@ -205,11 +161,11 @@ def perturb_kernel(
         DTYPE,
         BLOCK,
     )
-    signal, sigma = _rates(alpha_bar_ptr, row, DTYPE)
+    signal, sigma = rates(alpha_bar_ptr, row, DTYPE)
     tl.store(x_t_ptr + row * n + offsets, signal * x + sigma * eps, mask=mask)
 
 
-@triton.jit(do_not_specialize=_KEY_WORDS)
+@triton.jit(do_not_specialize=KEY_WORDS)
 def sds_gradient_kernel(
     x_ptr,
     model_output_ptr,
@@ -253,7 +209,7 @@ def sds_gradient_kernel(
         DTYPE,
         BLOCK,
     )
-    signal, sigma = _rates(alpha_bar_ptr, row, DTYPE)
+    signal, sigma = rates(alpha_bar_ptr, row, DTYPE)
     weight = tl.load(weight_ptr + row).to(DTYPE)
     x_t = signal * x + sigma * eps
 

@@ -47,6 +47,13 @@ class Cameras:
     def __getitem__(self, views: slice) -> "Cameras":
         return Cameras(self.eye[views], self.world_to_clip[views], self.world_to_camera[views])
 
+    def turned(self, angle: Tensor) -> "Cameras":
+        """The same eyes and directions, each picture turned about its middle by [b] radians."""
+        turn = torch.eye(4).repeat(len(self), 1, 1)
+        cosine, sine = angle.cos().float(), angle.sin().float()
+        turn[:, 0, 0], turn[:, 0, 1], turn[:, 1, 0], turn[:, 1, 1] = cosine, -sine, sine, cosine
+        return Cameras(self.eye, turn @ self.world_to_clip, turn @ self.world_to_camera)
+
     @classmethod
     def look_at(cls, eye: Tensor, target: Tensor, fov_deg: Tensor) -> "Cameras":
         """Cameras that see ``target`` in the middle of a square picture, upright.

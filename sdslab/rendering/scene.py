@@ -1,6 +1,7 @@
 """What one step renders: views, lights and backgrounds, drawn from counters."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -23,6 +24,19 @@ class Scene:
     cameras: Cameras
     lighting: Lighting | None
     background: Tensor
+
+
+class Scenes(Protocol):
+    """Draws the scene of each step."""
+
+    @property
+    def resolution(self) -> int:
+        """Of the pictures, in pixels."""
+        ...
+
+    def sample(self, step: int, batch: int, points: Tensor) -> Scene:
+        """Draws ``batch`` views of an object whose vertices are ``points`` [k, 3]."""
+        ...
 
 
 @dataclass(frozen=True)

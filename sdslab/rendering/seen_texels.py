@@ -16,6 +16,9 @@ class SeenTexels:
     Args:
         size: (height, width) of the texture, powers of two.
         device: of the surfaces to come.
+
+    Attributes:
+        marks: [n] bool, all levels one after the other; what a checkpoint holds.
     """
 
     def __init__(self, size: tuple[int, int], device: torch.device | str = "cpu") -> None:
@@ -26,7 +29,7 @@ class SeenTexels:
         self._sizes = torch.tensor(sizes, device=device)  # [levels, 2]
         counts = self._sizes.prod(1)
         self._starts = counts.cumsum(0) - counts
-        self._marks = torch.zeros(int(counts.sum()), dtype=torch.bool, device=device)
+        self.marks = torch.zeros(int(counts.sum()), dtype=torch.bool, device=device)
 
     @torch.no_grad()
     def mark(self, surface: Surface) -> None:
@@ -37,14 +40,14 @@ class SeenTexels:
         height, width = self._sizes[level].unbind(1)
         row = (uv[:, 1] * height).long().clamp_max(height - 1)
         column = (uv[:, 0] * width).long().clamp_max(width - 1)
-        self._marks[self._starts[level] + row * width + column] = True
+        self.marks[self._starts[level] + row * width + column] = True
 
     def texels(self) -> Tensor:
         """[height, width] bool: texels that were marked, themselves or in a coarser level."""
-        seen = torch.zeros(self.size, dtype=torch.bool, device=self._marks.device)
+        seen = torch.zeros(self.size, dtype=torch.bool, device=self.marks.device)
         starts, sizes = self._starts.tolist(), self._sizes.tolist()
         for start, (height, width) in zip(starts, sizes, strict=True):
-            marks = self._marks[start : start + height * width].view(height, width)
+            marks = self.marks[start : start + height * width].view(height, width)
             for axis, size in enumerate(self.size):
                 marks = marks.repeat_interleave(size // marks.shape[axis], axis)
             seen |= marks

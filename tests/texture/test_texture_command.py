@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -55,6 +56,7 @@ def test_a_run_leaves_what_it_says(finished: tuple[Path, str]):
     out, printed = finished
     assert {path.name for path in out.iterdir()} == {
         "mesh.glb", "obj", "maps", "contact_sheet.png", "turntable.mp4", "run.json", "results.json",
+        "metrics.csv", "previews",
     }  # fmt: skip
     assert (out / "maps" / "albedo.exr").stat().st_size > 0
     results = json.loads((out / "results.json").read_text())
@@ -66,6 +68,10 @@ def test_a_run_leaves_what_it_says(finished: tuple[Path, str]):
     record = json.loads((out / "run.json").read_text())
     assert record["command"].startswith("python -m sdslab.texture torus --target coffee")
     assert record["config"]["optimization"]["steps"] == 4
+    metrics = pd.read_csv(out / "metrics.csv")
+    assert list(metrics["step"]) == [0, 1, 2, 3]
+    assert metrics["gradient_norm"].min() > 0
+    assert [path.name for path in (out / "previews").iterdir()] == ["recovery-000000.png"]
     with Image.open(out / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 500
 
@@ -89,6 +95,19 @@ def test_the_glb_renders_as_the_live_material(finished: tuple[Path, str]):
         surface = renderer.see(six_views(renderer.bounding_radius), 96)
         pictures.append(renderer.picture(surface, maps, None, torch.ones(6, 3, 96, 96)))
     assert psnr_db(*pictures) > 45
+
+
+def test_a_finished_run_is_kept_and_another_one_refused(finished: tuple[Path, str]):
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    same = ("torus", "--target", "coffee", "--light", "studio", "--steps=4", "--exr", *SMALL)
+    code, printed, err = command_line(out.parents[1], *same)
+    assert code == 0, err
+    assert "holds this run's results already; --fresh makes them again" in printed
+    code, _, err = command_line(out.parents[1], *same, "--seed=3")
+    assert code == 2
+    assert "holds another one (seed 0 there, 3 here); give another --out, or --fresh" in err
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
 
 def test_unlit_runs_start_from_the_files_own_maps(finished: tuple[Path, str], tmp_path: Path):
@@ -117,12 +136,46 @@ def test_ctrl_c_writes_what_was_reached(tmp_path: Path):
     assert 0 < results["steps"] < 100_000
     assert (run.parent / "mesh.glb").exists()
     assert f"{results['steps']} steps" in out
+    assert "the same command goes on from there" in err
+    assert list(run.parent.glob("checkpoint-*.safetensors"))
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
+    """Bit for bit, and with the same log of losses."""
+    arguments = ("sphere", "--target", "coffee", "--light", "studio", "--steps=25", *SMALL)
+    process = start(tmp_path, *arguments, "--out", "stopped")
+    deadline = time.monotonic() + 120
+    log = tmp_path / "stopped" / "metrics.csv"
+    previews = tmp_path / "stopped" / "previews"
+    while not list(previews.glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 143, err
+    taken = json.loads((tmp_path / "stopped" / "results.json").read_text())["steps"]
+    assert 0 < taken < 25
+    code, _, err = command_line(tmp_path, *arguments, "--out", "stopped")
+    assert code == 0, err
+    assert f"goes on from step {taken} of 25" in err
+    assert not list(log.parent.glob("checkpoint-*"))
+    code, _, err = command_line(tmp_path, *arguments, "--out", "whole")
+    assert code == 0, err
+    for name in ("albedo", "normal", "metallic_roughness"):
+        files = [tmp_path / run / "maps" / f"{name}.png" for run in ("stopped", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    losses = [pd.read_csv(tmp_path / run / "metrics.csv")["loss"] for run in ("stopped", "whole")]
+    assert len(losses[0]) == 25
+    assert losses[0].equals(losses[1])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("torus",), "--guidance degenerate needs --target"),
+        (("torus", "--guidance", "degenerate"), "--guidance degenerate needs --target"),
+        (("torus", "--target", "brick", "--prompt", "a cow"), "--prompt and --target; give one"),
+        (("torus", "--prompt", " "), "--prompt must say something"),
+        (("torus", "--target", "brick", "--model", "m"), "--model is for --prompt"),
+        (("torus", "--guidance", "deepfloyd"), "--guidance deepfloyd needs --prompt"),
         (("nothing.obj", "--target", "brick"), "mesh must be an existing file or one of apple"),
         (("torus", "--target", "nothing.png"), "image must be an existing file or one of"),
         (("torus", "--target", "brick", "--texture-size=100"), "must be a power of two up to 8192"),
@@ -135,8 +188,8 @@ def test_ctrl_c_writes_what_was_reached(tmp_path: Path):
         (("torus", "--target", "brick", "--out", "file"), "--out must be a folder"),
     ],
     ids=[
-        "no target", "mesh", "target", "texture size", "steps", "light", "unlit", "device",
-        "renderer", "learning rate", "out",
+        "no target", "two leads", "empty prompt", "model", "no prompt", "mesh", "target",
+        "texture size", "steps", "light", "unlit", "device", "renderer", "learning rate", "out",
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_write_nothing(

@@ -1,0 +1,182 @@
+"""The condition of super-resolution guidance: a render, made small and large again, and noised."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdslab.kernels.backend import Backend, choose_body, compute_dtype
+from sdslab.kernels.noise_argument import FlatNoise, draw_noise, flatten_noise
+from sdslab.kernels.perturb import signal_and_noise_rates
+from sdslab.kernels.philox import NoiseKey
+from sdslab.kernels.validation import (
+    require_alpha_bar,
+    require_no_graph,
+    require_one_of,
+    require_samples,
+)
+
+SRMode = Literal["castex", "pipeline"]
+
+# The GPU body computes its exact indices in 32-bit integers.
+_LARGEST_SIDE = 2**14
+
+
+def _nearest(size: int, low_size: int, source_size: int, device: torch.device) -> Tensor:
+    """Which of `source_size` pixels each of `size` shows, through `low_size`: [size] int64."""
+    index = torch.arange(size, device=device)
+    return index * low_size // size * source_size // low_size
+
+
+def _resample(x: Tensor, mode: str, size: int, low_size: int) -> Tensor:
+    if mode == "castex":
+        rows, columns = (_nearest(size, low_size, side, x.device) for side in x.shape[-2:])
+        return x[:, :, rows[:, None], columns]
+    low = F.interpolate(x, size=(low_size, low_size), mode="bilinear", antialias=True)
+    return F.interpolate(low, size=(size, size), mode="bilinear", align_corners=True)
+
+
+def _reference(
+    render: Tensor,
+    alpha_bar: Tensor | None,
+    noise: Tensor | None,
+    sample: Tensor | None,
+    words: Sequence[int],
+    mode: str,
+    size: int,
+    low_size: int,
+) -> Tensor:
+    dtype = compute_dtype(render)
+    condition = 2 * _resample(render.to(dtype), mode, size, low_size) - 1
+    if alpha_bar is not None:
+        eps = draw_noise(noise, sample, words, condition, dtype)
+        signal, sigma = signal_and_noise_rates(alpha_bar, condition)
+        condition = signal * condition + sigma * eps
+    return condition.to(render.dtype)
+
+
+_op = torch.library.custom_op("sdslab::sr_condition", _reference, mutates_args=())
+
+
+@_op.register_kernel("cuda")
+def _(
+    render: Tensor,
+    alpha_bar: Tensor | None,
+    noise: Tensor | None,
+    sample: Tensor | None,
+    words: Sequence[int],
+    mode: str,
+    size: int,
+    low_size: int,
+) -> Tensor:
+    return _load_triton()(render, alpha_bar, noise, sample, words, mode, size, low_size)
+
+
+@_op.register_fake
+def _(
+    render: Tensor,
+    alpha_bar: Tensor | None,  # noqa: ARG001
+    noise: Tensor | None,  # noqa: ARG001
+    sample: Tensor | None,  # noqa: ARG001
+    words: Sequence[int],  # noqa: ARG001
+    mode: str,  # noqa: ARG001
+    size: int,
+    low_size: int,  # noqa: ARG001
+) -> Tensor:
+    return render.new_empty(*render.shape[:2], size, size)
+
+
+def _load_triton() -> Callable[..., Tensor]:
+    from sdslab.kernels.triton_sr_condition import sr_condition_triton
+
+    return sr_condition_triton
+
+
+def sr_condition(
+    render: Tensor,
+    alpha_bar: Tensor | None,
+    noise: Tensor | NoiseKey | None,
+    *,
+    mode: SRMode = "castex",
+    size: int = 256,
+    low_size: int = 64,
+    backend: Backend = "auto",
+) -> Tensor:
+    """From a stage-I render to what a super-resolution model is conditioned on, in one pass.
+
+    The render is made small (low_size²) and large again (size²), mapped to c = 2x - 1 and noised:
+    √ᾱ c + √(1 - ᾱ) ε.
+
+        castex:   nearest down and nearest up; pixel i of n shows pixel ⌊i m / n⌋ of m
+        pipeline: antialiased bilinear down, bilinear with aligned corners up
+
+    Neither the small picture nor, with a `NoiseKey` on CUDA, ε is stored. Computed in float32, or
+    float64 for a float64 render. The render may be strided in any way: it is made contiguous first.
+
+    Args:
+        render: [b, c, h, w] floating point, finite, sRGB-encoded in [0, 1]; sides up to 16384.
+        alpha_bar: [b] in [0, 1], floating point: ᾱ at the condition's noise level. Values are
+            checked on the CPU only. None, with no noise either, leaves the condition clean.
+        noise: ε as a tensor [b, c, size, size], or a `NoiseKey` with b samples, which stands for
+            `philox_normal(noise, (c, size, size))` in the precision of the computation.
+        mode: How the render is resampled.
+        size: Height and width of the condition, those of the model's x_t.
+        low_size: Height and width of the small picture, up to `size`.
+        backend: "auto" by device, "reference" (plain torch) or "triton".
+
+    Returns:
+        The condition [b, c, size, size], of the render's dtype, contiguous.
+
+    Raises:
+        ValueError: Shapes, sizes, dtypes, devices or values do not fit, a tensor requires a
+            gradient, or the backend cannot run here.
+
+    Source: CasTex's public code ("castex", at t = 500); diffusers' IFSuperResolutionPipeline
+    ("pipeline", at noise level 250), which takes a 64² image where we make one.
+    """
+    require_one_of("mode", mode, get_args(SRMode))
+    require_samples("render", render)
+    _require_sizes(render, size, low_size)
+    require_no_graph(render=render)
+    body = choose_body(backend, render.device, auto=_op, reference=_reference, triton=_load_triton)
+    render = render.contiguous()
+    return body(
+        render, *_flat_noising(render, alpha_bar, noise, size), mode, int(size), int(low_size)
+    )
+
+
+def _flat_noising(
+    render: Tensor, alpha_bar: Tensor | None, noise: Tensor | NoiseKey | None, size: int
+) -> tuple[Tensor | None, *FlatNoise]:
+    """What a custom op takes in place of ᾱ and the noise."""
+    if alpha_bar is None and noise is None:
+        return None, None, None, []
+    if alpha_bar is None or noise is None:
+        given, missing = ("noise", "alpha_bar") if alpha_bar is None else ("alpha_bar", "noise")
+        raise ValueError(
+            f"alpha_bar and noise must come together, got {given} without {missing}; "
+            "pass both, or neither for a clean condition"
+        )
+    condition = render[:, :, :1, :1].expand(-1, -1, size, size)  # its shape, without its memory
+    require_alpha_bar(alpha_bar, condition, "[0, 1]")
+    require_no_graph(alpha_bar=alpha_bar)
+    return alpha_bar.contiguous(), *flatten_noise(noise, condition)
+
+
+def _require_sizes(render: Tensor, size: int, low_size: int) -> None:
+    if render.ndim != 4:
+        raise ValueError(
+            f"render must be [b, c, h, w], got {list(render.shape)}; add the missing dimension"
+        )
+    if not 1 <= low_size <= size:
+        raise ValueError(
+            f"low_size must be from 1 to size, {size}, got {low_size}; "
+            "it is the small picture, 64 for DeepFloyd's 256"
+        )
+    if max(*render.shape[-2:], size) > _LARGEST_SIDE:
+        raise ValueError(
+            f"sides must be up to {_LARGEST_SIDE}, got a render of {list(render.shape[-2:])} "
+            f"and size {size}; render smaller"
+        )

@@ -1,0 +1,299 @@
+"""What ``python -m sdslab.texture`` can be told, and which of it cannot be meant."""
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sdslab.errors import UserError
+
+
+def _option(metavar: str, default: str) -> object:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+GuidanceName = Literal["exemplar", "deepfloyd", "stable-diffusion", "degenerate"]
+MapName = Literal["albedo", "roughness", "metallic", "normal"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is textured, and towards what: give a prompt, an exemplar or a target."""
+
+    mesh: Annotated[str, tyro.conf.Positional, _option("MESH", "apple")] = "apple"
+    """An OBJ, GLB, glTF, PLY, STL or OFF file, or the name of a built-in mesh."""
+    prompt: Annotated[str | None, _option("TEXT", "none")] = None
+    """What the object should look like; needs a diffusion model's weights."""
+    exemplar: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, _option("PHOTO", "gravel; repeatable")
+    ] = ()
+    """A photo whose texture the object should have: a file, or the name of a photograph that
+    scikit-image ships. Needs no weights and no GPU."""
+    target: Annotated[str | None, _option("TARGET", "none")] = None
+    """A known material to recover: a textured GLB or OBJ of the same mesh, a folder of maps, or a
+    picture for its albedo (a file, or the name of a photograph that scikit-image ships)."""
+    guidance: Annotated[
+        GuidanceName | None, _option("NAME", "deepfloyd, exemplar or degenerate, by what is given")
+    ] = None
+    """exemplar, deepfloyd, stable-diffusion, or degenerate (the paper's Eq. 3, for --target)."""
+    init: Annotated[str | None, _option("INIT", "random with a prompt, else grey")] = None
+    """Start from random albedo, from grey, from the mesh file's own maps ("source"), or from an
+    earlier result: a GLB or OBJ of the same mesh, a folder of maps, or a picture."""
+    unwrap: Literal["auto", "always", "never"] = "auto"
+    """Make texture coordinates: where the file's own are no valid atlas, always, or never."""
+    smooth: bool = False
+    """Shade smoothly even where the file has normals of its own."""
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """How an exemplar's texture lies on the object."""
+
+    exemplar_scale: float = 1.5
+    """World size of the photo's height; the object's largest extent is 2."""
+    orient: Literal["up", "free"] = "up"
+    """Whether the photo's up follows the object's, or any direction will do."""
+    material: Literal["auto", "albedo-only"] = "auto"
+    """Estimate roughness and bumps from the photo too, or leave them constant."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The diffusion model behind a prompt."""
+
+    preset: Literal["fast", "castex", "quality"] = "castex"
+    """fast: IF-I-M, stage I only; castex: the paper's models and numbers; quality: ours."""
+    model: Annotated[str | None, _option("ID or FOLDER", "the preset's")] = None
+    """Stage I's pipeline: a hub id, or a local folder in diffusers' format."""
+    sr_model: Annotated[str | None, _option("ID or FOLDER", "the preset's")] = None
+    """Stage II's super-resolution pipeline, or "none" to end with stage I."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    view_names: Annotated[
+        tuple[str, str, str, str, str] | None,
+        _option("FRONT SIDE BACK TOP BOTTOM", "front view, side view, …"),
+    ] = None
+    """What is said, after a comma, of the side that a view shows; five empty ones say nothing."""
+    embeddings: Annotated[str | None, _option("FILE", "none")] = None
+    """Prompt embeddings as safetensors, in place of the text encoder."""
+    guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
+    """Of stage I: ε_u + s (ε_c − ε_u)."""
+    sr_guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
+    """Of stage II."""
+    perp_neg: Annotated[float, _option("W", "0, off")] = 0.0
+    """Weight of the other views' prompts as perpendicular negatives."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Of the models; auto is float16 on CUDA and float32 elsewhere."""
+    low_memory: bool = False
+    """Run the guided and the unguided half one after the other."""
+    offload: bool = False
+    """Keep each model on the CPU but while it runs."""
+    compile: bool = False
+    """Compile the UNet (torch.compile): a minute first, then faster steps."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the material is optimised."""
+
+    texture_size: int = 1024
+    """Height and width of the maps, a power of two."""
+    steps: Annotated[int | None, _option("N", "300 with a target, else the preset's")] = None
+    """Optimisation steps, of stage I where there are two."""
+    sr_steps: Annotated[int | None, _option("N", "the preset's")] = None
+    """Optimisation steps of stage II."""
+    views: Annotated[int | None, _option("N", "4 with a target, else the preset's")] = None
+    """Pictures a step."""
+    learning_rate: Annotated[float | None, _option("RATE", "0.05 with a target")] = None
+    """Of Adam, at the first step."""
+    frozen: Annotated[
+        tuple[MapName, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(aliases=("--freeze",), metavar="MAP"),
+    ] = ()
+    """Keep this map as it starts; repeatable."""
+    parameterization: Literal["texels", "dip"] = "texels"
+    """Explicit texels, or Paint-it's deep image prior."""
+    seed: int = 0
+    """Of views, lights, backgrounds, timesteps and noise."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How pictures are made."""
+
+    render_size: Annotated[int | None, _option("PIXELS", "256, or 512 with a prompt")] = None
+    """Height and width of a picture."""
+    cameras: Literal["castex", "wide"] = "castex"
+    """Random views: the paper's, or a wider choice of angles, distances and fields of view."""
+    light: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, _option("LIGHT", "studio and sky; repeatable")
+    ] = ()
+    """studio, sky, constant, white, or a panorama (.hdr, .exr, a picture); each step takes one."""
+    fixed_light: bool = False
+    """Do not turn and dim the light at random."""
+    unlit: bool = False
+    """Render the albedo alone, without light."""
+    background: Literal["random", "white", "black", "grey", "checker"] = "random"
+    """Behind the object."""
+    supersampling: Literal[1, 2, 4] = 1
+    """Sub-pixels along each side of a pixel."""
+    color_mode: Literal["srgb", "castex"] = "srgb"
+    """Shade in linear light, or as the paper's code does: without any conversion."""
+    renderer: Literal["auto", "cpu", "nvdiffrast"] = "auto"
+    """The rasteriser; auto is nvdiffrast on CUDA."""
+    held_out: Literal["castex", "six"] = "castex"
+    """Views that the result is measured from: the paper's 20, or six."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written, and where it is computed."""
+
+    out: Annotated[str | None, _option("FOLDER", "runs/MESH-WHAT")] = None
+    """Folder for the results."""
+    fresh: Annotated[bool, tyro.conf.arg(aliases=("--overwrite",))] = False
+    """Start over, also where the folder holds another run."""
+    preview_every: Annotated[int, _option("N", "100")] = 100
+    """Steps between pictures of the state, in previews/; 0 makes none."""
+    checkpoint_every: Annotated[float, _option("SECONDS", "60")] = 60.0
+    """Seconds between checkpoints, from which the same command goes on."""
+    exr: bool = False
+    """Write the maps as 32-bit EXR as well."""
+    turntable: Annotated[int, _option("FRAMES", "48")] = 48
+    """Frames of the turntable; 0 makes none."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N or auto."""
+    threads: Annotated[int | None, _option("N", "torch's own choice")] = None
+    """CPU threads."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Textures a mesh by score distillation and writes a GLB, its maps and pictures of it.
+
+    Examples: python -m sdslab.texture cow.obj --exemplar moss.jpg
+    python -m sdslab.texture cow.obj --prompt "a cow in a suit"
+    python -m sdslab.texture doctor   (what this machine can run)
+    """
+
+    subject: tyro.conf.OmitArgPrefixes[Subject]
+    exemplar: tyro.conf.OmitArgPrefixes[Exemplar]
+    model: tyro.conf.OmitArgPrefixes[Model]
+    optimization: tyro.conf.OmitArgPrefixes[Optimization]
+    rendering: tyro.conf.OmitArgPrefixes[Rendering]
+    output: tyro.conf.OmitArgPrefixes[Output]
+
+
+DEFAULT_EXEMPLAR = "gravel"
+
+
+def guidance_of(arguments: Arguments) -> GuidanceName:
+    """Which guidance runs: the one named, or the one that what is given asks for.
+
+    Raises:
+        UserError: what is given does not go together.
+    """
+    subject = arguments.subject
+    given = {
+        name: value
+        for name, value in (
+            ("--prompt", subject.prompt),
+            ("--exemplar", subject.exemplar),
+            ("--target", subject.target),
+        )
+        if value not in (None, ())
+    }
+    if len(given) > 1:
+        raise UserError(
+            f"one of --prompt, --exemplar and --target must lead, got {' and '.join(given)}; "
+            f"give one"
+        )
+    needed: dict[GuidanceName, str] = {
+        "exemplar": "--exemplar",
+        "deepfloyd": "--prompt",
+        "stable-diffusion": "--prompt",
+        "degenerate": "--target",
+    }
+    if subject.guidance is None:
+        asked = next(iter(given), "--exemplar")
+        guidance: GuidanceName = next(name for name in needed if needed[name] == asked)
+    else:
+        guidance = subject.guidance
+    if guidance != "exemplar" and needed[guidance] not in given:
+        what = {
+            "--prompt": "the text that leads the model",
+            "--target": "the material that it knows: a textured GLB or OBJ of the mesh, or a "
+            "picture such as brick",
+        }
+        raise UserError(
+            f"--guidance {guidance} needs {needed[guidance]}, {what[needed[guidance]]}, got "
+            f"{next(iter(given), 'none')}"
+        )
+    if guidance == "exemplar" and given and "--exemplar" not in given:
+        raise UserError(
+            f"--guidance exemplar needs --exemplar, a photo, got {next(iter(given))}; a prompt "
+            f"needs --guidance deepfloyd or stable-diffusion"
+        )
+    for section, owner in ((arguments.model, "--prompt"), (arguments.exemplar, "--exemplar")):
+        changed = [f.name for f in fields(section) if getattr(section, f.name) != f.default]
+        if changed and needed[guidance] != owner:
+            raise UserError(
+                f"--{changed[0].replace('_', '-')} is for {owner}, got --guidance {guidance}; "
+                f"leave it out"
+            )
+    if subject.prompt is not None and not subject.prompt.strip():
+        raise UserError("--prompt must say something, got an empty text")
+    return guidance
+
+
+def check(arguments: Arguments) -> None:
+    """Refuses what cannot be meant, before anything is loaded.
+
+    Raises:
+        UserError: says what must hold.
+    """
+    guidance = guidance_of(arguments)
+    optimization, rendering = arguments.optimization, arguments.rendering
+    model, output = arguments.model, arguments.output
+    size = optimization.texture_size
+    if not 1 <= size <= 8192 or size & (size - 1):
+        raise UserError(f"--texture-size must be a power of two up to 8192, got {size}")
+    limits = {
+        "--steps": (optimization.steps, 1, 10**6),
+        "--sr-steps": (optimization.sr_steps, 1, 10**6),
+        "--views": (optimization.views, 1, 1024),
+        "--seed": (optimization.seed, 0, 2**40),
+        "--render-size": (rendering.render_size, 1, 4096),
+        "--exemplar-scale": (arguments.exemplar.exemplar_scale, 0.01, 100),
+        "--guidance-scale": (model.guidance_scale, 0, 1000),
+        "--sr-guidance-scale": (model.sr_guidance_scale, 0, 1000),
+        "--perp-neg": (model.perp_neg, 0, 100),
+        "--turntable": (output.turntable, 0, 720),
+        "--preview-every": (output.preview_every, 0, 10**6),
+        "--checkpoint-every": (output.checkpoint_every, 0, 10**6),
+        "--threads": (output.threads, 1, (os.cpu_count() or 1) * 4),
+    }
+    for name, (value, low, high) in limits.items():
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{name} must be a number from {low} to {high}, got {value}")
+    if rendering.unlit and (rendering.light or rendering.fixed_light):
+        raise UserError("--unlit and --light or --fixed-light exclude each other: give one")
+    if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar"):
+        raise UserError(f"--sr-steps is for --prompt, got --guidance {guidance}; leave it out")
+
+
+def default_out(arguments: Arguments) -> Path:
+    """runs/MESH-WHAT."""
+    subject = arguments.subject
+    if subject.prompt is not None:
+        words = re.findall(r"[a-z0-9]+", subject.prompt.lower())
+        what = "-".join(words)[:60].strip("-") or "prompt"
+    elif subject.target is not None:
+        what = Path(subject.target).stem
+    else:
+        what = "-".join(Path(name).stem for name in subject.exemplar or (DEFAULT_EXEMPLAR,))
+    return Path("runs") / "-".join(stem for stem in (Path(subject.mesh).stem, what) if stem)

@@ -1,0 +1,84 @@
+"""Guidance by a diffusion model: SDS in stage I, and SR-SDS on stage I's renders in stage II."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdslab.denoisers.denoiser import Condition, Denoiser
+from sdslab.denoisers.noise_schedule import NoiseSchedule, TimestepSampler, Weighting
+from sdslab.distillation.sds import sds_gradient
+from sdslab.distillation.sr_sds import sr_sds_gradient
+from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, SDSResult, SRMode
+from sdslab.rendering.cameras import Cameras
+from sdslab.rendering.renderer import Renderer, Surface
+from sdslab.rendering.scene import Scene
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionGuide:
+    """A `Guide` for `optimize_material`: Eq. 1 for the pictures of a step.
+
+    Attributes:
+        denoiser: the model, classifier-free guidance included.
+        prompt_of: the row of each view's prompt, [b].
+        renderer: of the mesh, for stage I's picture.
+        timesteps: where t is drawn.
+        steps: of the stage, for the annealing of t.
+        seed: of t and ε.
+        weighting: w(t).
+        clamp: of x̂_0, or None.
+        shared_timestep: one t a step, as CasTex has it, instead of one a picture.
+        stage_one: the frozen material of stage I, [h, w, 8]; None is stage I itself.
+        sr_mode: how its render becomes the condition: as the paper's code does, or as diffusers'.
+        low_size: height and width of the low-resolution picture.
+        condition_schedule: of the condition's noise, where it is not the denoiser's.
+    """
+
+    denoiser: Denoiser
+    prompt_of: Callable[[Cameras], Tensor]
+    renderer: Renderer
+    timesteps: TimestepSampler
+    steps: int
+    seed: int
+    weighting: Weighting
+    clamp: float | None
+    shared_timestep: bool = False
+    stage_one: Tensor | None = None
+    sr_mode: SRMode = "castex"
+    low_size: int = 64
+    condition_schedule: NoiseSchedule | None = None
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
+        sample = torch.arange(len(z), device=z.device)
+        noise = NoiseKey(self.seed, index, sample)
+        t = self.timesteps(noise, index / self.steps, shared=self.shared_timestep)
+        condition = Condition(prompt=self.prompt_of(scene.cameras).to(z.device))
+        if self.stage_one is None:
+            return sds_gradient(
+                z,
+                self.denoiser,
+                t,
+                noise,
+                weighting=self.weighting,
+                condition=condition,
+                clamp=self.clamp,
+            )
+        # The same view, light and background as θ's own picture: they differ in the maps alone.
+        picture = self.renderer.picture(surface, self.stage_one, scene.lighting, scene.background)
+        return sr_sds_gradient(
+            z,
+            picture,
+            self.denoiser,
+            t,
+            noise,
+            NoiseKey(self.seed, index, sample, SR_CONDITION_STREAM),
+            weighting=self.weighting,
+            condition=condition,
+            clamp=self.clamp,
+            mode=self.sr_mode,
+            low_size=self.low_size,
+            condition_schedule=self.condition_schedule,
+        )

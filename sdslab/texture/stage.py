@@ -1,0 +1,142 @@
+"""One stage of optimisation as a user sees it: a bar, a log, previews, and Ctrl-C."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import Progress
+from torch import Tensor
+
+from sdslab.devices import out_of_memory_message
+from sdslab.diffusion_space import DiffusionSpace
+from sdslab.errors import UserError
+from sdslab.material_optimization import Guide, MaterialConfig, maps_of, optimize_material
+from sdslab.optimize import Step
+from sdslab.optimizer_state import OptimizerState
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.rendering.preview import Previewer, contact_sheet
+from sdslab.rendering.scene import Scenes
+from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.texture.metrics_log import MetricsLog
+from sdslab.texture.workspace import Workspace
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What is optimised, and by what.
+
+    Attributes:
+        name: in file names and in ``metrics.csv``.
+        theta: the material.
+        guide: gives the gradient.
+        space: of the diffusion model.
+        scenes: views, lights and backgrounds.
+        config: steps and optimiser.
+        carried: tensors that its checkpoints hold besides its own.
+        note: of a step, for the progress bar.
+    """
+
+    name: str
+    theta: Parameterization
+    guide: Guide
+    space: DiffusionSpace
+    scenes: Scenes
+    config: MaterialConfig
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    note: Callable[[Step], str] = lambda step: f"loss {step.loss:.4g}, |g| {step.gradient_norm:.3g}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended.
+
+    Attributes:
+        steps: that were taken.
+        skipped: steps of which the model's output was not finite.
+        seconds: of all processes that ran it.
+        interrupt: Ctrl-C or SIGTERM, where one ended it early.
+    """
+
+    steps: int
+    skipped: int
+    seconds: float
+    interrupt: KeyboardInterrupt | None
+
+
+def run_stage(
+    stage: Stage,
+    workspace: Workspace,
+    seen: SeenTexels,
+    progress: Progress,
+) -> Outcome:
+    """Runs a stage to its end, or to Ctrl-C.
+
+    Raises:
+        UserError: the optimisation diverged, or memory ran out (the state is saved then).
+    """
+    output, resumed = workspace.arguments.output, workspace.resumed
+    total = stage.config.optimization.steps
+    state = OptimizerState()
+    if resumed is not None and resumed.state["stage"] == stage.name and "loop" in resumed.state:
+        state = OptimizerState(resumed.tensors, resumed.state["loop"])
+        seen.marks.copy_(resumed.tensors["seen"])
+        text = f"{stage.name}: goes on from step {state.index} of {total}"
+        progress.console.print(text, markup=False, highlight=False)
+
+    def save() -> None:
+        tensors, loop = state.snapshot()
+        workspace.checkpoints.save(
+            {**tensors, **stage.carried, "seen": seen.marks}, {"stage": stage.name, "loop": loop}
+        )
+
+    task = progress.add_task(stage.name, total=total, completed=state.index, note="")
+    interrupt = None
+    saved_at = time.monotonic()
+    steps = optimize_material(
+        stage.theta,
+        workspace.renderer,
+        stage.scenes,
+        stage.space,
+        stage.guide,
+        stage.config,
+        seen,
+        state,
+    )
+    with MetricsLog(workspace.out, stage.name, state.index) as log:
+        try:
+            for step in steps:
+                log.add(step)
+                if output.preview_every and step.index % output.preview_every == 0:
+                    path = workspace.out / "previews" / f"{stage.name}-{step.index:06d}.png"
+                    preview(workspace.previewer, maps_of(stage.theta).detach(), path)
+                    log.add_picture(path, step.index)
+                if time.monotonic() - saved_at >= output.checkpoint_every:
+                    log.flush()
+                    save()
+                    saved_at = time.monotonic()
+                progress.update(task, completed=step.index + 1, note=stage.note(step))
+        except FloatingPointError as error:
+            raise UserError(f"{stage.name}: {error}") from error
+        except (MemoryError, RuntimeError) as error:
+            message = out_of_memory_message(error)
+            if message is None:
+                raise
+            save()
+            raise UserError(f"{stage.name}: {message}") from error
+        except KeyboardInterrupt as error:
+            interrupt = error
+            save()
+            text = (
+                f"interrupted at step {state.index} of {total} of {stage.name}: writing what there "
+                f"is; the same command goes on from there"
+            )
+            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    progress.remove_task(task)
+    return Outcome(state.index, state.skipped, state.seconds, interrupt)
+
+
+def preview(previewer: Previewer, maps: Tensor, path: Path) -> None:
+    """Four fixed views of the material, and its maps."""
+    maps = maps.cpu()
+    contact_sheet([previewer.six_views("", maps)[:4]], maps, path)

@@ -1,0 +1,266 @@
+"""What every guidance works with: the mesh, the light, the renderer and the run's folder."""
+
+import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from sdslab.checkpoint import Checkpoint, Checkpoints
+from sdslab.devices import resolve_device
+from sdslab.errors import UserError
+from sdslab.kernels import NoiseKey, philox_uniform
+from sdslab.material_recovery import grey_material, light_sampler
+from sdslab.meshes.material import ALBEDO
+from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.parameterizations.deep_image_prior import DeepImagePrior
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, TexelGrid
+from sdslab.rendering.cameras import CAMERA_SAMPLERS
+from sdslab.rendering.lighting import LightSampler
+from sdslab.rendering.preview import Previewer
+from sdslab.rendering.render_backend import RenderBackend, make_backend
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.scene import SceneSampler
+from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.run_lock import RunLock
+from sdslab.run_record import package_digest, run_record, write_json
+from sdslab.texture.arguments import Arguments, GuidanceName
+from sdslab.texture.outputs import clear_outputs
+from sdslab.texture.target import load_target, own_maps
+
+DEFAULT_LIGHTS = ("studio", "sky")
+CPU = torch.device("cpu")
+
+progress_console = Console(stderr=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """A run, set up.
+
+    Attributes:
+        arguments: as given.
+        guidance: which one runs.
+        out: the run's folder.
+        device: where it computes.
+        backend: of the renderer.
+        mesh: what is textured.
+        lights: of the steps, or None for unlit pictures.
+        checkpoints: of the run.
+        held: what is let go of when the run ends: the folder's lock.
+    """
+
+    arguments: Arguments
+    guidance: GuidanceName
+    out: Path
+    device: torch.device
+    backend: RenderBackend
+    mesh: Mesh
+    lights: LightSampler | None
+    checkpoints: Checkpoints
+    held: ExitStack
+
+    @classmethod
+    def open(
+        cls,
+        arguments: Arguments,
+        guidance: GuidanceName,
+        out: Path,
+        progress: Progress,
+        held: ExitStack,
+    ) -> "Workspace":
+        """Loads the mesh and the light; writes nothing.
+
+        Raises:
+            UserError: one of them cannot be had, or the renderer cannot run here.
+        """
+        device = resolve_device(arguments.output.device)
+        backend = make_backend(arguments.rendering.renderer, device)
+        mesh = _load_mesh(arguments, progress)
+        lights = _load_lights(arguments, device, progress)
+        checkpoints = Checkpoints(out, _identity(arguments))
+        return cls(arguments, guidance, out, device, backend, mesh, lights, checkpoints, held)
+
+    @property
+    def texture_size(self) -> int:
+        """Height and width of the maps."""
+        return self.arguments.optimization.texture_size
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Of the steps' pictures."""
+        rendering = self.arguments.rendering
+        return Renderer(
+            self.mesh, self.backend, self.device, rendering.color_mode, rendering.supersampling
+        )
+
+    @cached_property
+    def previewer(self) -> Previewer:
+        """Of pictures for people, on white in the first light."""
+        color_mode = self.arguments.rendering.color_mode
+        return Previewer(
+            Renderer(self.mesh, self.backend, self.device, color_mode, supersampling=2),
+            self.lights.environments[0] if self.lights else None,
+        )
+
+    @cached_property
+    def covered(self) -> Tensor:
+        """[size, size] bool on the CPU: texels that a face covers."""
+        size = (self.texture_size, self.texture_size)
+        return covered_texels(self.mesh, size, make_backend("cpu", CPU))
+
+    def scenes(self, render_size: int, stage: int = 1) -> SceneSampler:
+        """Views, lights and backgrounds; each stage has its own."""
+        rendering = self.arguments.rendering
+        seed = self.seed(stage)
+        lights = self.lights and dataclasses.replace(self.lights, seed=seed)
+        return SceneSampler(
+            CAMERA_SAMPLERS[rendering.cameras], lights, rendering.background, render_size, seed
+        )
+
+    def seed(self, stage: int = 1) -> int:
+        """Of all that stage draws: stages of one run, and runs of near seeds, share nothing."""
+        return self.arguments.optimization.seed + ((stage - 1) << 41)
+
+    def target(self) -> Tensor:
+        """The material to recover, [size, size, 8] on the CPU."""
+        source = self.arguments.subject.target
+        assert source is not None
+        return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU))
+
+    def initial_maps(self) -> Tensor:
+        """Where θ starts, [size, size, 8] on the CPU.
+
+        Raises:
+            UserError: ``--init`` names nothing that fits the mesh.
+        """
+        init = self.arguments.subject.init
+        if init is None:
+            init = "random" if self.arguments.subject.prompt else "grey"
+        unlit = self.arguments.rendering.unlit
+        match init:
+            case "grey":
+                return grey_material(self.texture_size, unlit)
+            case "random":
+                maps = grey_material(self.texture_size, unlit)
+                key = NoiseKey(self.seed(), 0, torch.arange(1), INITIALIZATION_STREAM)
+                albedo = philox_uniform(key, 3 * self.texture_size**2)
+                maps[..., ALBEDO] = albedo.view(self.texture_size, self.texture_size, 3)
+                return maps
+            case "source":
+                return own_maps(self.mesh, self.texture_size, make_backend("cpu", CPU))
+        try:
+            return load_target(init, self.mesh, self.texture_size, make_backend("cpu", CPU))
+        except UserError as error:
+            raise UserError(
+                f"--init must be grey, random, source, or a material that fits the mesh, got "
+                f"{init!r}: {error}"
+            ) from error
+
+    def theta(self, initial: Tensor) -> Parameterization:
+        """θ that starts from some maps; a deep image prior starts from its own network instead."""
+        if self.arguments.optimization.parameterization == "dip":
+            size = self.texture_size
+            network = DeepImagePrior((1, 8, size, size), self.seed())
+            return network.to(self.device)
+        return TexelGrid(initial).to(self.device)
+
+    def begin(self) -> None:
+        """Takes the folder: locks it, removes what an earlier run left, writes ``run.json``.
+
+        To be called when nothing else can be refused any more, before anything is computed.
+
+        Raises:
+            UserError: another process works in the folder, or its checkpoint is another run's.
+        """
+        lock = self.held.enter_context(RunLock(self.out))
+        for note in (lock.note, self.resumed and self.resumed.note):
+            if note:
+                progress_console.print(note, markup=False, highlight=False, soft_wrap=True)
+        clear_outputs(self.out)
+        if self.resumed is None:
+            self.checkpoints.clear()
+            (self.out / "metrics.csv").unlink(missing_ok=True)
+        write_json(self.out / "run.json", self.record)
+
+    @cached_property
+    def resumed(self) -> Checkpoint | None:
+        """What the run goes on from, or None."""
+        return None if self.arguments.output.fresh else self.checkpoints.latest()
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """For ``run.json``."""
+        record = run_record(dataclasses.asdict(self.arguments), self.device)
+        record["guidance"] = self.guidance
+        record["mesh"] = {
+            "faces": len(self.mesh.faces),
+            "vertices": len(self.mesh.positions),
+            "notes": list(self.mesh.notes),
+        }
+        return record
+
+
+def _identity(arguments: Arguments) -> dict[str, Any]:
+    """What must be the same for a run to go on from its checkpoint, bit for bit."""
+    config = dataclasses.asdict(arguments)
+    output = config.pop("output")
+    return {"code": package_digest(), **config, "device": output["device"]}
+
+
+def progress_bar() -> Progress:
+    """On stderr, gone when it ends."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=progress_console,
+        transient=True,
+    )
+
+
+def _load_mesh(arguments: Arguments, progress: Progress) -> Mesh:
+    task = progress.add_task("loading the mesh", total=1, note="")
+    mesh = load_mesh(
+        arguments.subject.mesh,
+        arguments.subject.unwrap,
+        lambda share: progress.update(task, description="unwrapping", completed=share),
+        smooth=arguments.subject.smooth,
+    )
+    progress.remove_task(task)
+    text = f"{mesh.name}: {len(mesh.faces):,} faces, {len(mesh.positions):,} vertices"
+    notes = "; ".join((text, *mesh.notes))
+    progress.console.print(notes, markup=False, highlight=False, soft_wrap=True)
+    return mesh
+
+
+def _load_lights(
+    arguments: Arguments, device: torch.device, progress: Progress
+) -> LightSampler | None:
+    if arguments.rendering.unlit:
+        return None
+    names = arguments.rendering.light or DEFAULT_LIGHTS
+    task = progress.add_task("prefiltering the light", total=None, note="")
+    lights = light_sampler(
+        names, arguments.rendering.fixed_light, arguments.optimization.seed, device
+    )
+    progress.remove_task(task)
+    return lights
