@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sdslab.atomic_write import atomic_write
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 from sdslab.pickles import refuse_pickle
 
 FORMAT = 1
@@ -121,11 +121,13 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Removes all checkpoints, for a fresh start or after the run's end."""
+        """Removes all checkpoints, for a fresh start or after the end; an empty folder goes too."""
         with _os_errors_told(self.folder):
             self._remove_leftovers()
             for file in self._files().values():
                 file.unlink(missing_ok=True)
+            if self.folder.is_dir() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def _remove_leftovers(self) -> None:
         """Removes what a process that was killed in `save` had not yet renamed."""
@@ -145,8 +147,9 @@ class Checkpoints:
         if differences:
             raise UserError(
                 f"the run in {str(self.folder)!r} must have been saved by the same code and "
-                f"configuration to go on, got others (saved → now): {'; '.join(differences)}; "
-                f"give --fresh to start over, or what it was saved with"
+                f"configuration to go on, got others (saved → now): "
+                f"{one_line('; '.join(differences))}; give --fresh to start over, or what it was "
+                f"saved with"
             )
 
 

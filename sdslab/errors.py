@@ -15,6 +15,11 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(" .") if lines else type(error).__name__
 
 
+def one_line(text: str) -> str:
+    """What a file holds, fit for a message: control characters and line ends become "?"."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turns a `UserError` into one line on stderr and exit code 2."""

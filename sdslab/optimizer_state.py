@@ -34,7 +34,7 @@ class OptimizerState:
         self.skipped: int = numbers.get("skipped", 0)
         self.skipped_in_a_row: int = numbers.get("skipped_in_a_row", 0)
         self.seconds: float = numbers.get("seconds", 0.0)
-        self._saved = (tensors, numbers["optimizer"]) if tensors is not None else None
+        self._saved = (tensors, numbers) if tensors is not None else None
         self._parameters: Sequence[Tensor] = ()
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -47,7 +47,7 @@ class OptimizerState:
         self._parameters, self._optimizer = parameters, optimizer
         if self._saved is None:
             return
-        tensors, saved_memory = self._saved
+        tensors, numbers = self._saved
         saved = [tensors[name] for name in sorted(tensors) if name.startswith("theta.")]
         shapes = [[list(tensor.shape) for tensor in group] for group in (saved, parameters)]
         if shapes[0] != shapes[1]:
@@ -58,7 +58,9 @@ class OptimizerState:
         with torch.no_grad():
             for parameter, value in zip(parameters, saved, strict=True):
                 parameter.copy_(value)
-        state = {int(number): _joined(value, tensors) for number, value in saved_memory.items()}
+        state = {
+            int(number): _joined(value, tensors) for number, value in numbers["optimizer"].items()
+        }
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         for parameter in parameters:
@@ -74,6 +76,8 @@ class OptimizerState:
 
         The tensors on the CPU are θ's own memory: save them before the loop goes on.
         """
+        if self._saved is not None:  # stopped before the loop took it up
+            return self._saved
         if self._optimizer is None:
             raise RuntimeError("the loop must have begun before its state can be saved")
         tensors = {

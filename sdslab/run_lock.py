@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 
 LOCK_NAME = "run.lock"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -139,7 +139,7 @@ def _read_owner(handle: int) -> dict[str, Any] | None:
         owner = json.loads(content)
     except (ValueError, RecursionError):
         return {}
-    return owner if isinstance(owner, dict) else {}
+    return owner if isinstance(owner, dict) and isinstance(owner.get("host"), str) else {}
 
 
 def _describe(owner: dict[str, Any] | None) -> str:
@@ -147,9 +147,9 @@ def _describe(owner: dict[str, Any] | None) -> str:
         return "an unknown process"
     command = str(owner.get("command", "?"))
     command = command if len(command) <= 80 else f"{command[:77]}..."
-    command = " ".join(command.split())
     pid, host = str(owner.get("pid", "?"))[:20], str(owner.get("host", "?"))[:60]
-    return f"process {pid} on {host} since {_age(owner.get('started'))} ({command})"
+    since = _age(owner.get("started"))
+    return one_line(f"process {pid} on {host} since {since} ({command})")
 
 
 def _age(started: Any) -> str:

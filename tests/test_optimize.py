@@ -341,6 +341,14 @@ def test_a_state_of_other_parameters_is_refused():
         next(loop)
 
 
+def test_a_state_that_was_not_taken_up_is_still_what_was_saved():
+    state = OptimizerState()
+    list(Network(OptimizeConfig(2)).loop(state))
+    tensors, numbers = state.snapshot()
+    again = OptimizerState(tensors, numbers).snapshot()
+    assert again == (tensors, numbers)
+
+
 def test_a_state_cannot_be_saved_before_the_loop_began():
     with pytest.raises(RuntimeError, match="must have begun"):
         OptimizerState().snapshot()

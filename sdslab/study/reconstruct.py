@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.metrics import mse, psnr_db
 from sdslab.optimize import OptimizeConfig, optimize
+from sdslab.optimizer_state import OptimizerState
 from sdslab.parameterizations.deep_image_prior import (
     DeepImagePrior,
     check_size,
@@ -116,6 +118,36 @@ class Measurement:
     psnr_db: float
 
 
+class CellProgress:
+    """What a cell that was stopped goes on from, bit for bit on the CPU.
+
+    Args:
+        tensors: of an earlier `snapshot`; None starts anew.
+        numbers: of the same `snapshot`.
+    """
+
+    def __init__(
+        self, tensors: dict[str, Tensor] | None = None, numbers: dict[str, Any] | None = None
+    ) -> None:
+        numbers = numbers or {}
+        self.loop = OptimizerState(tensors, numbers.get("loop"))
+        self.latent_mse_start: float | None = numbers.get("latent_mse_start")
+        # The step that the loop stood at is taken again, and measured again.
+        self.curve: list[tuple[int, float]] = [
+            (step, psnr) for step, psnr in numbers.get("curve", []) if step < self.loop.index
+        ]
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able numbers, for a checkpoint."""
+        tensors, loop = self.loop.snapshot()
+        numbers = {
+            "loop": loop,
+            "latent_mse_start": self.latent_mse_start,
+            "curve": self.curve,
+        }
+        return tensors, numbers
+
+
 def check_cell(cell: Cell, size: int, vae: LatentSpace | None) -> None:
     """Refuses, before anything runs or is written, a cell that cannot run at this size.
 
@@ -134,8 +166,18 @@ def check_cell(cell: Cell, size: int, vae: LatentSpace | None) -> None:
         vae.check_size(size, size)
 
 
-def run_cell(cell: Cell, problem: Problem, seed: int) -> Iterator[Measurement | CellResult]:
-    """Runs one cell: several `Measurement`s and, last, the `CellResult`."""
+def run_cell(
+    cell: Cell, problem: Problem, seed: int, progress: CellProgress | None = None
+) -> Iterator[Measurement | CellResult]:
+    """Runs one cell: several `Measurement`s and, last, the `CellResult`.
+
+    Args:
+        cell: what to run.
+        problem: what to recover.
+        seed: of θ and of the noise.
+        progress: what to go on from; it follows the run, and can be saved after any measurement.
+    """
+    progress = progress or CellProgress()
     theta = initial_theta(cell, problem, seed)
     space = problem.space(cell)
     z_star = space.encode(problem.image).detach()
@@ -153,13 +195,12 @@ def run_cell(cell: Cell, problem: Problem, seed: int) -> Iterator[Measurement | 
     config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
     gradient = gradient_of(cell, z_star, seed, config.steps)
     measured_at = {round(config.steps ** (i / MEASUREMENTS)) - 1 for i in range(MEASUREMENTS)}
-    curve: list[tuple[int, float]] = []
-    latent_mse_start = None
-    steps, seconds = 0, 0.0
-    for step in optimize(theta.parameters(), diffused, gradient, config):
+    curve = progress.curve
+    steps, seconds = progress.loop.index, progress.loop.seconds
+    for step in optimize(theta.parameters(), diffused, gradient, config, state=progress.loop):
         steps, seconds = step.index + 1, step.seconds
         if step.index == 0:
-            latent_mse_start = mse(step.z, z_star)
+            progress.latent_mse_start = mse(step.z, z_star)
         if step.index in measured_at:
             with torch.no_grad():
                 image = theta() if latest_image is None else latest_image
@@ -168,7 +209,7 @@ def run_cell(cell: Cell, problem: Problem, seed: int) -> Iterator[Measurement | 
         converged = step.gradient_norm <= config.converged_below
         if converged:
             steps = step.index
-    yield _measure(theta, problem, space, z_star, steps, seconds, curve, latent_mse_start)
+    yield _measure(theta, problem, space, z_star, steps, seconds, curve, progress.latent_mse_start)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,27 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from torch import Tensor
 
 from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.checkpoint import Checkpoints
 from sdslab.devices import device_name, resolve_device
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
+from sdslab.run_lock import RunLock
 from sdslab.run_record import run_record, write_json
 from sdslab.study import reconstruct
 from sdslab.study.cell_store import CellStore, cell_key, code_digest
-from sdslab.study.reconstruct import CellResult, Problem
+from sdslab.study.reconstruct import CellProgress, CellResult, Problem
 from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
 from sdslab.study.specification import Cell, Study
 
 # Rows go on stdout, progress on stderr: `> table.txt` keeps the table alone.
 console = Console(width=None if sys.stdout.isatty() else 130)
 progress_console = Console(stderr=True)
+SECONDS_BETWEEN_SAVES = 30.0
 
 
 def run_study(study: Study, *, fresh: bool = False) -> None:
@@ -49,7 +54,8 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
         fresh: run every cell again.
 
     Raises:
-        UserError: something cannot work; nothing was written.
+        UserError: something cannot work, or another process is at it; nothing was written.
+        KeyboardInterrupt: after where the running cell is has been saved.
     """
     settings = study.settings
     seeds = settings.seeds
@@ -70,6 +76,20 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
     out = Path(settings.out)
     check_writable(out)
 
+    with RunLock(out / study.name) as lock:
+        if lock.note:
+            progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
+        _run(study, images, vae, device, fresh)
+
+
+def _run(
+    study: Study,
+    images: dict[str, Tensor],
+    vae: LatentSpace | None,
+    device: torch.device,
+    fresh: bool,
+) -> None:
+    out = Path(study.settings.out)
     record = run_record(dataclasses.asdict(study), device)
     run_path = out / study.name / "run.json"
     write_json(run_path, record)
@@ -118,8 +138,12 @@ def _run_cells(
             result = None if fresh else store.load(path)
             how = "saved from before"
             if result is None:
-                result = _run_with_progress(cell, problem, seed, progress, what)
+                partial = Checkpoints(path.with_suffix(""), {"cell": key})
+                if fresh:
+                    partial.clear()
+                result = _run_with_progress(cell, problem, seed, progress, what, partial)
                 store.save(path, result)
+                partial.clear()
                 how = f"{result.seconds:.1f} s"
             psnr = result.readouts["theta"].psnr_db
             line = f"{what}: {psnr:.2f} dB after {result.steps} steps, {how}"
@@ -128,14 +152,29 @@ def _run_cells(
 
 
 def _run_with_progress(
-    cell: Cell, problem: Problem, seed: int, progress: Progress, what: str
+    cell: Cell, problem: Problem, seed: int, progress: Progress, what: str, partial: Checkpoints
 ) -> CellResult:
+    """Runs a cell from where it was stopped, if it was, and saves where it is now and then."""
+    saved = partial.latest()
+    reached = CellProgress()
+    if saved is not None:
+        reached = CellProgress(saved.tensors, saved.state)
+        line = saved.note or f"{what}: goes on at step {reached.loop.index}"
+        progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
     task = progress.add_task(what, total=cell.optimization.steps, psnr="")
+    next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
     try:
-        for update in reconstruct.run_cell(cell, problem, seed):
+        for update in reconstruct.run_cell(cell, problem, seed, reached):
             if isinstance(update, CellResult):
                 return update
             progress.update(task, completed=update.step, psnr=f"{update.psnr_db:.2f} dB")
+            if time.monotonic() >= next_save:
+                partial.save(*reached.snapshot())
+                next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
+    except KeyboardInterrupt:
+        if reached.loop.index:  # otherwise there is nothing to lose
+            partial.save(*reached.snapshot())
+        raise
     except FloatingPointError as error:
         raise UserError(f"cell {cell.name}: {error}") from error
     finally:

@@ -248,7 +248,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    # Besides its own errors tomllib lets through those of long integers and of deep nesting.
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} must be a readable TOML file: {error}") from error
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from sdslab.errors import UserError
+from sdslab.run_lock import RunLock
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.results import COLUMNS
 
@@ -203,11 +205,11 @@ def test_an_interrupted_study_goes_on_where_it_was(
     out = tmp_path / "figures"
     real, runs = reconstruct.run_cell, []
 
-    def interrupted_at_the_third(cell, problem, seed):
+    def interrupted_at_the_third(cell, problem, seed, progress):
         runs.append(cell.name)
         if len(runs) == 3:
             raise KeyboardInterrupt
-        return real(cell, problem, seed)
+        return real(cell, problem, seed, progress)
 
     monkeypatch.setattr(reconstruct, "run_cell", interrupted_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -216,6 +218,47 @@ def test_an_interrupted_study_goes_on_where_it_was(
     run(Selection(str(study)), Overrides(out=str(out)))
     assert len(runs) == 3 + 4
     assert len(cells_of(out)) == 6
+
+
+def test_an_interrupted_cell_goes_on_at_its_step(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    from sdslab.study import reconstruct, runner
+
+    real, started_at = reconstruct.run_cell, []
+
+    def interrupted(cell, problem, seed, progress):
+        started_at.append(progress.loop.index)
+        for number, update in enumerate(real(cell, problem, seed, progress)):
+            yield update
+            if len(started_at) == 1 and number == 7:
+                raise KeyboardInterrupt
+
+    def images(out: str) -> list[np.ndarray]:
+        cells = sorted((tmp_path / out / study.stem / "cells").iterdir())
+        return [load_file(path)["theta"] for path in cells]
+
+    monkeypatch.setattr(reconstruct, "run_cell", interrupted)
+    monkeypatch.setattr(runner, "_write_results", lambda *_: None)
+    first = Selection(str(study), only=("pixel_rgb",))
+    with pytest.raises(KeyboardInterrupt):
+        run(first, Overrides(out=str(tmp_path / "out")))
+    assert len(list(tmp_path.glob("out/*/cells/*/checkpoint-*"))) == 1
+    run(first, Overrides(out=str(tmp_path / "out")))
+    assert started_at == [0, 7, 0]
+    assert ": goes on at step 7\n" in capsys.readouterr().err
+    run(first, Overrides(out=str(tmp_path / "straight")))
+    assert len(images("out")) == 2
+    for resumed, straight in zip(images("out"), images("straight"), strict=True):
+        assert np.array_equal(resumed, straight)
+
+
+def test_a_second_process_in_the_same_folder_is_refused(study: Path, tmp_path: Path):
+    with (
+        RunLock(tmp_path / study.stem),
+        pytest.raises(UserError, match="one process at a time"),
+    ):
+        run(Selection(str(study)), Overrides(out=str(tmp_path)))
 
 
 def test_without_arguments_the_studies_are_listed():

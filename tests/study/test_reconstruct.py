@@ -1,14 +1,16 @@
 """The study's claims, at a size that tests can afford."""
 
 import dataclasses
+import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from sdslab.diffusion_space import LatentSpace
 from sdslab.image_io import load_image
 from sdslab.metrics import psnr_db
-from sdslab.study.reconstruct import CellResult, Measurement, Problem, run_cell
+from sdslab.study.reconstruct import CellProgress, CellResult, Measurement, Problem, run_cell
 from sdslab.study.specification import Cell, find_study, load_study
 
 CELLS = {cell.name: cell for cell in load_study(find_study("figure2"), "quick").cells}
@@ -114,3 +116,28 @@ def test_global_random_state_is_never_touched(problem: Problem):
     state = torch.get_rng_state()
     run(dataclasses.replace(with_steps(CELLS["latent_dip"], 2), width=8), problem)
     assert torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize("name", sorted(CELLS))
+def test_a_cell_that_was_stopped_ends_bit_for_bit_the_same(name: str, problem: Problem):
+    cell = with_steps(CELLS[name], 4)
+    straight = run(cell, problem)
+    for stop in (1, 3):
+        progress = CellProgress()
+        updates = run_cell(cell, problem, 0, progress)
+        for _ in range(max(1, min(stop, straight.steps))):
+            next(updates)
+        updates.close()  # pyright: ignore[reportAttributeAccessIssue]
+        tensors, numbers = progress.snapshot()
+        tensors = safetensors.torch.load(safetensors.torch.save(tensors))
+        *_, result = run_cell(
+            cell, problem, 0, CellProgress(tensors, json.loads(json.dumps(numbers)))
+        )
+        assert isinstance(result, CellResult)
+        for readout, expected in zip(
+            result.readouts.values(), straight.readouts.values(), strict=True
+        ):
+            assert readout.image.equal(expected.image)
+        assert dataclasses.replace(result, readouts={}, seconds=0) == dataclasses.replace(
+            straight, readouts={}, seconds=0
+        )

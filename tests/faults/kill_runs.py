@@ -1,0 +1,209 @@
+"""Kills `small_run` over and over: ``python -m tests.faults.kill_runs FOLDER WHAT=COUNT...``.
+
+A process that has loaded torch once forks each run, which takes milliseconds instead of seconds.
+Prints one JSON object: what was found, by WHAT.
+"""
+
+import json
+import mmap
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdslab.checkpoint import Checkpoints
+from sdslab.interrupts import exit_code
+from tests.faults.small_run import EVERY, STAGES, identity, result_path, run
+
+KILLED_HERE = 9  # exit code of a child that ended itself
+torch.set_num_threads(1)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The pid of a child that does ``work``, and exits with 0, as a program would, or with 1."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    except KeyboardInterrupt as interrupt:
+        os._exit(exit_code(interrupt))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(pid: int) -> int:
+    """A child's exit code; minus the signal's number where one killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def position(folder: Path) -> int:
+    """How far the latest checkpoint is, in steps over both stages."""
+    saved = Checkpoints(folder, identity()).latest()
+    if saved is None:
+        return 0
+    return STAGES[0].steps * saved.state["stage"] + saved.state["loop"]["index"]
+
+
+class Reached:
+    """Memory that a child writes how far it is to."""
+
+    def __init__(self) -> None:
+        self.memory = memoryview(mmap.mmap(-1, 16)).cast("q")
+
+    def __setitem__(self, _: slice, stage_and_step: tuple[int, int]) -> None:
+        self.memory[0] = STAGES[0].steps * stage_and_step[0] + stage_and_step[1]
+
+
+def at_random_moments(folder: Path, count: int, number: int) -> dict[str, Any]:
+    """Sends signal ``number`` at random moments until ``count`` runs ended because of it.
+
+    A run that SIGTERM finds before its loop began just ends, and does not count.
+    """
+    start = time.perf_counter()
+    assert ended(forked(lambda: run(folder / "uninterrupted", pause=0.001))) == 0
+    longest = (time.perf_counter() - start) / 6
+    wanted = -number if number == signal.SIGKILL else 128 + number
+    expected = result_path(folder / "uninterrupted").read_bytes()
+    moments = random.Random(0)
+    codes: dict[int, int] = {}
+    finished = different = lost_most = went_back = 0
+    current, before, reached = folder / "0", 0, Reached()
+    hit = 0
+    while hit < count or not result_path(current).exists():
+        if result_path(current).exists():
+            current, before, reached = folder / str(finished), 0, Reached()
+        pid = forked(lambda: run(current, reached, pause=0.001))  # noqa: B023
+        if hit < count:
+            time.sleep(moments.uniform(0.0, longest))
+            os.kill(pid, number)
+        code = ended(pid)
+        codes[code] = codes.get(code, 0) + 1
+        hit += code == wanted
+        if code == 1:
+            break
+        now = position(current)
+        went_back += now < before
+        if code != 0:
+            lost_most = max(lost_most, reached.memory[0] - now)
+        before = now
+        if result_path(current).exists():
+            finished += 1
+            different += result_path(current).read_bytes() != expected
+    return {
+        "codes": codes,
+        "finished": finished,
+        "different": different,
+        "lost_most": lost_most,
+        "went_back": went_back,
+        "every": EVERY,
+    }
+
+
+def save(folder: Path, index: int) -> None:
+    theta = torch.rand(4000, generator=torch.Generator().manual_seed(index))
+    Checkpoints(folder, {}).save({"theta": theta}, {"index": index})
+
+
+def die_before_call(folder: Path, place: int, log: Path) -> None:
+    """Saves, and ends the process before the ``place``-th call that changes the disk."""
+    made = 0
+
+    def count(name: str) -> None:
+        nonlocal made
+        made += 1
+        if made == place:
+            log.write_text(name)
+            os._exit(KILLED_HERE)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in ("os.rename", "os.remove", "os.chmod", "os.truncate"):
+            count(event)
+
+    real_fsync = os.fsync
+
+    def fsync(handle: int) -> None:
+        count("fsync")
+        real_fsync(handle)
+
+    os.fsync = fsync
+    sys.addaudithook(hook)
+    save(folder, 3)
+
+
+def die_after_bytes(folder: Path, size: int) -> None:
+    """Saves, and is killed by the kernel once a file is ``size`` bytes long."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    save(folder, 3)
+
+
+def check_whole(folder: Path) -> tuple[int, bool]:
+    """The index of the latest checkpoint, after another save, and whether all was as it must be."""
+    saved = Checkpoints(folder, {}).latest()
+    assert saved is not None
+    index = saved.state["index"]
+    right = torch.rand(4000, generator=torch.Generator().manual_seed(index))
+    good = saved.tensors["theta"].equal(right) and saved.note is None and index in (2, 3)
+    save(folder, 4)
+    after = Checkpoints(folder, {}).latest()
+    files = [file.name for file in folder.iterdir()]
+    good &= after is not None and after.state == {"index": 4}
+    good &= len(files) == 2 and not any(name.startswith(".") for name in files)
+    return index, good
+
+
+def during_a_checkpoint(folder: Path, count: int) -> dict[str, Any]:
+    """Kills a save before each of its calls, and at ``count`` lengths of its file."""
+    calls, bad = [], []
+    log = folder / "log"
+    while True:
+        current = folder / f"call{len(calls)}"
+        save(current, 1)
+        save(current, 2)
+        code = ended(forked(lambda: die_before_call(current, len(calls) + 1, log)))  # noqa: B023
+        index, good = check_whole(current)
+        if code != KILLED_HERE:
+            bad += [] if code == 0 and index == 3 and good else [f"unkilled {code} {index}"]
+            break
+        calls.append([log.read_text(), index])
+        if not good:
+            bad.append(calls[-1])
+    size = max(file.stat().st_size for file in current.iterdir())
+    for number in range(count):
+        current = folder / f"size{number}"
+        save(current, 1)
+        save(current, 2)
+        code = ended(forked(lambda: die_after_bytes(current, size * number // count)))  # noqa: B023
+        index, good = check_whole(current)
+        if (code, index, good) != (-signal.SIGXFSZ, 2, True):
+            bad.append([number, code, index, good])
+    return {"calls": calls, "bad": bad}
+
+
+def main() -> None:
+    found = {}
+    for job in sys.argv[2:]:
+        what, count = job.split("=")
+        folder = Path(sys.argv[1]) / what
+        if what == "checkpoint":
+            found[what] = during_a_checkpoint(folder, int(count))
+        else:
+            found[what] = at_random_moments(folder, int(count), getattr(signal, what))
+    print(json.dumps(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Where nothing can be written: one clear line, earlier files intact, and on it goes afterwards."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdslab.atomic_write import check_writable
+from sdslab.checkpoint import Checkpoints
+from sdslab.errors import UserError
+from sdslab.meshes.export_glb import export_glb
+from sdslab.meshes.material import constant_material
+from sdslab.meshes.procedural_meshes import sphere
+from sdslab.run_lock import RunLock
+from sdslab.run_record import write_json
+from sdslab.study.cell_store import CellStore
+from sdslab.study.reconstruct import CellResult, Readout
+from tests.conftest import random_image
+
+TENSORS = {"theta": torch.zeros(64, 64)}
+
+
+def save_checkpoint(folder: Path) -> None:
+    Checkpoints(folder, {}).save(TENSORS, {})
+
+
+def save_cell(folder: Path) -> None:
+    readout = Readout(random_image(1, 3, 64, 64), 1.0, 1.0)
+    result = CellResult({"theta": readout}, None, None, None, 1, 1.0, [(0, 1.0)])
+    CellStore(folder / "cells").save(folder / "cells" / "one.safetensors", result)
+
+
+def save_record(folder: Path) -> None:
+    write_json(folder / "run.json", {"curve": list(range(5000))})
+
+
+def save_mesh(folder: Path) -> None:
+    export_glb(sphere(), constant_material(64, 64), folder / "mesh.glb")
+
+
+WRITERS = [save_checkpoint, save_cell, save_record, save_mesh]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_loses_nothing(write: Callable[[Path], None], tiny_disk: Path):
+    write(tiny_disk)
+    before = contents(tiny_disk)
+    filler = tiny_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(2**21))
+    os.truncate(filler, filler.stat().st_size - 8192)  # room for names, and for half of a file
+    with pytest.raises(UserError, match="cannot be written: No space left on device; free some"):
+        write(tiny_disk)
+    filler.unlink()
+    assert contents(tiny_disk) == before
+    write(tiny_disk)
+
+
+def test_a_run_goes_on_once_there_is_room_again(tiny_disk: Path):
+    checkpoints = Checkpoints(tiny_disk, {})
+    for index in range(3):
+        checkpoints.save(TENSORS, {"index": index})
+    with pytest.raises(UserError, match="No space left"):
+        checkpoints.save({"theta": torch.zeros(10**6)}, {"index": 3})
+    saved = Checkpoints(tiny_disk, {}).latest()
+    assert saved is not None
+    assert (saved.state, saved.note) == ({"index": 2}, None)
+    checkpoints.save(TENSORS, {"index": 3})
+    saved = Checkpoints(tiny_disk, {}).latest()
+    assert saved is not None
+    assert saved.state == {"index": 3}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_read_only_disk_is_told(write: Callable[[Path], None], tiny_disk: Path):
+    write(tiny_disk)
+    before = contents(tiny_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    with pytest.raises(UserError, match="Read-only file system"):
+        write(tiny_disk)
+    with pytest.raises(UserError, match="Read-only file system"), RunLock(tiny_disk):
+        pass
+    with pytest.raises(UserError, match="Read-only file system"):
+        check_writable(tiny_disk / "out")
+    assert contents(tiny_disk) == before
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkstemp"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_any_call_may_fail(call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(TENSORS, {"index": 0})
+    before = contents(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    owner = {"fsync": "os", "replace": "pathlib.Path", "mkstemp": "tempfile"}[call]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{owner}.{call}", fail)
+        with pytest.raises(UserError, match=os.strerror(code)):
+            checkpoints.save(TENSORS, {"index": 1})
+    assert contents(tmp_path) == before
+    checkpoints.save(TENSORS, {"index": 1})
+    saved = checkpoints.latest()
+    assert saved is not None
+    assert saved.state == {"index": 1}

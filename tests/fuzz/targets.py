@@ -1,0 +1,122 @@
+"""What each parser must do with any bytes: take them, or refuse them in one line.
+
+A target returns whether its input was taken, and raises whatever else happens. The tests here run
+them on edited files; ``run_atheris.py`` runs them for as long as one likes.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from sdslab.checkpoint import Checkpoints
+from sdslab.errors import UserError
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.run_lock import LOCK_NAME, RunLock
+from sdslab.study.renderer_specification import load_renderer_study
+from sdslab.study.specification import load_study, study_kind
+
+REPOSITORY = Path(__file__).parents[2]
+IDENTITY = {"code": "abc", "views": 4}
+CHECKPOINT = "checkpoint-000001.safetensors"
+
+
+def _taken(action: Callable[[Path], object], name: str, data: bytes) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(data)
+        try:
+            action(path)
+        except UserError as error:
+            message = str(error)
+            if not message or len(message.splitlines()) != 1:
+                raise AssertionError(f"a refusal must be one line, got {message!r}") from error
+            return False
+        return True
+
+
+def study_toml(data: bytes) -> bool:
+    """A study file of either kind, with and without its presets."""
+
+    def load(path: Path) -> None:
+        loader = {"reconstruction": load_study, "renderer": load_renderer_study}[study_kind(path)]
+        loader(path)
+        loader(path, "quick")
+
+    return _taken(load, "study.toml", data)
+
+
+def checkpoint(data: bytes) -> bool:
+    """A whole checkpoint file."""
+    return _taken(lambda path: Checkpoints(path.parent, IDENTITY).latest(), CHECKPOINT, data)
+
+
+def checkpoint_header(data: bytes) -> bool:
+    """A checkpoint's header, under a checksum made to fit: what an attacker could write."""
+    content = bytearray(len(data).to_bytes(8, "little") + data + bytes(256))
+    match = re.search(rb'"sha256":"([0-9a-f]{64})"', content)
+    if match:
+        content[slice(*match.span(1))] = b"0" * 64
+        content[slice(*match.span(1))] = hashlib.sha256(content).hexdigest().encode()
+    return checkpoint(bytes(content))
+
+
+def run_lock(data: bytes) -> bool:
+    """The file of a run's lock."""
+
+    def hold(path: Path) -> None:
+        with RunLock(path.parent):
+            pass
+
+    return _taken(hold, LOCK_NAME, data)
+
+
+def mesh_obj(data: bytes) -> bool:
+    """An OBJ mesh; nothing beside it exists."""
+    return _taken(lambda path: load_mesh(str(path), "never"), "mesh.obj", data)
+
+
+def mesh_glb(data: bytes) -> bool:
+    """A binary glTF mesh."""
+    return _taken(lambda path: load_mesh(str(path), "never"), "mesh.glb", data)
+
+
+TARGETS: dict[str, Callable[[bytes], bool]] = {
+    target.__name__: target
+    for target in (study_toml, checkpoint, checkpoint_header, run_lock, mesh_obj, mesh_glb)
+}
+
+
+def valid_inputs() -> dict[str, list[bytes]]:
+    """For each target, files that it takes: what edits start from."""
+    from sdslab.meshes.export_glb import export_glb
+    from sdslab.meshes.material import constant_material
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        state = {"index": 3, "loop": {"optimizer": {"0": {"step": {"tensor": "theta"}}}}}
+        saved = Checkpoints(folder, IDENTITY).save({"theta": torch.ones(8, 8)}, state)
+        content = saved.read_bytes()
+        header_size = int.from_bytes(content[:8], "little")
+        assert safetensors.torch.load(content)["theta"].numel() * 4 == 256
+        with RunLock(folder / "run"):
+            lock = (folder / "run" / LOCK_NAME).read_bytes()
+        obj = b"v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nvn 0 0 1\nf 1/1/1 2/2/1 3/3/1\n"
+        (folder / "mesh.obj").write_bytes(obj)
+        mesh = load_mesh(str(folder / "mesh.obj"), "never")
+        export_glb(mesh, constant_material(1, 1), folder / "mesh.glb")
+        glb = (folder / "mesh.glb").read_bytes()
+    studies = [path.read_bytes() for path in sorted((REPOSITORY / "studies").glob("*.toml"))]
+    return {
+        "study_toml": studies,
+        "checkpoint": [content],
+        "checkpoint_header": [content[8 : 8 + header_size]],
+        "run_lock": [lock, json.dumps({"host": "node7"}).encode()],
+        "mesh_obj": [obj],
+        "mesh_glb": [glb],
+    }
