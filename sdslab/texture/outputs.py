@@ -49,6 +49,7 @@ def clear_outputs(out: Path) -> None:
         "contact_sheet.png",
         "turntable.mp4",
         "turntable.gif",
+        "*/mesh.glb",
         "maps/*.png",
         "maps/*.exr",
     ):
@@ -72,7 +73,8 @@ def write_outputs(
     Args:
         out: the run's folder.
         mesh: with its own scale, pose, vertex order and texture coordinates.
-        materials: [h, w, 8] by name; the first is exported, all are on the contact sheet.
+        materials: [h, w, 8] by name; the first is the result. All are on the contact sheet, and
+            each of the others has a ``mesh.glb`` in a folder of its name.
         previewer: for the pictures.
         extras: where the mesh comes from, for the GLB.
         exr: whether to write the maps as EXR too.
@@ -82,6 +84,9 @@ def write_outputs(
     maps = next(iter(materials.values()))
     progress("mesh.glb")
     export_glb(mesh, maps, out / "mesh.glb", extras=dict(extras))
+    others = list(materials)[1:]
+    for name in others:
+        export_glb(mesh, materials[name].cpu(), out / name / "mesh.glb", extras=dict(extras))
     progress("obj")
     export_obj(mesh, maps, out / "obj")
     progress("maps")
@@ -89,7 +94,13 @@ def write_outputs(
     progress("contact_sheet.png")
     rows = [previewer.six_views(name, material) for name, material in materials.items()]
     contact_sheet([*rows, previewer.buffers(maps)], maps, out / "contact_sheet.png")
-    names = ("mesh.glb", "obj/", "maps/", "contact_sheet.png")
+    names = (
+        "mesh.glb",
+        *(f"{name}/mesh.glb" for name in others),
+        "obj/",
+        "maps/",
+        "contact_sheet.png",
+    )
     if not frames:
         return Written(names, ())
 

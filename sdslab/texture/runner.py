@@ -79,8 +79,9 @@ def program_of(guidance: GuidanceName) -> Program:
 def _write(workspace: Workspace, textured: Textured) -> None:
     output, record = workspace.arguments.output, workspace.record
     materials = dict(textured.materials)
-    result = next(iter(materials))
-    materials[result] = dilate_seams(materials[result], workspace.covered)
+    for name, maps in textured.materials.items():
+        if name != "target":  # which is shown as it came
+            materials[name] = dilate_seams(maps, workspace.covered)
     with progress_bar() as progress:
         task = progress.add_task("writing", total=FIXED_OUTPUTS + output.turntable, note="")
         written = write_outputs(

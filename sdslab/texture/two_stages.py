@@ -70,7 +70,7 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
         stage_one = _finished(workspace, theta, seen)
         if two_stages and outcomes[stage.name].interrupt is None:
             workspace.checkpoints.save({"stage_one": stage_one}, {"stage": NAMES[2]})
-    materials = {"stage I": stage_one}
+    materials = {NAMES[1]: stage_one}
     if sr_source is not None and all(o.interrupt is None for o in outcomes.values()):
         del model  # before stage II's model wants the memory
         if workspace.device.type == "cuda":
@@ -84,7 +84,7 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
         theta = TexelGrid(stage_one).to(workspace.device)
         stage = _stage(workspace, settings.stage_two, 2, theta, sr_model, sr_prompts, stage_one)
         outcomes[stage.name] = run_stage(stage, workspace, seen, progress)
-        materials = {"stage II": _finished(workspace, theta, seen), "stage I": stage_one}
+        materials = {NAMES[2]: _finished(workspace, theta, seen), NAMES[1]: stage_one}
     return _textured(materials, outcomes)
 
 

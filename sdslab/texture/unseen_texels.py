@@ -19,7 +19,7 @@ def fill_unseen(maps: Tensor, seen: Tensor, mesh: Mesh) -> Tensor:
     Returns:
         A new [h, w, c].
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     height, width = maps.shape[:2]
     corners = mesh.render_positions[mesh.faces.long()]
@@ -32,6 +32,6 @@ def fill_unseen(maps: Tensor, seen: Tensor, mesh: Mesh) -> Tensor:
     result = maps.clone().view(height * width, -1)
     if known.all() or not known.any():
         return result.view_as(maps)
-    _, nearest = cKDTree(place[known].numpy()).query(place[~known].numpy())
+    _, nearest = KDTree(place[known].numpy()).query(place[~known].numpy())
     result[texels.pixel[~known]] = result[texels.pixel[known][torch.from_numpy(nearest)]]
     return result.view_as(maps)

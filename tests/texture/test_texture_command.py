@@ -56,7 +56,7 @@ def test_a_run_leaves_what_it_says(finished: tuple[Path, str]):
     out, printed = finished
     assert {path.name for path in out.iterdir()} == {
         "mesh.glb", "obj", "maps", "contact_sheet.png", "turntable.mp4", "run.json", "results.json",
-        "metrics.csv", "previews",
+        "metrics.csv", "previews", "target",
     }  # fmt: skip
     assert (out / "maps" / "albedo.exr").stat().st_size > 0
     results = json.loads((out / "results.json").read_text())
