@@ -249,6 +249,7 @@ def _encoder(
 ) -> Any:
     import transformers
 
+    transformers.logging.disable_progress_bar()  # the program has a bar of its own
     options: dict[str, Any] = {}
     if device.type == "cuda" and name == "T5EncoderModel" and _has_bitsandbytes():
         # 15 GB instead of 20: T5-XXL fits a 16 GB card, if only to encode one prompt.

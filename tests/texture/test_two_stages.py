@@ -1,0 +1,236 @@
+"""Figure 1's pipeline, end to end, on tiny models of real block types."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
+from sdslab.denoisers.model_table import PRESETS, STABLE_DIFFUSION
+from sdslab.denoisers.noise_schedule import (
+    DEEPFLOYD_IF,
+    WEIGHTINGS,
+    NoiseSchedule,
+    UniformTimesteps,
+)
+from sdslab.denoisers.view_prompts import BACK, FRONT, SIDE, TOP, view_of
+from sdslab.diffusion_space import PixelSpace
+from sdslab.errors import UserError
+from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, sr_condition
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
+from sdslab.rendering.cameras import Cameras, CameraSampler
+from sdslab.rendering.cpu_backend import CpuBackend
+from sdslab.rendering.lighting import Environment, LightSampler
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.scene import SceneSampler
+from sdslab.texture import stage
+from sdslab.texture.arguments import Arguments, Exemplar, Model, Optimization, Output, Rendering
+from sdslab.texture.arguments import Subject as TextureSubject
+from sdslab.texture.diffusion_guide import DiffusionGuide
+from sdslab.texture.runner import run
+from sdslab.texture.two_stages import resolved
+from tests.tiny_pipelines import (
+    save_deepfloyd_one,
+    save_deepfloyd_two,
+    save_stable_diffusion,
+    save_upscaler,
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_deepfloyd_one(folder / "if-1")
+    save_deepfloyd_two(folder / "if-2")
+    save_stable_diffusion(folder / "sd")
+    save_upscaler(folder / "upscaler")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def arguments(out: Path, one: Path, two: Path | str, **optimization: object) -> Arguments:
+    values: dict[str, object] = {"texture_size": 32, "steps": 3, "sr_steps": 2, "views": 2}
+    return Arguments(
+        TextureSubject(mesh="sphere", prompt="a cow in a suit"),
+        Exemplar(),
+        Model(model=str(one), sr_model=str(two)),
+        Optimization(**{**values, **optimization}),  # type: ignore[arg-type]
+        Rendering(render_size=32, light=("white",)),
+        Output(out=str(out), turntable=0, preview_every=2, device="cpu"),
+    )
+
+
+def test_a_prompt_textures_a_mesh_in_two_stages(models: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    run(arguments(out, models / "if-1", models / "if-2"))
+    for file in ("mesh.glb", "stage1/mesh.glb", "contact_sheet.png", "obj", "maps/normal.png"):
+        assert (out / file).exists(), file
+    log = pd.read_csv(out / "metrics.csv")
+    assert list(log["stage"]) == ["stage1"] * 3 + ["stage2"] * 2
+    assert log["loss"].isna().sum() == 0
+    assert {path.name for path in (out / "previews").iterdir()} == {
+        "stage1-000000.png", "stage1-000002.png", "stage2-000000.png",
+    }  # fmt: skip
+    one, two = (load_mesh(out / name / "mesh.glb") for name in ("stage1", "."))
+    assert one.source_material is not None
+    assert two.source_material is not None
+    assert not one.source_material.maps.equal(two.source_material.maps)
+    record = json.loads((out / "run.json").read_text())
+    assert record["guidance"] == "deepfloyd"
+    assert record["settings"]["stage_two"]["steps"] == 2
+    assert record["settings"]["stage_one"]["guidance_scale"] == 15
+    assert not list(out.glob("checkpoint-*"))
+
+
+def test_latent_models_run_both_stages_with_text_encoders_of_their_own(
+    models: Path, tmp_path: Path
+):
+    run(arguments(tmp_path / "run", models / "sd", models / "upscaler", steps=1, sr_steps=1))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["stage_one"]["weighting"] == "epsilon_dreamfusion"
+    assert (tmp_path / "run" / "mesh.glb").exists()
+
+
+def test_a_deep_image_prior_is_a_material_too(models: Path, tmp_path: Path):
+    run(
+        arguments(
+            tmp_path / "run", models / "if-1", "none",
+            parameterization="dip", texture_size=64, steps=1, frozen=("metallic",),
+        )
+    )  # fmt: skip
+    mesh = load_mesh(tmp_path / "run" / "mesh.glb")
+    assert mesh.source_material is not None
+    normals = 2 * mesh.source_material.maps[..., 5:8] - 1
+    assert (normals.norm(dim=-1) - 1).abs().max() < 0.02  # eight bits
+
+
+@pytest.mark.parametrize("stop", [("stage1", 2), ("stage2", 1)], ids=["stage I", "stage II"])
+def test_a_stopped_run_ends_as_one_that_was_not(
+    stop: tuple[str, int], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(arguments(whole, models / "if-1", models / "if-2"))
+    original = stage.optimize_material
+
+    def interrupted(*values: object, **options: object):
+        for step in original(*values, **options):  # type: ignore[arg-type]
+            yield step
+            if (current[0], step.index + 1) == stop:
+                raise KeyboardInterrupt
+
+    current = [""]
+    log_of = stage.MetricsLog
+
+    def named(out: Path, name: str, first: int = 0) -> stage.MetricsLog:
+        current[0] = name
+        return log_of(out, name, first)
+
+    monkeypatch.setattr(stage, "optimize_material", interrupted)
+    monkeypatch.setattr(stage, "MetricsLog", named)
+    with pytest.raises(KeyboardInterrupt):
+        run(arguments(stopped, models / "if-1", models / "if-2"))
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run(arguments(stopped, models / "if-1", models / "if-2"))
+    for name in ("albedo", "metallic_roughness", "normal"):
+        files = [folder / "maps" / f"{name}.png" for folder in (whole, stopped)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+class Listens(Denoiser):
+    """Remembers its condition."""
+
+    def __init__(self) -> None:
+        self.schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+        self.heard: list[Condition] = []
+
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition | None = None
+    ) -> Prediction:
+        assert len(t) == len(x_t)
+        assert condition is not None
+        self.heard.append(condition)
+        return Prediction(torch.zeros_like(x_t), "epsilon")
+
+
+def test_stage_two_is_shown_the_same_view_light_and_background():
+    """CasTex's own code draws another background; then the two disagree outside the object."""
+    renderer = Renderer(PROCEDURAL_MESHES["torus"](), CpuBackend())
+    rows = torch.linspace(0.2, 1.5, 16)[:, None, None].expand(16, 32, 3).contiguous()
+    lights = LightSampler((Environment.from_radiance(rows, resolution=16),), seed=1)
+    scenes = SceneSampler(CameraSampler(radius=(3.5, 3.5)), lights, "random", 64, seed=1)
+    maps = torch.rand(16, 16, 8, generator=torch.Generator().manual_seed(0))
+    denoiser = Listens()
+    guide = DiffusionGuide(
+        denoiser, lambda cameras: torch.zeros(len(cameras), dtype=torch.int64), renderer,
+        UniformTimesteps(), 10, 7, WEIGHTINGS["x0_castex"], 1.0, stage_one=maps, low_size=16,
+    )  # fmt: skip
+    scene = scenes.sample(3, 2, renderer.extreme_points)
+    surface = renderer.see(scene.cameras, 64)
+    picture = renderer.picture(surface, maps, scene.lighting, scene.background)
+    z = PixelSpace(32).encode(picture)
+    guide(z, 3, scene, surface)
+    condition = denoiser.heard[0]
+    level = torch.full((2,), 500)
+    noise = NoiseKey(7, 3, torch.arange(2), SR_CONDITION_STREAM)
+    expected = sr_condition(
+        picture, denoiser.schedule.alpha_bar(level), noise, size=32, low_size=16
+    )
+    assert condition.low_resolution is not None
+    assert condition.noise_level is not None
+    torch.testing.assert_close(condition.low_resolution, expected)
+    assert condition.noise_level.tolist() == [500, 500]
+    # Another step's background would not do.
+    other = scenes.sample(4, 2, renderer.extreme_points).background
+    elsewhere = renderer.picture(surface, maps, scene.lighting, other)
+    assert (elsewhere - picture).abs().max() > 0.05
+
+
+def test_the_prompt_follows_the_side_that_is_seen():
+    azimuth = torch.tensor([90.0, 180.0, 270.0, 0.0, 90.0])
+    elevation = torch.tensor([0.0, 0.0, 0.0, 0.0, 60.0])
+    fives = torch.full((5,), 5.0)
+    eye = Cameras.orbit(azimuth, elevation, fives, fives).eye
+    assert view_of(eye).tolist() == [FRONT, SIDE, BACK, SIDE, TOP]
+    half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0])).expand(5, 3, 3)
+    assert view_of(eye, half_turn).tolist() == [BACK, SIDE, FRONT, SIDE, TOP]
+
+
+def test_presets_are_the_papers_and_can_be_overridden():
+    one, two = PRESETS["castex"].stage_one, PRESETS["castex"].stage_two
+    assert (one.steps, two.steps, one.guidance_scale, two.guidance_scale) == (500, 1000, 15, 10)
+    assert (one.views, one.learning_rate, one.clamp, one.shared_timestep) == (8, 0.01, 1.0, True)
+    assert one.timesteps.bounds(0.0) == (300, 980)
+    assert one.timesteps.bounds(1.0) == (200, 500)
+    given = arguments(Path("x"), Path("m"), "none")
+    given = replace(given, model=replace(given.model, guidance_scale=25.0))
+    preset = resolved(given)
+    assert preset.stage_one.guidance_scale == 25
+    assert preset.stage_one.model == "m"
+    assert preset.stage_two.model is None
+    assert resolved(given, STABLE_DIFFUSION).stage_one.clamp is None
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "message"),
+    [
+        ("if-2", "if-2", "--model must be a model for stage 1, got .* serves stage 2"),
+        ("if-1", "sd", "--sr-model must be a model for stage 2, got .* serves stage 1"),
+        ("nothing-here", "none", "must be an existing folder or a hub id"),
+    ],
+)
+def test_models_of_the_wrong_stage_are_refused(
+    one: str, two: str, message: str, models: Path, tmp_path: Path
+):
+    second = two if two == "none" else models / two
+    with pytest.raises(UserError, match=message):
+        run(arguments(tmp_path / "run", models / one, second))
+    assert not (tmp_path / "run").exists()
