@@ -32,13 +32,23 @@ class MaterialConfig:
     """How θ moves."""
     frozen: tuple[str, ...] = ()
     """Names of `MAPS` that stay as they start."""
+    initial: Tensor | None = None
+    """[h, w, 8] that a network's frozen maps are taken from, for it starts where it likes."""
+
+    def frozen_channels(self, device: torch.device) -> Tensor:
+        """Which of the eight channels are frozen, [8] bool."""
+        frozen = torch.zeros(CHANNELS, dtype=torch.bool, device=device)
+        for name in self.frozen:
+            frozen[MAPS[name]] = True
+        return frozen
 
 
-def maps_of(theta: Parameterization) -> Tensor:
+def maps_of(theta: Parameterization, config: MaterialConfig | None = None) -> Tensor:
     """g(θ) as the material's maps [h, w, 8], attached to θ's graph.
 
-    A grid of texels is kept valid by projection after each step. The output of a network, in
-    (0, 1), is spread over the valid range instead, and its normals are normalised.
+    A grid of texels is kept valid by projection after each step, its frozen maps too. The output
+    of a network, in (0, 1), is spread over the valid range instead, its normals are normalised, and
+    ``config.initial`` takes the place of the frozen maps.
     """
     maps = theta().squeeze(0).movedim(0, -1)
     if isinstance(theta, TexelGrid):
@@ -46,7 +56,10 @@ def maps_of(theta: Parameterization) -> Tensor:
     lower, upper = maps.new_tensor(LOWER_BOUND), maps.new_tensor(UPPER_BOUND)
     maps = lower + (upper - lower) * maps
     normal = torch.nn.functional.normalize(2 * maps[..., NORMAL] - 1, dim=-1)
-    return torch.cat((maps[..., : NORMAL.start], (normal + 1) / 2), dim=-1).contiguous()
+    maps = torch.cat((maps[..., : NORMAL.start], (normal + 1) / 2), dim=-1).contiguous()
+    if config is None or config.initial is None or not config.frozen:
+        return maps
+    return torch.where(config.frozen_channels(maps.device), config.initial.to(maps), maps)
 
 
 def optimize_material(
@@ -74,9 +87,7 @@ def optimize_material(
     Yields:
         One `Step` before each update; its ``z`` is what the diffusion model saw.
     """
-    frozen = torch.zeros(CHANNELS, dtype=torch.bool, device=renderer.device)
-    for name in config.frozen:
-        frozen[MAPS[name]] = True
+    frozen = config.frozen_channels(renderer.device)
     with torch.no_grad():
         initial = maps_of(theta).clone() if config.frozen else None
     latest: tuple[int, Scene, Surface] | None = None
@@ -92,9 +103,7 @@ def optimize_material(
 
     def diffused(index: int) -> Tensor:
         scene, surface = sight(index)
-        maps = maps_of(theta)
-        if initial is not None and not isinstance(theta, TexelGrid):
-            maps = torch.where(frozen, initial, maps)
+        maps = maps_of(theta, config)
         return space.encode(renderer.picture(surface, maps, scene.lighting, scene.background))
 
     def project() -> None:

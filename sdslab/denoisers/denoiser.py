@@ -19,7 +19,7 @@ class Prediction:
     Attributes:
         output: [b or 2b, c or 2c, *spatial]. Twice the batch: the unconditional half, then the
             conditional one. Twice the channels: a learned variance, which distillation drops.
-        prediction_type: what the first c channels are: ε̂, v̂ or x̂_0.
+        prediction_type: what the first c channels are: ε̂, v̂, x̂_0 or the flow ε − x_0.
         guidance_scale: s of ε_u + s (ε_c − ε_u); without effect on a single batch.
     """
 
@@ -48,11 +48,12 @@ class Condition:
     foreground: Tensor | None = None
     up: Tensor | None = None
 
-    def with_prompt(self, row: int) -> "Condition":
-        """The same condition, but for one prompt for all samples."""
+    def with_prompt(self, row: int | Tensor) -> "Condition":
+        """The same condition, but for one prompt for all samples, or one for each, [b] int64."""
         if self.prompt is None:
             raise ValueError("the condition must have a prompt [b] to replace, got none")
-        return replace(self, prompt=torch.full_like(self.prompt, row))
+        rows = row if isinstance(row, Tensor) else torch.full_like(self.prompt, row)
+        return replace(self, prompt=rows)
 
     def and_then(self, other: "Condition") -> "Condition":
         """This batch of conditions with another, of the same fields, below it."""
@@ -145,9 +146,13 @@ def guided_output(prediction: Prediction, x_t: Diffused) -> Diffused:
 def x0_from(
     prediction_type: PredictionType, output: Diffused, x_t: Diffused, alpha_bar: PerSample
 ) -> Diffused:
-    """Converts an ε̂, v̂ or x̂_0 prediction to x̂_0.
+    """Converts an ε̂, v̂, x̂_0 or flow prediction to x̂_0.
 
-    Source: Salimans & Ho 2022 (arXiv 2202.00512) for v = √ᾱ ε − √(1−ᾱ) x_0.
+    A flow-matching model walks the straight line (1 − σ) x_0 + σ ε. Here its picture is
+    x_t / (√ᾱ + √(1−ᾱ)), at σ = √(1−ᾱ) / (√ᾱ + √(1−ᾱ)): its denoiser scales x_t and asks at that σ.
+
+    Source: Salimans & Ho 2022 (arXiv 2202.00512) for v = √ᾱ ε − √(1−ᾱ) x_0; Lipman et al. 2023
+    (arXiv 2210.02747) for the flow ε − x_0.
     """
     alpha_bar = _like(alpha_bar, x_t)
     match prediction_type:
@@ -155,6 +160,9 @@ def x0_from(
             return (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
         case "v":
             return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output
+        case "flow":
+            signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+            return (x_t - sigma * output) / (signal + sigma)
         case "x0":
             return output
 

@@ -6,6 +6,8 @@ from typing import Literal
 from sdslab.denoisers.noise_schedule import SqrtAnnealedTimesteps, TimestepSampler, UniformTimesteps
 from sdslab.kernels import SRMode
 
+X0Bound = Literal["clamp", "dynamic", "none"]
+
 DEEPFLOYD_LICENCE = "DeepFloyd IF licence (gated: accept it on the model's page, then log in)"
 
 
@@ -49,8 +51,10 @@ class StageSettings:
     learning_rate_schedule: Literal["constant", "cosine", "step"] = "step"
     views: int = 8
     weighting: str = "x0_castex"
-    clamp: float | None = 1.0
-    """Of x̂_0, for models of pixels."""
+    x0_bound: X0Bound = "clamp"
+    """How x̂_0 is kept within [−1, 1]: CasTex's clamp, DeepFloyd's thresholding, or not at all."""
+    gradient_clamp: float | None = None
+    """Bound of each element of the gradient."""
     sr_mode: SRMode = "castex"
     """How stage I's render becomes the condition of stage II."""
 
@@ -92,7 +96,7 @@ STABLE_DIFFUSION_ONE = StageSettings(
     UniformTimesteps(20, 980),
     shared_timestep=False,
     weighting="epsilon_dreamfusion",
-    clamp=None,
+    x0_bound="none",
 )
 STABLE_DIFFUSION_TWO = StageSettings(
     "stabilityai/stable-diffusion-x4-upscaler",
@@ -101,7 +105,7 @@ STABLE_DIFFUSION_TWO = StageSettings(
     _ANNEALED,
     shared_timestep=False,
     weighting="epsilon_dreamfusion",
-    clamp=None,
+    x0_bound="none",
     sr_mode="pipeline",
 )
 STABLE_DIFFUSION = Preset(STABLE_DIFFUSION_ONE, STABLE_DIFFUSION_TWO)

@@ -3,7 +3,9 @@
 They differ in a few lines: what is laid beside x_t, and which conditions are passed on.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -51,6 +53,8 @@ class GuidanceModel:
         space: from pictures to x_0.
         size: of the pictures that it was trained on.
         low_size: of the low-resolution picture, in stage II.
+        thresholds: quantile and largest bound of the sampler's dynamic thresholding.
+        device: where it runs.
         offload: whether the UNet is on the GPU only while it runs.
     """
 
@@ -62,6 +66,7 @@ class GuidanceModel:
     space: DiffusionSpace
     size: int
     low_size: int
+    thresholds: tuple[float, float]
     device: torch.device
     offload: bool = False
 
@@ -208,12 +213,13 @@ def load_guidance(
         space,
         size,
         low_size,
+        _thresholds(folder),
         device,
         offload,
     )
 
 
-def _load_unet(source: PipelineSource, folder: Any, dtype: torch.dtype) -> Any:
+def _load_unet(source: PipelineSource, folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import UNet2DConditionModel
 
     weights = folder / "unet"
@@ -239,11 +245,20 @@ def _load_unet(source: PipelineSource, folder: Any, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def _prediction_type(folder: Any) -> PredictionType:
-    import json
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
 
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
-    name = config.get("prediction_type", "epsilon")
+
+def _thresholds(folder: Path) -> tuple[float, float]:
+    """DeepFloyd's own where the scheduler names none."""
+    config = _scheduler_config(folder)
+    if not config.get("thresholding"):
+        return 0.95, 1.5
+    return config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+
+
+def _prediction_type(folder: Path) -> PredictionType:
+    name = _scheduler_config(folder).get("prediction_type", "epsilon")
     if name not in PREDICTIONS:
         raise UserError(
             f"the scheduler's prediction_type must be one of {', '.join(PREDICTIONS)}, got {name!r}"
@@ -253,7 +268,7 @@ def _prediction_type(folder: Any) -> PredictionType:
 
 def _require_memory(
     source: PipelineSource,
-    folder: Any,
+    folder: Path,
     parts: list[str],
     device: torch.device,
     dtype: torch.dtype,

@@ -12,6 +12,8 @@ from torch import Tensor
 VIEW_NAMES = ("front view", "side view", "backside view", "top view", "bottom view")
 FRONT, SIDE, BACK, TOP, BOTTOM = range(5)
 STEEP_DEG = 45.0
+# The sides that a view must not show, for each of the five: what a model likes to put everywhere.
+OTHER_SIDES = ((SIDE, BACK), (FRONT, BACK), (FRONT, SIDE), (FRONT, BACK), (FRONT, BACK))
 
 
 def view_prompts(prompt: str, names: Sequence[str] = VIEW_NAMES) -> list[str]:

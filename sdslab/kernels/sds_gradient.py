@@ -21,7 +21,7 @@ from sdslab.kernels.validation import (
     require_weight,
 )
 
-PredictionType = Literal["epsilon", "v", "x0"]
+PredictionType = Literal["epsilon", "v", "x0", "flow"]
 Form = Literal["x0", "epsilon"]
 
 
@@ -69,6 +69,8 @@ def _reference(
         x0_hat = (x_t - sigma * output) / signal
     elif prediction_type == "v":
         x0_hat = signal * x_t - sigma * output
+    elif prediction_type == "flow":
+        x0_hat = (x_t - sigma * output) / (signal + sigma)
     else:
         x0_hat = output
     if clamp is not None:
@@ -156,6 +158,7 @@ def sds_gradient(
     model's x̂_0 is
 
         epsilon: (x_t - √(1 - ᾱ) m) / √ᾱ        v: √ᾱ x_t - √(1 - ᾱ) m        x0: m
+        flow: (x_t - √(1 - ᾱ) m) / (√ᾱ + √(1 - ᾱ)), where m stands for ε - x_0
 
     then optionally clamped, and with the weight w in the chosen form
 

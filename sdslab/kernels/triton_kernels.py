@@ -223,6 +223,8 @@ def sds_gradient_kernel(
         x0_hat = (x_t - sigma * output) / signal
     elif PREDICTION_TYPE == "v":
         x0_hat = signal * x_t - sigma * output
+    elif PREDICTION_TYPE == "flow":
+        x0_hat = (x_t - sigma * output) / (signal + sigma)
     else:
         x0_hat = output
     x0_hat = _clamp(x0_hat, CLAMP)

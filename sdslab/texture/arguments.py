@@ -17,6 +17,7 @@ def _option(metavar: str, default: str) -> object:
 
 GuidanceName = Literal["exemplar", "deepfloyd", "stable-diffusion", "degenerate"]
 MapName = Literal["albedo", "roughness", "metallic", "normal"]
+WeightingName = Literal["x0_unit", "x0_castex", "epsilon_unit", "epsilon_dreamfusion"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,14 @@ class Subject:
         GuidanceName | None, _option("NAME", "deepfloyd, exemplar or degenerate, by what is given")
     ] = None
     """exemplar, deepfloyd, stable-diffusion, or degenerate (the paper's Eq. 3, for --target)."""
-    init: Annotated[str | None, _option("INIT", "random with a prompt, else grey")] = None
+    init: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="INIT",
+            aliases=("--init-from",),
+            help_behavior_hint="(default: random with a prompt, else grey)",
+        ),
+    ] = None
     """Start from random albedo, from grey, from the mesh file's own maps ("source"), or from an
     earlier result: a GLB or OBJ of the same mesh, a folder of maps, or a picture."""
     unwrap: Literal["auto", "always", "never"] = "auto"
@@ -79,12 +87,6 @@ class Model:
     """What is said, after a comma, of the side that a view shows; five empty ones say nothing."""
     embeddings: Annotated[str | None, _option("FILE", "none")] = None
     """Prompt embeddings as safetensors, in place of the text encoder."""
-    guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
-    """Of stage I: ε_u + s (ε_c − ε_u)."""
-    sr_guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
-    """Of stage II."""
-    perp_neg: Annotated[float, _option("W", "0, off")] = 0.0
-    """Weight of the other views' prompts as perpendicular negatives."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Of the models; auto is float16 on CUDA and float32 elsewhere."""
     low_memory: bool = False
@@ -93,6 +95,37 @@ class Model:
     """Keep each model on the CPU but while it runs."""
     compile: bool = False
     """Compile the UNet (torch.compile): a minute first, then faster steps."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How the gradient is made of what a prompt's model says."""
+
+    guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
+    """Of stage I: ε_u + s (ε_c − ε_u)."""
+    sr_guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
+    """Of stage II."""
+    perp_neg: Annotated[float, _option("W", "0, off")] = 0.0
+    """Weight of the other sides' prompts as perpendicular negatives (Perp-Neg), in stage I."""
+    weighting: Annotated[WeightingName | None, _option("NAME", "the preset's")] = None
+    """w(t), named with its form: x0_unit, x0_castex, epsilon_unit or epsilon_dreamfusion."""
+    timesteps: Annotated[tuple[int, int] | None, _option("LOW HIGH", "the preset's")] = None
+    """Draw t uniformly from LOW to HIGH − 1 throughout, instead of from an annealed range."""
+    timestep_per: Annotated[
+        Literal["step", "picture"] | None, _option("{step,picture}", "the preset's")
+    ] = None
+    """One t for all pictures of a step, as CasTex has it, or one for each."""
+    x0_bound: Annotated[
+        Literal["clamp", "dynamic", "none"] | None, _option("{clamp,dynamic,none}", "the preset's")
+    ] = None
+    """Clamp x̂_0 to [−1, 1], threshold it as DeepFloyd's sampler does, or leave it; pixels only."""
+    gradient_clamp: Annotated[float | None, _option("G", "none")] = None
+    """Clamp every element of the gradient to [−G, G]."""
+    sr_condition: Annotated[
+        Literal["castex", "pipeline"] | None, _option("{castex,pipeline}", "the preset's")
+    ] = None
+    """How stage I's picture is shown to stage II: resized and noised as in the paper's code, or as
+    in diffusers' own pipeline."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +148,19 @@ class Optimization:
         tyro.conf.arg(aliases=("--freeze",), metavar="MAP"),
     ] = ()
     """Keep this map as it starts; repeatable."""
+    disable: Annotated[
+        tuple[MapName, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MAP")
+    ] = ()
+    """Leave this map out: flat normals, no metal, roughness 0.5, white; repeatable."""
     parameterization: Literal["texels", "dip"] = "texels"
     """Explicit texels, or Paint-it's deep image prior."""
     seed: int = 0
     """Of views, lights, backgrounds, timesteps and noise."""
+
+    @property
+    def held(self) -> tuple[MapName, ...]:
+        """Maps that are not optimised."""
+        return tuple(dict.fromkeys((*self.frozen, *self.disable)))
 
 
 @dataclass(frozen=True)
@@ -183,6 +225,7 @@ class Arguments:
     subject: tyro.conf.OmitArgPrefixes[Subject]
     exemplar: tyro.conf.OmitArgPrefixes[Exemplar]
     model: tyro.conf.OmitArgPrefixes[Model]
+    distillation: tyro.conf.OmitArgPrefixes[Distillation]
     optimization: tyro.conf.OmitArgPrefixes[Optimization]
     rendering: tyro.conf.OmitArgPrefixes[Rendering]
     output: tyro.conf.OmitArgPrefixes[Output]
@@ -238,7 +281,11 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
             f"--guidance exemplar needs --exemplar, a photo, got {next(iter(given))}; a prompt "
             f"needs --guidance deepfloyd or stable-diffusion"
         )
-    for section, owner in ((arguments.model, "--prompt"), (arguments.exemplar, "--exemplar")):
+    for section, owner in (
+        (arguments.model, "--prompt"),
+        (arguments.distillation, "--prompt"),
+        (arguments.exemplar, "--exemplar"),
+    ):
         changed = [f.name for f in fields(section) if getattr(section, f.name) != f.default]
         if changed and needed[guidance] != owner:
             raise UserError(
@@ -258,7 +305,7 @@ def check(arguments: Arguments) -> None:
     """
     guidance = guidance_of(arguments)
     optimization, rendering = arguments.optimization, arguments.rendering
-    model, output = arguments.model, arguments.output
+    distillation, output = arguments.distillation, arguments.output
     size = optimization.texture_size
     if not 1 <= size <= 8192 or size & (size - 1):
         raise UserError(f"--texture-size must be a power of two up to 8192, got {size}")
@@ -269,9 +316,10 @@ def check(arguments: Arguments) -> None:
         "--seed": (optimization.seed, 0, 2**40),
         "--render-size": (rendering.render_size, 1, 4096),
         "--exemplar-scale": (arguments.exemplar.exemplar_scale, 0.01, 100),
-        "--guidance-scale": (model.guidance_scale, 0, 1000),
-        "--sr-guidance-scale": (model.sr_guidance_scale, 0, 1000),
-        "--perp-neg": (model.perp_neg, 0, 100),
+        "--guidance-scale": (distillation.guidance_scale, 0, 1000),
+        "--sr-guidance-scale": (distillation.sr_guidance_scale, 0, 1000),
+        "--perp-neg": (distillation.perp_neg, 0, 100),
+        "--gradient-clamp": (distillation.gradient_clamp, 1e-9, 1e9),
         "--turntable": (output.turntable, 0, 720),
         "--preview-every": (output.preview_every, 0, 10**6),
         "--checkpoint-every": (output.checkpoint_every, 0, 10**6),
@@ -280,6 +328,13 @@ def check(arguments: Arguments) -> None:
     for name, (value, low, high) in limits.items():
         if value is not None and not low <= value <= high:
             raise UserError(f"{name} must be a number from {low} to {high}, got {value}")
+    if distillation.timesteps is not None:
+        low, high = distillation.timesteps
+        if not 1 <= low < high <= 1000:
+            raise UserError(
+                f"--timesteps must be two numbers from 1 to 1000, the lower one first, got {low} "
+                f"{high}"
+            )
     if rendering.unlit and (rendering.light or rendering.fixed_light):
         raise UserError("--unlit and --light or --fixed-light exclude each other: give one")
     if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar"):

@@ -29,6 +29,7 @@ class DiffusionGuide:
         seed: of t and ε.
         weighting: w(t).
         clamp: of x̂_0, or None.
+        gradient_clamp: bound of each element of the gradient, or None.
         shared_timestep: one t a step, as CasTex has it, instead of one a picture.
         stage_one: the frozen material of stage I, [h, w, 8]; None is stage I itself.
         sr_mode: how its render becomes the condition: as the paper's code does, or as diffusers'.
@@ -44,6 +45,7 @@ class DiffusionGuide:
     seed: int
     weighting: Weighting
     clamp: float | None
+    gradient_clamp: float | None = None
     shared_timestep: bool = False
     stage_one: Tensor | None = None
     sr_mode: SRMode = "castex"
@@ -57,7 +59,7 @@ class DiffusionGuide:
         t = self.timesteps(noise, index / self.steps, shared=self.shared_timestep)
         condition = Condition(prompt=self.prompt_of(scene.cameras).to(z.device))
         if self.stage_one is None:
-            return sds_gradient(
+            result = sds_gradient(
                 z,
                 self.denoiser,
                 t,
@@ -66,9 +68,10 @@ class DiffusionGuide:
                 condition=condition,
                 clamp=self.clamp,
             )
+            return self._clamped(result)
         # The same view, light and background as θ's own picture: they differ in the maps alone.
         picture = self.renderer.picture(surface, self.stage_one, scene.lighting, scene.background)
-        return sr_sds_gradient(
+        result = sr_sds_gradient(
             z,
             picture,
             self.denoiser,
@@ -82,3 +85,10 @@ class DiffusionGuide:
             low_size=self.low_size,
             condition_schedule=self.condition_schedule,
         )
+        return self._clamped(result)
+
+    def _clamped(self, result: SDSResult) -> SDSResult:
+        if self.gradient_clamp is None:
+            return result
+        bound = self.gradient_clamp
+        return result._replace(gradient=result.gradient.clamp(-bound, bound))

@@ -25,7 +25,8 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
     """
     optimization, rendering = workspace.arguments.optimization, workspace.arguments.rendering
     target = workspace.target().to(workspace.device)
-    theta = workspace.theta(workspace.initial_maps())
+    initial = workspace.initial_maps()
+    theta = workspace.theta(initial)
     scenes = workspace.scenes(rendering.render_size or RENDER_SIZE)
     config = MaterialConfig(
         optimization.views or VIEWS,
@@ -34,7 +35,8 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
             learning_rate=optimization.learning_rate or LEARNING_RATE,
             learning_rate_schedule="cosine",
         ),
-        optimization.frozen,
+        optimization.held,
+        initial,
     )
     space = PixelSpace()
     guide = degenerate_guide(target, workspace.renderer, space, config, workspace.seed())
@@ -42,7 +44,7 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
     stage = Stage("recovery", theta, guide, space, scenes, config, note=_psnr_note)
     workspace.begin()
     outcome = run_stage(stage, workspace, seen, progress)
-    maps = maps_of(theta).detach()
+    maps = maps_of(theta, config).detach()
     measurement = measure(
         maps, target, workspace.renderer, scenes, seen.texels(), rendering.held_out
     )

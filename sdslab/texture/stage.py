@@ -109,7 +109,8 @@ def run_stage(
                 log.add(step)
                 if output.preview_every and step.index % output.preview_every == 0:
                     path = workspace.out / "previews" / f"{stage.name}-{step.index:06d}.png"
-                    preview(workspace.previewer, maps_of(stage.theta).detach(), path)
+                    maps = maps_of(stage.theta, stage.config).detach()
+                    preview(workspace.previewer, maps, path)
                     log.add_picture(path, step.index)
                 if time.monotonic() - saved_at >= output.checkpoint_every:
                     log.flush()

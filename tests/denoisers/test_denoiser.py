@@ -31,13 +31,13 @@ class PromptEchoes(Denoiser):
         return Prediction(condition.prompt.float().view(-1, 1, 1, 1).expand_as(x_t), "epsilon")
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v", "x0"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v", "x0", "flow"])
 def test_every_prediction_type_leads_to_the_same_x0(prediction_type):
     x0 = random_image(3, 2, 4, 5, seed=1, dtype=torch.float64)
     eps = random_image(3, 2, 4, 5, seed=2, dtype=torch.float64)
     alpha_bar = torch.tensor([0.1, 0.5, 0.9]).double()
     a, s = (rate.sqrt().view(-1, 1, 1, 1) for rate in (alpha_bar, 1 - alpha_bar))
-    output = {"epsilon": eps, "v": a * eps - s * x0, "x0": x0}[prediction_type]
+    output = {"epsilon": eps, "v": a * eps - s * x0, "x0": x0, "flow": eps - x0}[prediction_type]
     torch.testing.assert_close(x0_from(prediction_type, output, a * x0 + s * eps, alpha_bar), x0)
 
 

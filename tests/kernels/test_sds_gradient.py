@@ -10,7 +10,7 @@ from sdslab.kernels import NoiseKey, SDSResult, perturb, philox_normal, sds_grad
 
 SHAPES = [(1, 1, 1), (3, 3, 7, 5), (2, 4, 63), (5, 3, 17, 31)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-PREDICTION_TYPES = ["epsilon", "v", "x0"]
+PREDICTION_TYPES = ["epsilon", "v", "x0", "flow"]
 FORMS = ["x0", "epsilon"]
 
 
@@ -36,6 +36,8 @@ def direct(
         "epsilon": (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt(),
         "v": alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output,
         "x0": output,
+        "flow": (x_t - (1 - alpha_bar).sqrt() * output)
+        / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt()),
     }[prediction_type]
     if clamp is not None:
         x0_hat = x0_hat.clamp(-clamp, clamp)
@@ -253,7 +255,7 @@ def test_op_is_registered_correctly(noise):
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "prediction type": (
         {"prediction_type": "noise"},
-        "prediction_type must be one of epsilon, v, x0, got 'noise'; pass one of those",
+        "prediction_type must be one of epsilon, v, x0, flow, got 'noise'; pass one of those",
     ),
     "form": ({"form": "v"}, "form must be one of x0, epsilon, got 'v'"),
     "backend": ({"backend": "gpu"}, "backend must be one of auto, reference, triton, got 'gpu'"),
@@ -308,7 +310,7 @@ def test_errors_say_what_must_hold_and_what_came(name):
         sds_gradient(**{**arguments, **changes})
 
 
-@pytest.mark.parametrize("prediction_type", ["v", "x0"])
+@pytest.mark.parametrize("prediction_type", ["v", "x0", "flow"])
 def test_pure_noise_is_allowed_where_nothing_divides_by_the_signal(prediction_type):
     inputs = {**batch((2, 3, 5)), "alpha_bar": torch.tensor([0.0, 1.0])}
     result = sds_gradient(**inputs, prediction_type=prediction_type)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
-from sdslab.denoisers.model_table import PRESETS, STABLE_DIFFUSION
+from sdslab.denoisers.model_table import PRESETS
 from sdslab.denoisers.noise_schedule import (
     DEEPFLOYD_IF,
     WEIGHTINGS,
@@ -28,11 +28,19 @@ from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.texture import stage
-from sdslab.texture.arguments import Arguments, Exemplar, Model, Optimization, Output, Rendering
-from sdslab.texture.arguments import Subject as TextureSubject
+from sdslab.texture.arguments import (
+    Arguments,
+    Distillation,
+    Exemplar,
+    Model,
+    Optimization,
+    Output,
+    Rendering,
+    Subject,
+)
 from sdslab.texture.diffusion_guide import DiffusionGuide
 from sdslab.texture.runner import run
-from sdslab.texture.two_stages import resolved
+from sdslab.texture.stage_settings import resolved_settings
 from tests.tiny_pipelines import (
     save_deepfloyd_one,
     save_deepfloyd_two,
@@ -59,9 +67,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def arguments(out: Path, one: Path, two: Path | str, **optimization: object) -> Arguments:
     values: dict[str, object] = {"texture_size": 32, "steps": 3, "sr_steps": 2, "views": 2}
     return Arguments(
-        TextureSubject(mesh="sphere", prompt="a cow in a suit"),
+        Subject(mesh="sphere", prompt="a cow in a suit"),
         Exemplar(),
         Model(model=str(one), sr_model=str(two)),
+        Distillation(),
         Optimization(**{**values, **optimization}),  # type: ignore[arg-type]
         Rendering(render_size=32, light=("white",)),
         Output(out=str(out), turntable=0, preview_every=2, device="cpu"),
@@ -75,7 +84,7 @@ def test_a_prompt_textures_a_mesh_in_two_stages(models: Path, tmp_path: Path):
         assert (out / file).exists(), file
     log = pd.read_csv(out / "metrics.csv")
     assert list(log["stage"]) == ["stage1"] * 3 + ["stage2"] * 2
-    assert log["loss"].isna().sum() == 0
+    assert len(log["loss"].dropna()) == 5
     assert {path.name for path in (out / "previews").iterdir()} == {
         "stage1-000000.png", "stage1-000002.png", "stage2-000000.png",
     }  # fmt: skip
@@ -204,19 +213,35 @@ def test_the_prompt_follows_the_side_that_is_seen():
     assert view_of(eye, half_turn).tolist() == [BACK, SIDE, FRONT, SIDE, TOP]
 
 
-def test_presets_are_the_papers_and_can_be_overridden():
+def test_presets_are_the_papers_and_can_be_overridden(models: Path):
     one, two = PRESETS["castex"].stage_one, PRESETS["castex"].stage_two
     assert (one.steps, two.steps, one.guidance_scale, two.guidance_scale) == (500, 1000, 15, 10)
-    assert (one.views, one.learning_rate, one.clamp, one.shared_timestep) == (8, 0.01, 1.0, True)
+    assert (one.views, one.learning_rate, one.shared_timestep) == (8, 0.01, True)
+    assert (one.x0_bound, one.weighting, one.learning_rate_schedule) == (
+        "clamp", "x0_castex", "step",
+    )  # fmt: skip
     assert one.timesteps.bounds(0.0) == (300, 980)
     assert one.timesteps.bounds(1.0) == (200, 500)
-    given = arguments(Path("x"), Path("m"), "none")
-    given = replace(given, model=replace(given.model, guidance_scale=25.0))
-    preset = resolved(given)
+    given = arguments(Path("x"), models / "if-1", "none")
+    own = Distillation(
+        guidance_scale=25.0, timesteps=(20, 600), timestep_per="picture", x0_bound="dynamic",
+        gradient_clamp=2.0, weighting="epsilon_dreamfusion", sr_condition="pipeline",
+    )  # fmt: skip
+    preset = resolved_settings(replace(given, distillation=own))
     assert preset.stage_one.guidance_scale == 25
-    assert preset.stage_one.model == "m"
+    assert preset.stage_one.model == str(models / "if-1")
     assert preset.stage_two.model is None
-    assert resolved(given, STABLE_DIFFUSION).stage_one.clamp is None
+    for settings in (preset.stage_one, preset.stage_two):
+        assert settings.timesteps.bounds(0.5) == (20, 600)
+        assert settings.shared_timestep is False
+        assert (settings.x0_bound, settings.gradient_clamp) == ("dynamic", 2.0)
+        assert settings.weighting == "epsilon_dreamfusion"
+    assert (preset.stage_one.sr_mode, preset.stage_two.sr_mode) == ("castex", "pipeline")
+    latent = resolved_settings(arguments(Path("x"), models / "sd", "none"))
+    assert latent.stage_one.x0_bound == "none"
+    wrong = replace(given, subject=replace(given.subject, guidance="stable-diffusion"))
+    with pytest.raises(UserError, match="which is IF-I; leave --guidance out"):
+        resolved_settings(wrong)
 
 
 @pytest.mark.parametrize(
