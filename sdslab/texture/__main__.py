@@ -11,10 +11,10 @@ from sdslab.texture.arguments import Arguments, check
 
 def main() -> None:
     """Entry point."""
-    if sys.argv[1:] == ["doctor"]:
+    if sys.argv[1:2] == ["doctor"] and not {"-h", "--help"}.intersection(sys.argv[2:]):
         from sdslab.texture.doctor import doctor
 
-        print(doctor())  # noqa: T201
+        doctor(sys.argv[2:])
         return
     arguments = tyro.cli(
         Arguments, prog="python -m sdslab.texture", config=(tyro.conf.FlagCreatePairsOff,)
