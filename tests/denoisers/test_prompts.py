@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import IFPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import (
     AutoTokenizer,
     CLIPTextModel,
@@ -21,6 +21,10 @@ from sdslab.errors import UserError
 from tests.tiny_pipelines import save_deepfloyd_one, save_sdxl, save_stable_diffusion
 
 CPU = torch.device("cpu")
+# Only their text encoders are given to them, which their annotations do not foresee.
+IFPipeline: Any = diffusers.IFPipeline
+StableDiffusionPipeline: Any = diffusers.StableDiffusionPipeline
+StableDiffusionXLPipeline: Any = diffusers.StableDiffusionXLPipeline
 
 
 @pytest.fixture(autouse=True)

@@ -192,7 +192,7 @@ def test_latents_carry_the_gradient_to_the_picture(folders: Path):
     model = load(folders / "sd")
     picture = random_image(2, 3, 16, 16).requires_grad_()
     z = model.space.encode(picture)
-    vae = AutoencoderKL.from_pretrained(folders / "sd" / "vae")
+    vae: Any = AutoencoderKL.from_pretrained(folders / "sd" / "vae")
     mean = vae.encode(2 * picture - 1).latent_dist.mode() * vae.config["scaling_factor"]
     torch.testing.assert_close(z, mean)
     gradient = castex_gradient(guided(model, 7.5), z.detach(), None).gradient
