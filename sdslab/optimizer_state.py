@@ -71,6 +71,11 @@ class OptimizerState:
                     memory[name] = torch.empty_like(parameter).copy_(value)
         self._saved = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to save: the loop has begun, or it goes on from before."""
+        return self._saved is not None or self._optimizer is not None
+
     def snapshot(self) -> tuple[Tensors, Numbers]:
         """Returns everything that the run's next steps depend on, for a checkpoint.
 

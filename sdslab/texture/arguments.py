@@ -199,6 +199,8 @@ class Output:
     """Folder for the results."""
     fresh: Annotated[bool, tyro.conf.arg(aliases=("--overwrite",))] = False
     """Start over, also where the folder holds another run."""
+    resume: Annotated[str | None, _option("RUN", "none")] = None
+    """Go on with the run in this folder, from anywhere, with its own settings."""
     preview_every: Annotated[int, _option("N", "100")] = 100
     """Steps between pictures of the state, in previews/; 0 makes none."""
     checkpoint_every: Annotated[float, _option("SECONDS", "60")] = 60.0

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdslab.devices import out_of_memory_message
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.errors import UserError
+from sdslab.interrupts import interrupts_held
 from sdslab.material_optimization import Guide, MaterialConfig, maps_of, optimize_material
 from sdslab.optimize import Step
 from sdslab.optimizer_state import OptimizerState
@@ -18,6 +19,7 @@ from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.scene import Scenes
 from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.texture.arguments import GuidanceName
 from sdslab.texture.guide_memory import GuideMemory
 from sdslab.texture.metrics_log import MetricsLog
 from sdslab.texture.workspace import Workspace
@@ -122,24 +124,46 @@ def run_stage(
                     save()
                     saved_at = time.monotonic()
                 progress.update(task, completed=step.index + 1, note=stage.note(step))
+            with interrupts_held() as raise_if_interrupted:
+                save()
+                raise_if_interrupted()
         except FloatingPointError as error:
-            raise UserError(f"{stage.name}: {error}") from error
+            saved = ""
+            if all(parameter.isfinite().all() for parameter in stage.theta.parameters()):
+                save()
+                saved = f"; the material before step {state.index} is saved"
+            raise UserError(f"{stage.name}: {error}{saved}") from error
         except (MemoryError, RuntimeError) as error:
-            message = out_of_memory_message(error)
+            message = out_of_memory_message(error, memory_remedy(workspace.guidance))
             if message is None:
                 raise
-            save()
-            raise UserError(f"{stage.name}: {message}") from error
+            if state.begun:
+                save()
+            raise UserError(
+                f"{stage.name}: {message} (step {state.index} of {total} is saved: the same "
+                f"command goes on from there)"
+            ) from error
         except KeyboardInterrupt as error:
             interrupt = error
-            save()
+            if state.begun:
+                save()
             text = (
-                f"interrupted at step {state.index} of {total} of {stage.name}: writing what there "
-                f"is; the same command goes on from there"
+                f"interrupted at step {state.index} of {total} of {stage.name}, which is saved: "
+                f"writing what there is"
             )
             progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
     progress.remove_task(task)
     return Outcome(state.index, state.skipped, state.seconds, interrupt)
+
+
+def memory_remedy(guidance: GuidanceName) -> str:
+    """What helps where memory runs out."""
+    if guidance in ("deepfloyd", "stable-diffusion"):
+        return (
+            "give --low-memory or --offload, or start over with fewer --views or a smaller "
+            "--render-size"
+        )
+    return "free some, or start over with fewer --views or a smaller --texture-size"
 
 
 def preview(previewer: Previewer, maps: Tensor, path: Path) -> None:
