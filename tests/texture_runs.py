@@ -27,8 +27,7 @@ def texture(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
         try:
             main()
         except SystemExit as error:
-            assert isinstance(error.code, int)
-            return error.code
+            return int(error.code or 0)
         except KeyboardInterrupt as error:
             return exit_code(error)
     return 0
@@ -52,7 +51,7 @@ def after_steps(monkeypatch: pytest.MonkeyPatch, count: int, act: Callable[[Step
         yield
 
 
-def interrupt(step: Step) -> None:
+def interrupt(_: Step) -> None:
     """What Ctrl-C does."""
     raise KeyboardInterrupt
 

@@ -80,7 +80,7 @@ def run_stage(
     Raises:
         UserError: the optimisation diverged, or memory ran out (the state is saved then).
     """
-    output, resumed = workspace.arguments.output, workspace.resumed
+    output, resumed, live = workspace.arguments.output, workspace.resumed, workspace.live
     total = stage.config.optimization.steps
     state, guide = OptimizerState(), GuideMemory(stage.guide, stage.memory)
     if resumed is not None and resumed.state["stage"] == stage.name and "loop" in resumed.state:
@@ -90,10 +90,15 @@ def run_stage(
         text = f"{stage.name}: goes on from step {state.index} of {total}"
         progress.console.print(text, markup=False, highlight=False)
 
+    def maps() -> Tensor:
+        return maps_of(stage.theta, stage.config).detach().cpu()
+
     def save() -> None:
         tensors, loop = state.snapshot()
+        # One may be carried under two names, but the file holds each by itself.
+        carried = {name: tensor.clone() for name, tensor in stage.carried.items()}
         workspace.checkpoints.save(
-            {**tensors, **guide.snapshot(state.index), **stage.carried, "seen": seen.marks},
+            {**tensors, **guide.snapshot(state.index), **carried, "seen": seen.marks},
             {"stage": stage.name, "loop": loop},
         )
 
@@ -116,14 +121,15 @@ def run_stage(
                 log.add(step)
                 if output.preview_every and step.index % output.preview_every == 0:
                     path = workspace.out / "previews" / f"{stage.name}-{step.index:06d}.png"
-                    maps = maps_of(stage.theta, stage.config).detach()
-                    preview(workspace.previewer, maps, path)
+                    preview(workspace.previewer, maps(), path)
                     log.add_picture(path, step.index)
                 if time.monotonic() - saved_at >= output.checkpoint_every:
                     log.flush()
                     save()
                     saved_at = time.monotonic()
                 progress.update(task, completed=step.index + 1, note=stage.note(step))
+                if live is not None:
+                    state.idle_seconds += live.follow(stage.name, step, total, maps, save)
             with interrupts_held() as raise_if_interrupted:
                 save()
                 raise_if_interrupted()
@@ -167,6 +173,5 @@ def memory_remedy(guidance: GuidanceName) -> str:
 
 
 def preview(previewer: Previewer, maps: Tensor, path: Path) -> None:
-    """Four fixed views of the material, and its maps."""
-    maps = maps.cpu()
+    """Four fixed views of the material on the CPU, and its maps."""
     contact_sheet([previewer.six_views("", maps)[:4]], maps, path)

@@ -5,7 +5,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -43,6 +43,9 @@ from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.outputs import clear_outputs
 from sdslab.texture.run_folder import decisive, read_record
 from sdslab.texture.target import load_target, own_maps
+
+if TYPE_CHECKING:
+    from sdslab.texture.live import LiveView
 
 DEFAULT_LIGHTS = ("studio", "sky")
 CPU = torch.device("cpu")
@@ -101,6 +104,19 @@ class Workspace:
     def texture_size(self) -> int:
         """Height and width of the maps."""
         return self.arguments.optimization.texture_size
+
+    @cached_property
+    def live(self) -> "LiveView | None":
+        """The page that shows the run, if one is wanted; it is there until the run ends."""
+        if not self.arguments.output.live:
+            return None
+        from sdslab.texture.live import LiveView
+
+        port = self.arguments.output.live_port
+        view = self.held.enter_context(LiveView(self.mesh, self.covered, self.out, port))
+        text = f"live view: {view.url}"
+        progress_console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return view
 
     @cached_property
     def renderer(self) -> Renderer:

@@ -10,20 +10,15 @@ import pytest
 from PIL import Image
 
 from tests.conftest import random_image
-from tests.texture_runs import (
-    SMALL,
-    after_steps,
-    assert_same_maps,
-    interrupt,
-    saved_steps,
-    texture,
-)
+from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, saved_steps, texture
 from tests.tiny_pipelines import save_deepfloyd_one, save_deepfloyd_two
 
 TARGET = ("torus", "--target", "coffee", "--unlit", "--steps=6", *SMALL)
 DIP = (*TARGET, "--parameterization=dip", "--texture-size=64", "--freeze=metallic")
 EXEMPLAR = ("sphere", "--exemplar", "gravel", "--steps=3", *SMALL, "--texture-size=64")
 PROMPT = ("sphere", "--prompt", "a cow", "--light", "white", "--steps=3", "--sr-steps=3", *SMALL)
+SECTIONS = ("subject", "exemplar", "model", "optimization", "rendering", "output")
+PHOTO = Path(__file__).parents[2] / "figures" / "figure2.png"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +31,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def stopped(monkeypatch: pytest.MonkeyPatch, at: int, *arguments: str) -> None:
@@ -59,16 +53,13 @@ def test_a_recovery_ends_bit_for_bit_alike(arguments: tuple[str, ...], monkeypat
     ends_alike(monkeypatch, (2, 3), *arguments)
 
 
-@pytest.mark.parametrize("stops", [(2,), (5,), (8,), (11,), (1, 3, 2)], ids=str)
+@pytest.mark.parametrize("stops", [(2, 2, 3), (8, 3)], ids=str)
 def test_each_of_an_exemplar_s_stages_ends_bit_for_bit_alike(stops: tuple[int, ...], monkeypatch):
     ends_alike(monkeypatch, stops, *EXEMPLAR)
 
 
-@pytest.mark.parametrize("stops", [(2,), (5,), (3, 2)], ids=["stage I", "stage II", "both"])
-def test_both_stages_of_a_prompt_end_bit_for_bit_alike(
-    stops: tuple[int, ...], models: tuple[str, ...], monkeypatch
-):
-    ends_alike(monkeypatch, stops, *PROMPT, *models)
+def test_both_stages_of_a_prompt_end_bit_for_bit_alike(models: tuple[str, ...], monkeypatch):
+    ends_alike(monkeypatch, (2, 4), *PROMPT, *models)
 
 
 def test_a_run_goes_on_from_anywhere_with_its_own_settings(tmp_path: Path, monkeypatch):
@@ -119,7 +110,7 @@ def test_what_would_change_its_result_is_refused(
 
 
 def test_what_cannot_be_resumed_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch, capsys: pytest.CaptureFixture[str]
 ):
     Path("empty").mkdir()
     Path("state.ckpt").write_bytes(b"\x80\4]")
@@ -128,16 +119,22 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(
         "text": "no JSON",
         "list": "[]",
         "other": json.dumps({"config": {"settings": {"size": 3}}}),
-        "type": json.dumps({"config": {"subject": {"mesh": 3}}}),
+        "half": json.dumps({"config": {"subject": {"mesh": "torus"}}}),
+        "type": json.dumps({"config": {name: {} for name in SECTIONS} | {"subject": {"mesh": 3}}}),
     }
     for name, text in records.items():
         Path(name).mkdir()
         (Path(name) / "run.json").write_text(text)
     for name, message in {
-        "nowhere": "must be a run's folder", "empty": "run.json", "state.ckpt": "convert it: python",
-        "text": "run.json", "list": "run.json", "other": "valid keys are subject",
+        "nowhere": "must be a run's folder",
+        "empty": "run.json",
+        "state.ckpt": "convert it: python",
+        "text": "run.json",
+        "list": "run.json",
+        "other": "valid keys are subject",
+        "half": "'exemplar' must be given",
         "type": "mesh must be str",
-    }.items():  # fmt: skip
+    }.items():
         assert texture(monkeypatch, "--resume", name) == 2, name
         error = capsys.readouterr().err
         assert message in error, name
@@ -155,21 +152,16 @@ def test_an_edited_input_is_another_run(name: str, monkeypatch, capsys: pytest.C
     material.write_text(material.read_text().replace("albedo.png", "paint.png"))
     arguments = ("mesh.obj", "--target=moss.png", "--init=source", "--unlit", "--steps=6", *SMALL)
     stopped(monkeypatch, 2, *arguments, "--out=run")
-    capsys.readouterr()
-    if name.endswith(".png"):
-        with Image.open(name) as picture:
-            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(name)
-    else:
-        with Path(name).open("a") as file:
-            file.write("\n# a word more\n")
-    for given in ((*arguments, "--out=run"), ("--resume=run",)):
-        assert texture(monkeypatch, *given) == 2
-        named = name if name == "moss.png" else "mesh.obj"
-        assert f"{named} has changed since" in capsys.readouterr().err
-    assert texture(monkeypatch, *arguments, "--out=run", "--fresh") == 0
-
-
-PHOTO = Path(__file__).parents[2] / "figures" / "figure2.png"
+    for name in ("moss.png", "mesh.obj", "mesh.mtl", "paint.png"):
+        before = Path(name).read_bytes()
+        Path(name).write_bytes(before + b"\n")
+        capsys.readouterr()
+        for given in ((*arguments, "--out=run"), ("--resume=run",)):
+            assert texture(monkeypatch, *given) == 2
+            named = name if name == "moss.png" else "mesh.obj"
+            assert f"({named} has changed since)" in capsys.readouterr().err
+        Path(name).write_bytes(before)
+    assert texture(monkeypatch, *arguments, "--out=run") == 0
 
 
 def test_options_of_memory_may_change(models: tuple[str, ...], monkeypatch):
@@ -182,7 +174,7 @@ def test_a_second_process_is_refused(monkeypatch, capsys: pytest.CaptureFixture[
     stopped(monkeypatch, 2, *TARGET, "--out=run")
     capsys.readouterr()
 
-    def run_again(step: object) -> None:
+    def run_again(_: object) -> None:
         assert texture(monkeypatch, *TARGET, "--out=run") == 2
         error = capsys.readouterr().err
         assert "must be used by one process at a time" in error
