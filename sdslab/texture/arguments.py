@@ -301,6 +301,16 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
             )
     if subject.prompt is not None and not subject.prompt.strip():
         raise UserError("--prompt must say something, got an empty text")
+    for name, text in (
+        ("--prompt", subject.prompt),
+        ("--negative-prompt", arguments.model.negative_prompt),
+        *(("--view-names", text) for text in arguments.model.view_names or ()),
+    ):
+        if text is not None and not text.isprintable():
+            raise UserError(
+                f"{name} must be one line of text that can be printed, got control characters: "
+                f"{text[:60]!a}; leave them out"
+            )
     return guidance
 
 
