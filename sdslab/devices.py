@@ -44,11 +44,12 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()} (CPU)"
 
 
-def out_of_memory_message(error: BaseException) -> str | None:
+def out_of_memory_message(error: BaseException, remedy: str) -> str | None:
     """What to do about an error, where it says that memory ran out; None where it does not.
 
     Args:
         error: from torch, on the GPU or the CPU, or Python's own `MemoryError`.
+        remedy: what takes less, such as "give fewer --views".
     """
     text = str(error).strip()
     on_gpu = isinstance(error, torch.OutOfMemoryError)
@@ -60,7 +61,4 @@ def out_of_memory_message(error: BaseException) -> str | None:
     where = "the GPU's" if on_gpu else "the computer's"
     tried = re.search(r"allocate (\d+(?:\.\d+)? ?[KMGT]?i?B|\d+ bytes)", text)
     asked = f" for {tried[1]} more" if tried else ""
-    return (
-        f"{where} memory is not enough{asked}; give --low-memory, fewer --views or a smaller "
-        f"--render-size"
-    )
+    return f"{where} memory is not enough{asked}; {remedy}"

@@ -163,7 +163,7 @@ def optimize(
                         f"bfloat16, or lower the guidance scale or the learning rate "
                         f"({config.learning_rate:g})"
                     )
-            state.seconds = time.perf_counter() - start
+            state.seconds = time.perf_counter() - start - state.idle_seconds
             yield Step(index, loss, norm, z, nonfinite, state.seconds, skipped)
             if norm <= config.converged_below and not skipped:
                 break

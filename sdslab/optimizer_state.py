@@ -26,6 +26,7 @@ class OptimizerState:
         skipped: steps so far whose gradient was not finite.
         skipped_in_a_row: how many of them are the latest steps.
         seconds: that the loop ran, earlier processes included.
+        idle_seconds: of this process, that the caller held the loop up for: they do not count.
     """
 
     def __init__(self, tensors: Tensors | None = None, numbers: Numbers | None = None) -> None:
@@ -34,6 +35,7 @@ class OptimizerState:
         self.skipped: int = numbers.get("skipped", 0)
         self.skipped_in_a_row: int = numbers.get("skipped_in_a_row", 0)
         self.seconds: float = numbers.get("seconds", 0.0)
+        self.idle_seconds = 0.0
         self._saved = (tensors, numbers) if tensors is not None else None
         self._parameters: Sequence[Tensor] = ()
         self._optimizer: torch.optim.Optimizer | None = None
@@ -70,6 +72,11 @@ class OptimizerState:
                     # Fused optimisers walk through both in the order of memory.
                     memory[name] = torch.empty_like(parameter).copy_(value)
         self._saved = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to save: the loop has begun, or it goes on from before."""
+        return self._saved is not None or self._optimizer is not None
 
     def snapshot(self) -> tuple[Tensors, Numbers]:
         """Returns everything that the run's next steps depend on, for a checkpoint.

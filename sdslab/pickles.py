@@ -25,6 +25,18 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
+def refuse_pickled_weights(folder: Path) -> None:
+    """Refuses a model's folder that holds pickles and no safetensors; others pass.
+
+    Raises:
+        UserError: with the line that converts the first of them.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        refuse_pickle(path)
+
+
 def conversion_line(path: Path) -> str:
     """A shell line that writes the tensors of a pickled state dict beside it as safetensors."""
     return shlex.join(["python", "-c", _CONVERT, str(path), str(path.with_suffix(".safetensors"))])

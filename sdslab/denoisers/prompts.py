@@ -15,7 +15,7 @@ from sdslab.atomic_write import atomic_write
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.disk_cache import cached_tensors, content_hash
 from sdslab.errors import UserError, first_line
-from sdslab.pickles import refuse_pickle
+from sdslab.pickles import refuse_pickle, refuse_pickled_weights
 
 _CACHE_VERSION = 1  # raise it whenever encoding changes
 T5_LENGTH = 77  # tokens, of diffusers' IFPipeline
@@ -255,6 +255,7 @@ def _encoder(
         # 15 GB instead of 20: T5-XXL fits a 16 GB card, if only to encode one prompt.
         options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
     variant = "fp16" if any(folder.glob("*.fp16.safetensors")) and dtype != torch.float32 else None
+    refuse_pickled_weights(folder)
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{source.option} {source.name} must have safetensors weights (pickles are never "

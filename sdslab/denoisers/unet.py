@@ -17,6 +17,7 @@ from sdslab.denoisers.prompts import Prompts
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace, load_whole
 from sdslab.errors import UserError, first_line
 from sdslab.kernels import PredictionType
+from sdslab.pickles import refuse_pickled_weights
 from sdslab.tensor_types import Diffused, Timesteps
 
 Kind = Literal["IF-I", "IF-II", "Stable Diffusion", "SDXL", "×4 upscaler"]
@@ -223,6 +224,7 @@ def _load_unet(source: PipelineSource, folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import UNet2DConditionModel
 
     weights = folder / "unet"
+    refuse_pickled_weights(weights)
     if not any(weights.glob("*.safetensors")):
         raise UserError(
             f"{source.option} {source.name} must have safetensors weights (pickles are never "

@@ -25,7 +25,18 @@ LARGEST_ROUNDING = 1e-4  # of a position, as a share of half the mesh's extent
 def export_glb(
     mesh: Mesh, maps: Tensor, path: Path, *, extras: dict[str, Any] | None = None
 ) -> None:
-    """Writes a mesh with its material as a .glb file.
+    """Writes a mesh with its material as a .glb file: `glb_bytes` at ``path``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    content = glb_bytes(mesh, maps, extras)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def glb_bytes(mesh: Mesh, maps: Tensor, extras: dict[str, Any] | None = None) -> bytes:
+    """A mesh with its material as a .glb file holds them.
 
     Every part becomes a node of its own and holds the vertices that its faces use, in the mesh's
     order; vertices that no face uses are left out. Coordinates are the mesh's own as float32; a
@@ -35,11 +46,9 @@ def export_glb(
     Args:
         mesh: its `positions`, `normals`, `tangents` and `uv` are written; v is turned down.
         maps: [h, w, 8] as `material.py` describes.
-        path: ends in .glb by custom.
         extras: where the file comes from, to be kept in its `asset.extras`: JSON-able.
 
     Raises:
-        UserError: the file cannot be written.
         ValueError: a position overflows float32, or a map is not in [0, 1].
 
     Source: the glTF 2.0 specification (Khronos).
@@ -89,8 +98,7 @@ def export_glb(
     }
     if extras:
         document["asset"]["extras"] = extras
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(_container(document, binary.content))
+    return _container(document, binary.content)
 
 
 class _Binary:

@@ -3,12 +3,12 @@
 import dataclasses
 import re
 import tomllib
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from sdslab.errors import UserError
+from sdslab.tables import as_table, build, check_keys
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ class Study:
     cells: tuple[Cell, ...]
 
 
-T = TypeVar("T")
 STUDY_KEYS = ("title", "kind", "settings", "cells", "presets")
 KINDS = ("reconstruction", "renderer", "kernels")
 
@@ -253,64 +252,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} must be a readable TOML file: {error}") from error
 
 
-def as_table(value: Any, where: str) -> dict[str, Any]:
-    """Returns ``value``, which must be a table."""
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must be a table, got {value!r}")
-    return value
-
-
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: cells must be [[cells]] tables, at least one, got {value!r}")
-    return value
-
-
-def check_keys(table: dict[str, Any], valid: typing.Iterable[str], where: str) -> None:
-    """Refuses keys that are not valid ones, which the message lists."""
-    valid = list(valid)
-    for key in table:
-        if key not in valid:
-            raise UserError(f"{where}: valid keys are {', '.join(valid)}; got {key!r}")
-
-
-def build(cls: type[T], table: dict[str, Any], where: str) -> T:
-    """Makes a dataclass from a table whose keys and value types must be the dataclass's own."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-    check_keys(table, fields, where)
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in table:
-            raise UserError(f"{where}: {name!r} must be given, got {', '.join(table) or 'nothing'}")
-    hints = typing.get_type_hints(cls)
-    values = {
-        name: _checked(value, hints[name], f"{where}.{name}") for name, value in table.items()
-    }
-    return cls(**values)
-
-
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """Returns ``value`` as ``hint``, or refuses it."""
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), as_table(value, where), where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            raise UserError(f"{where} must be one of {', '.join(arguments)}, got {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or not value:
-            raise UserError(f"{where} must be a list of at least one, got {value!r}")
-        return tuple(_checked(item, arguments[0], where) for item in value)
-    if origin is dict:
-        return {
-            key: _checked(item, arguments[1], f"{where}.{key}")
-            for key, item in as_table(value, where).items()
-        }
-    allowed = arguments or (hint,)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        names = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
-        raise UserError(f"{where} must be {names}, got {value!r}")
     return value

@@ -1,11 +1,14 @@
 """The command line of ``python -m sdslab.texture``: parses, and calls the runner."""
 
+import contextlib
+import functools
 import sys
+from pathlib import Path
 
 import tyro
 
 from sdslab.errors import exit_on_user_error
-from sdslab.interrupts import exit_code
+from sdslab.interrupts import exit_code, terminations_raised
 from sdslab.texture.arguments import Arguments, check
 
 
@@ -16,17 +19,24 @@ def main() -> None:
 
         doctor(sys.argv[2:])
         return
-    arguments = tyro.cli(
-        Arguments, prog="python -m sdslab.texture", config=(tyro.conf.FlagCreatePairsOff,)
+    parse = functools.partial(
+        tyro.cli, Arguments, prog="python -m sdslab.texture", config=(tyro.conf.FlagCreatePairsOff,)
     )
-    with exit_on_user_error():
-        check(arguments)
-        from sdslab.texture.runner import run  # here, so that --help and mistakes answer at once
+    arguments = parse()
+    folder = Path.cwd()
+    with exit_on_user_error(), terminations_raised():
+        if arguments.output.resume is not None:
+            from sdslab.texture.resume import resumed_run
 
+            resumed = resumed_run(arguments, lambda own: parse(default=own))
+            arguments, folder = resumed.arguments, resumed.folder
+        check(arguments)
         try:
-            run(arguments)
+            from sdslab.texture.runner import run  # here: --help and mistakes answer at once
+
+            with contextlib.chdir(folder):
+                run(arguments)
         except KeyboardInterrupt as interruption:
-            print("\ninterrupted", file=sys.stderr)  # noqa: T201
             raise SystemExit(exit_code(interruption)) from None
 
 

@@ -1,5 +1,6 @@
 """What ``python -m sdslab.texture`` can be told, and which of it cannot be meant."""
 
+import importlib.util
 import os
 import re
 from dataclasses import dataclass, fields
@@ -199,10 +200,16 @@ class Output:
     """Folder for the results."""
     fresh: Annotated[bool, tyro.conf.arg(aliases=("--overwrite",))] = False
     """Start over, also where the folder holds another run."""
+    resume: Annotated[str | None, _option("RUN", "none")] = None
+    """Go on with the run in this folder, from anywhere, with its own settings."""
     preview_every: Annotated[int, _option("N", "100")] = 100
     """Steps between pictures of the state, in previews/; 0 makes none."""
     checkpoint_every: Annotated[float, _option("SECONDS", "60")] = 60.0
     """Seconds between checkpoints, from which the same command goes on."""
+    live: bool = False
+    """Show the run as it goes on a page of this machine, which can also pause, step and save it."""
+    live_port: Annotated[int, _option("PORT", "8080")] = 8080
+    """Of that page; 0 takes any that is free."""
     exr: bool = False
     """Write the maps as 32-bit EXR as well."""
     turntable: Annotated[int, _option("FRAMES", "48")] = 48
@@ -294,6 +301,16 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
             )
     if subject.prompt is not None and not subject.prompt.strip():
         raise UserError("--prompt must say something, got an empty text")
+    for name, text in (
+        ("--prompt", subject.prompt),
+        ("--negative-prompt", arguments.model.negative_prompt),
+        *(("--view-names", text) for text in arguments.model.view_names or ()),
+    ):
+        if text is not None and not text.isprintable():
+            raise UserError(
+                f"{name} must be one line of text that can be printed, got control characters: "
+                f"{text[:60]!a}; leave them out"
+            )
     return guidance
 
 
@@ -323,6 +340,7 @@ def check(arguments: Arguments) -> None:
         "--turntable": (output.turntable, 0, 720),
         "--preview-every": (output.preview_every, 0, 10**6),
         "--checkpoint-every": (output.checkpoint_every, 0, 10**6),
+        "--live-port": (output.live_port, 0, 65535),
         "--threads": (output.threads, 1, (os.cpu_count() or 1) * 4),
     }
     for name, (value, low, high) in limits.items():
@@ -335,6 +353,10 @@ def check(arguments: Arguments) -> None:
                 f"--timesteps must be two numbers from 1 to 1000, the lower one first, got {low} "
                 f"{high}"
             )
+    if output.live and importlib.util.find_spec("viser") is None:
+        raise UserError(
+            '--live needs viser, which is not installed; install it: pip install "sdslab[live]"'
+        )
     if rendering.unlit and (rendering.light or rendering.fixed_light):
         raise UserError("--unlit and --light or --fixed-light exclude each other: give one")
     if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar"):

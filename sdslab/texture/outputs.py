@@ -52,6 +52,9 @@ def clear_outputs(out: Path) -> None:
         "*/mesh.glb",
         "maps/*.png",
         "maps/*.exr",
+        "obj/*.obj",
+        "obj/*.mtl",
+        "obj/*.png",
     ):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)

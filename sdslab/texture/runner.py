@@ -1,6 +1,7 @@
 """One run of ``python -m sdslab.texture``: loads, optimises, measures and writes."""
 
 import dataclasses
+import shlex
 import sys
 import time
 from contextlib import ExitStack
@@ -9,13 +10,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from sdslab.devices import out_of_memory_message
+from sdslab.errors import UserError
 from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.run_record import write_json
 from sdslab.texture.arguments import Arguments, GuidanceName, default_out, guidance_of
+from sdslab.texture.inputs import input_digests
 from sdslab.texture.outputs import FIXED_OUTPUTS, check_outputs_writable, write_outputs
 from sdslab.texture.program import Program, Textured
 from sdslab.texture.run_folder import state_of
-from sdslab.texture.workspace import Workspace, progress_bar
+from sdslab.texture.stage import memory_remedy
+from sdslab.texture.workspace import Workspace, progress_bar, progress_console
 
 console = Console(width=None if sys.stdout.isatty() else 110)
 
@@ -32,17 +37,40 @@ def run(arguments: Arguments) -> None:
     guidance = guidance_of(arguments)
     out = Path(arguments.output.out or default_out(arguments))
     check_outputs_writable(out)
-    if not arguments.output.fresh and state_of(out, dataclasses.asdict(arguments)) == "finished":
-        _say(f"{out}/ holds this run's results already; --fresh makes them again")
-        return
+    inputs = input_digests(arguments)
+    if not arguments.output.fresh:
+        state = state_of(out, dataclasses.asdict(arguments), inputs)
+        if state == "finished":
+            _say(f"{out}/ holds this run's results already; --fresh makes them again")
+            return
+    try:
+        _run(arguments, guidance, out, inputs)
+    except KeyboardInterrupt:
+        _say_how_to_go_on(out)
+        raise
+    except (MemoryError, RuntimeError) as error:
+        message = out_of_memory_message(error, memory_remedy(guidance))
+        if message is None:
+            raise
+        raise UserError(message) from error
+
+
+def _run(arguments: Arguments, guidance: GuidanceName, out: Path, inputs: dict[str, str]) -> None:
     start = time.perf_counter()
     with ExitStack() as held:
         with progress_bar() as progress:
-            workspace = Workspace.open(arguments, guidance, out, progress, held)
+            workspace = Workspace.open(arguments, guidance, out, inputs, progress, held)
             textured = program_of(guidance)(workspace, progress)
         _finish(workspace, textured, time.perf_counter() - start)
     if textured.interrupt is not None:
         raise textured.interrupt
+
+
+def _say_how_to_go_on(out: Path) -> None:
+    how = "nothing was lost but the time: the same command starts again"
+    if any(out.glob("checkpoint-*.safetensors")):
+        how = f"the same command, or --resume {shlex.quote(str(out))}, goes on from there"
+    progress_console.print(f"interrupted: {how}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _finish(workspace: Workspace, textured: Textured, seconds: float) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdslab.devices import out_of_memory_message
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.errors import UserError
+from sdslab.interrupts import interrupts_held
 from sdslab.material_optimization import Guide, MaterialConfig, maps_of, optimize_material
 from sdslab.optimize import Step
 from sdslab.optimizer_state import OptimizerState
@@ -18,6 +19,8 @@ from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.scene import Scenes
 from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.texture.arguments import GuidanceName
+from sdslab.texture.guide_memory import GuideMemory
 from sdslab.texture.metrics_log import MetricsLog
 from sdslab.texture.workspace import Workspace
 
@@ -34,6 +37,7 @@ class Stage:
         scenes: views, lights and backgrounds.
         config: steps and optimiser.
         carried: tensors that its checkpoints hold besides its own.
+        memory: what the guide itself carries from step to step, which it changes in place.
         note: of a step, for the progress bar.
     """
 
@@ -44,6 +48,7 @@ class Stage:
     scenes: Scenes
     config: MaterialConfig
     carried: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
     note: Callable[[Step], str] = lambda step: f"loss {step.loss:.4g}, |g| {step.gradient_norm:.3g}"
 
 
@@ -75,19 +80,26 @@ def run_stage(
     Raises:
         UserError: the optimisation diverged, or memory ran out (the state is saved then).
     """
-    output, resumed = workspace.arguments.output, workspace.resumed
+    output, resumed, live = workspace.arguments.output, workspace.resumed, workspace.live
     total = stage.config.optimization.steps
-    state = OptimizerState()
+    state, guide = OptimizerState(), GuideMemory(stage.guide, stage.memory)
     if resumed is not None and resumed.state["stage"] == stage.name and "loop" in resumed.state:
         state = OptimizerState(resumed.tensors, resumed.state["loop"])
         seen.marks.copy_(resumed.tensors["seen"])
+        guide.restore(resumed.tensors)
         text = f"{stage.name}: goes on from step {state.index} of {total}"
         progress.console.print(text, markup=False, highlight=False)
 
+    def maps() -> Tensor:
+        return maps_of(stage.theta, stage.config).detach().cpu()
+
     def save() -> None:
         tensors, loop = state.snapshot()
+        # One may be carried under two names, but the file holds each by itself.
+        carried = {name: tensor.clone() for name, tensor in stage.carried.items()}
         workspace.checkpoints.save(
-            {**tensors, **stage.carried, "seen": seen.marks}, {"stage": stage.name, "loop": loop}
+            {**tensors, **guide.snapshot(state.index), **carried, "seen": seen.marks},
+            {"stage": stage.name, "loop": loop},
         )
 
     task = progress.add_task(stage.name, total=total, completed=state.index, note="")
@@ -98,7 +110,7 @@ def run_stage(
         workspace.renderer,
         stage.scenes,
         stage.space,
-        stage.guide,
+        guide,
         stage.config,
         seen,
         state,
@@ -109,35 +121,57 @@ def run_stage(
                 log.add(step)
                 if output.preview_every and step.index % output.preview_every == 0:
                     path = workspace.out / "previews" / f"{stage.name}-{step.index:06d}.png"
-                    maps = maps_of(stage.theta, stage.config).detach()
-                    preview(workspace.previewer, maps, path)
+                    preview(workspace.previewer, maps(), path)
                     log.add_picture(path, step.index)
                 if time.monotonic() - saved_at >= output.checkpoint_every:
                     log.flush()
                     save()
                     saved_at = time.monotonic()
                 progress.update(task, completed=step.index + 1, note=stage.note(step))
+                if live is not None:
+                    state.idle_seconds += live.follow(stage.name, step, total, maps, save)
+            with interrupts_held() as raise_if_interrupted:
+                save()
+                raise_if_interrupted()
         except FloatingPointError as error:
-            raise UserError(f"{stage.name}: {error}") from error
+            saved = ""
+            if all(parameter.isfinite().all() for parameter in stage.theta.parameters()):
+                save()
+                saved = f"; the material before step {state.index} is saved"
+            raise UserError(f"{stage.name}: {error}{saved}") from error
         except (MemoryError, RuntimeError) as error:
-            message = out_of_memory_message(error)
+            message = out_of_memory_message(error, memory_remedy(workspace.guidance))
             if message is None:
                 raise
-            save()
-            raise UserError(f"{stage.name}: {message}") from error
+            if state.begun:
+                save()
+            raise UserError(
+                f"{stage.name}: {message} (step {state.index} of {total} is saved: the same "
+                f"command goes on from there)"
+            ) from error
         except KeyboardInterrupt as error:
             interrupt = error
-            save()
+            if state.begun:
+                save()
             text = (
-                f"interrupted at step {state.index} of {total} of {stage.name}: writing what there "
-                f"is; the same command goes on from there"
+                f"interrupted at step {state.index} of {total} of {stage.name}, which is saved: "
+                f"writing what there is"
             )
             progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
     progress.remove_task(task)
     return Outcome(state.index, state.skipped, state.seconds, interrupt)
 
 
+def memory_remedy(guidance: GuidanceName) -> str:
+    """What helps where memory runs out."""
+    if guidance in ("deepfloyd", "stable-diffusion"):
+        return (
+            "give --low-memory or --offload, or start over with fewer --views or a smaller "
+            "--render-size"
+        )
+    return "free some, or start over with fewer --views or a smaller --texture-size"
+
+
 def preview(previewer: Previewer, maps: Tensor, path: Path) -> None:
-    """Four fixed views of the material, and its maps."""
-    maps = maps.cpu()
+    """Four fixed views of the material on the CPU, and its maps."""
     contact_sheet([previewer.six_views("", maps)[:4]], maps, path)

@@ -1,11 +1,11 @@
 """What every guidance works with: the mesh, the light, the renderer and the run's folder."""
 
 import dataclasses
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -41,7 +41,11 @@ from sdslab.run_lock import RunLock
 from sdslab.run_record import package_digest, run_record, write_json
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.outputs import clear_outputs
+from sdslab.texture.run_folder import decisive, read_record
 from sdslab.texture.target import load_target, own_maps
+
+if TYPE_CHECKING:
+    from sdslab.texture.live import LiveView
 
 DEFAULT_LIGHTS = ("studio", "sky")
 CPU = torch.device("cpu")
@@ -61,7 +65,7 @@ class Workspace:
         backend: of the renderer.
         mesh: what is textured.
         lights: of the steps, or None for unlit pictures.
-        checkpoints: of the run.
+        inputs: digests of the files that it reads, by name.
         held: what is let go of when the run ends: the folder's lock.
     """
 
@@ -72,7 +76,7 @@ class Workspace:
     backend: RenderBackend
     mesh: Mesh
     lights: LightSampler | None
-    checkpoints: Checkpoints
+    inputs: dict[str, str]
     held: ExitStack
 
     @classmethod
@@ -81,6 +85,7 @@ class Workspace:
         arguments: Arguments,
         guidance: GuidanceName,
         out: Path,
+        inputs: dict[str, str],
         progress: Progress,
         held: ExitStack,
     ) -> "Workspace":
@@ -93,13 +98,25 @@ class Workspace:
         backend = make_backend(arguments.rendering.renderer, device)
         mesh = _load_mesh(arguments, progress)
         lights = _load_lights(arguments, device, progress)
-        checkpoints = Checkpoints(out, _identity(arguments))
-        return cls(arguments, guidance, out, device, backend, mesh, lights, checkpoints, held)
+        return cls(arguments, guidance, out, device, backend, mesh, lights, inputs, held)
 
     @property
     def texture_size(self) -> int:
         """Height and width of the maps."""
         return self.arguments.optimization.texture_size
+
+    @cached_property
+    def live(self) -> "LiveView | None":
+        """The page that shows the run, if one is wanted; it is there until the run ends."""
+        if not self.arguments.output.live:
+            return None
+        from sdslab.texture.live import LiveView
+
+        port = self.arguments.output.live_port
+        view = self.held.enter_context(LiveView(self.mesh, self.covered, self.out, port))
+        text = f"live view: {view.url}"
+        progress_console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return view
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -200,11 +217,35 @@ class Workspace:
         for note in (lock.note, self.resumed and self.resumed.note):
             if note:
                 progress_console.print(note, markup=False, highlight=False, soft_wrap=True)
+        if self.resumed is not None:
+            self._keep_the_first_command()
         clear_outputs(self.out)
         if self.resumed is None:
             self.checkpoints.clear()
             (self.out / "metrics.csv").unlink(missing_ok=True)
         write_json(self.out / "run.json", self.record)
+
+    def _keep_the_first_command(self) -> None:
+        """A run that goes on is one run: what began it makes it again."""
+        with suppress(UserError):
+            before = read_record(self.out)
+            kept = {name: before[name] for name in ("command", "started") if name in before}
+            self.record.update(kept)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Of the run."""
+        return Checkpoints(self.out, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on from its checkpoint, bit for bit."""
+        return {
+            "code": package_digest(),
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "inputs": self.inputs,
+            **decisive(dataclasses.asdict(self.arguments)),
+        }
 
     @cached_property
     def resumed(self) -> Checkpoint | None:
@@ -216,19 +257,13 @@ class Workspace:
         """For ``run.json``."""
         record = run_record(dataclasses.asdict(self.arguments), self.device)
         record["guidance"] = self.guidance
+        record["details"] = {"inputs": self.inputs, "folder": str(Path.cwd())}
         record["mesh"] = {
             "faces": len(self.mesh.faces),
             "vertices": len(self.mesh.positions),
             "notes": list(self.mesh.notes),
         }
         return record
-
-
-def _identity(arguments: Arguments) -> dict[str, Any]:
-    """What must be the same for a run to go on from its checkpoint, bit for bit."""
-    config = dataclasses.asdict(arguments)
-    output = config.pop("output")
-    return {"code": package_digest(), **config, "device": output["device"]}
 
 
 def progress_bar() -> Progress:

@@ -37,7 +37,7 @@ def test_what_was_reached_is_saved_and_the_run_goes_on(
         steps = steps_of(0, theta, condition, state)
         with pytest.raises(torch.OutOfMemoryError) as caught:
             list(steps)
-    message = out_of_memory_message(caught.value)
+    message = out_of_memory_message(caught.value, "give --low-memory")
     assert message is not None
     assert "2.00 GiB" in message
     assert "--low-memory" in message

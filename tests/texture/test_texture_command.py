@@ -136,7 +136,7 @@ def test_ctrl_c_writes_what_was_reached(tmp_path: Path):
     assert 0 < results["steps"] < 100_000
     assert (run.parent / "mesh.glb").exists()
     assert f"{results['steps']} steps" in out
-    assert "the same command goes on from there" in err
+    assert "the same command, or --resume runs/torus-coffee, goes on from there" in err
     assert list(run.parent.glob("checkpoint-*.safetensors"))
 
 

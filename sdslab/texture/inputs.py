@@ -1,0 +1,81 @@
+"""What the files that a run reads hold: an edited one makes another run of the same command."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.meshes.mesh_file import LARGEST_FILE, MeshFolder
+from sdslab.meshes.mesh_io import READERS
+from sdslab.texture.arguments import Arguments
+
+CHUNK = 2**20
+WITH_FILES_BESIDE = (".obj", ".gltf")
+MODEL_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+
+
+def input_digests(arguments: Arguments) -> dict[str, str]:
+    """SHA-256 of each file or folder that the command line names, by its name there.
+
+    Names of what ships, of hub models and of what is not there are left out. Of a model's folder,
+    gigabytes, names, sizes and times of the files count instead of their content.
+    """
+    subject, model = arguments.subject, arguments.model
+    named = (subject.mesh, subject.target, subject.init, *subject.exemplar, model.embeddings)
+    digests = {
+        name: _digest(Path(name))
+        for name in (*named, *arguments.rendering.light)
+        if name is not None and Path(name).exists()
+    }
+    for name in (model.model, model.sr_model):
+        if name is not None and (source := PipelineSource(name)).is_local:
+            digests[name] = _model_digest(source)
+    return digests
+
+
+def _model_digest(source: PipelineSource) -> str:
+    if not (Path(source.name).expanduser() / "model_index.json").is_file():
+        return ""  # which the program will refuse
+    return source.digest(MODEL_PARTS)
+
+
+def _digest(path: Path) -> str:
+    sha = hashlib.sha256()
+    for file in _files(path):
+        sha.update(file.name.encode(errors="replace") + b"\0")
+        with file.open("rb") as content:
+            while chunk := content.read(CHUNK):
+                sha.update(chunk)
+    if path.suffix.lower() in WITH_FILES_BESIDE and path.stat().st_size <= LARGEST_FILE:
+        sha.update(_digest_of_files_beside(path))
+    return sha.hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from sorted(file for file in path.iterdir() if file.is_file())
+
+
+def _digest_of_files_beside(path: Path) -> bytes:
+    """Of what the mesh names: its materials, pictures and buffers, which its reader asks for."""
+    folder = _ListeningFolder(path)
+    try:
+        READERS[path.suffix.lower()](path.read_bytes(), folder)
+    except Exception:  # a damaged file, which `load_mesh` explains
+        return b""
+    return folder.sha.digest()
+
+
+class _ListeningFolder(MeshFolder):
+    """Hashes what is read through it."""
+
+    def __init__(self, mesh: Path) -> None:
+        super().__init__(mesh)
+        self.sha = hashlib.sha256()
+
+    def read(self, reference: str) -> bytes:
+        content = super().read(reference)
+        self.sha.update(reference.encode(errors="replace") + b"\0" + content)
+        return content

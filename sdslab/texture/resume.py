@@ -1,0 +1,98 @@
+"""``--resume RUN``: a run's own settings, read back from its ``run.json``."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdslab.errors import UserError, one_line
+from sdslab.pickles import refuse_pickle
+from sdslab.tables import build
+from sdslab.texture.arguments import Arguments
+from sdslab.texture.run_folder import differences, read_record
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run to go on with.
+
+    Attributes:
+        arguments: its own, but for what the command line says of its output.
+        folder: where it was started: paths in its arguments begin there.
+    """
+
+    arguments: Arguments
+    folder: Path
+
+
+def resumed_run(given: Arguments, parse: Callable[[Arguments], Arguments]) -> Resumed:
+    """The run that ``--resume`` names.
+
+    Args:
+        given: the command line.
+        parse: the command line once more, with defaults other than the program's own.
+
+    Raises:
+        UserError: there is no such run, or the command line has options that change its result.
+    """
+    assert given.output.resume is not None
+    run = Path(given.output.resume).expanduser().absolute()
+    if run.is_file():
+        refuse_pickle(run)
+    if not run.is_dir():
+        raise UserError(
+            f"--resume must be a run's folder, with its run.json, got {given.output.resume!r}; "
+            f"give the --out of that run"
+        )
+    if given.output.fresh:
+        raise UserError("--resume and --fresh exclude each other: give one")
+    if given.output.out is not None:
+        raise UserError(
+            f"--resume goes on in the run's own folder, got --out {given.output.out}; leave it out"
+        )
+    record = read_record(run)
+    recorded = _arguments(record["config"], run)
+    folder = _started_in(record)
+    merged = parse(recorded)
+    changed = differences(dataclasses.asdict(recorded), _explicit(given, merged, recorded))
+    if changed:
+        raise UserError(
+            f"--resume goes on with the run's own settings, got others ({'; '.join(changed)}); "
+            f"leave them out, or start another run with them"
+        )
+    output = dataclasses.replace(merged.output, out=str(run), resume=None, fresh=False)
+    return Resumed(dataclasses.replace(recorded, output=output), folder)
+
+
+def _arguments(config: Mapping[str, Any], run: Path) -> Arguments:
+    try:
+        return build(Arguments, dict(config), f"{one_line(str(run))}/run.json: config")
+    except UserError as error:
+        raise UserError(
+            f"--resume needs the run.json of a texture run of this version, got {error}; run its "
+            f"command again instead"
+        ) from error
+
+
+def _started_in(record: Mapping[str, Any]) -> Path:
+    """The folder that it was started in, or the present one where that is gone."""
+    details = record.get("details")
+    folder = details.get("folder") if isinstance(details, dict) else None
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else Path.cwd()
+
+
+def _explicit(given: Arguments, merged: Arguments, recorded: Arguments) -> dict[str, Any]:
+    """``merged``, in which what is given again of a repeatable option replaces what was recorded.
+
+    The parser appends it instead.
+    """
+    config = dataclasses.asdict(merged)
+    for section, values in config.items():
+        before = getattr(recorded, section)
+        for name, value in values.items():
+            asked = getattr(getattr(given, section), name)
+            if isinstance(value, tuple) and value == (*getattr(before, name), *asked):
+                values[name] = asked or value
+    return json.loads(json.dumps(config))

@@ -1,0 +1,194 @@
+"""A texture run that was stopped goes on, from anywhere, and ends as if nothing had happened."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.conftest import random_image
+from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, saved_steps, texture
+from tests.tiny_pipelines import save_deepfloyd_one, save_deepfloyd_two
+
+TARGET = ("torus", "--target", "coffee", "--unlit", "--steps=6", *SMALL)
+DIP = (*TARGET, "--parameterization=dip", "--texture-size=64", "--freeze=metallic")
+EXEMPLAR = ("sphere", "--exemplar", "gravel", "--steps=3", *SMALL, "--texture-size=64")
+PROMPT = ("sphere", "--prompt", "a cow", "--light", "white", "--steps=3", "--sr-steps=3", *SMALL)
+SECTIONS = ("subject", "exemplar", "model", "optimization", "rendering", "output")
+PHOTO = Path(__file__).parents[2] / "figures" / "figure2.png"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("models")
+    one, two = save_deepfloyd_one(folder / "if-1"), save_deepfloyd_two(folder / "if-2")
+    return "--model", str(one), "--sr-model", str(two)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, at: int, *arguments: str) -> None:
+    with after_steps(monkeypatch, at, interrupt):
+        assert texture(monkeypatch, *arguments) == 130
+
+
+def ends_alike(monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...], *arguments: str) -> None:
+    assert texture(monkeypatch, *arguments, "--out=whole") == 0
+    for stop in stops:
+        stopped(monkeypatch, stop, *arguments, "--out=stopped")
+    assert texture(monkeypatch, *arguments, "--out=stopped") == 0
+    assert_same_maps(Path("whole"), Path("stopped"))
+    logs = [pd.read_csv(Path(run) / "metrics.csv") for run in ("whole", "stopped")]
+    assert logs[0].drop(columns="seconds").equals(logs[1].drop(columns="seconds"))
+
+
+@pytest.mark.parametrize("arguments", [TARGET, DIP], ids=["texels", "dip"])
+def test_a_recovery_ends_bit_for_bit_alike(arguments: tuple[str, ...], monkeypatch):
+    ends_alike(monkeypatch, (2, 3), *arguments)
+
+
+@pytest.mark.parametrize("stops", [(2, 2, 3), (8, 3)], ids=str)
+def test_each_of_an_exemplar_s_stages_ends_bit_for_bit_alike(stops: tuple[int, ...], monkeypatch):
+    ends_alike(monkeypatch, stops, *EXEMPLAR)
+
+
+def test_both_stages_of_a_prompt_end_bit_for_bit_alike(models: tuple[str, ...], monkeypatch):
+    ends_alike(monkeypatch, (2, 4), *PROMPT, *models)
+
+
+def test_a_run_goes_on_from_anywhere_with_its_own_settings(tmp_path: Path, monkeypatch):
+    """Paths in its arguments are those of the folder that it was started in."""
+    Path("work").mkdir()
+    monkeypatch.chdir("work")
+    picture = random_image(1, 3, 64, 64)[0].movedim(0, -1)
+    Image.fromarray((255 * picture).byte().numpy()).save("moss.png")
+    arguments = ("torus", "--target", "moss.png", "--unlit", "--steps=5", "--seed=3", *SMALL)
+    assert texture(monkeypatch, *arguments, "--out=whole") == 0
+    stopped(monkeypatch, 3, *arguments, "--out=run")
+    first = json.loads(Path("run/run.json").read_text())
+    monkeypatch.chdir("/")
+    run = tmp_path / "work" / "run"
+    given = ("--resume", str(run), "--checkpoint-every=5", "--turntable=2", "--device=cpu")
+    assert texture(monkeypatch, *given) == 0
+    assert_same_maps(run, tmp_path / "work" / "whole")
+    record = json.loads((run / "run.json").read_text())
+    assert record["config"]["optimization"] == first["config"]["optimization"]
+    assert record["config"]["output"]["checkpoint_every"] == 5
+    assert list(run.glob("turntable.*"))
+    assert record["command"] == first["command"]
+    assert texture(monkeypatch, "--resume", str(run)) == 0  # it is finished: nothing is done
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--seed=0",), "seed 3 there, 0 here"),
+        (("--steps=7",), "steps 6 there, 7 here"),
+        (("apple",), "mesh torus there, apple here"),
+        (("--light=studio",), r"light [] there, ['studio'] here"),
+        (("--fresh",), "--resume and --fresh exclude each other"),
+        (("--out=other",), "goes on in the run's own folder"),
+    ],
+)
+def test_what_would_change_its_result_is_refused(
+    given: tuple[str, ...], message: str, monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ("torus", "--target", "coffee", "--steps=6", "--seed=3", "--fixed-light", *SMALL)
+    stopped(monkeypatch, 2, *arguments, "--out=run")
+    capsys.readouterr()
+    assert texture(monkeypatch, "--resume=run", *given) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert saved_steps(Path("run")) == ("recovery", 1)
+
+
+def test_what_cannot_be_resumed_is_refused_in_one_line(
+    monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    Path("empty").mkdir()
+    Path("state.ckpt").write_bytes(b"\x80\4]")
+    Path("odd").mkdir()
+    records = {
+        "text": "no JSON",
+        "list": "[]",
+        "other": json.dumps({"config": {"settings": {"size": 3}}}),
+        "half": json.dumps({"config": {"subject": {"mesh": "torus"}}}),
+        "type": json.dumps({"config": {name: {} for name in SECTIONS} | {"subject": {"mesh": 3}}}),
+    }
+    for name, text in records.items():
+        Path(name).mkdir()
+        (Path(name) / "run.json").write_text(text)
+    for name, message in {
+        "nowhere": "must be a run's folder",
+        "empty": "run.json",
+        "state.ckpt": "convert it: python",
+        "text": "run.json",
+        "list": "run.json",
+        "other": "valid keys are subject",
+        "half": "'exemplar' must be given",
+        "type": "mesh must be str",
+    }.items():
+        assert texture(monkeypatch, "--resume", name) == 2, name
+        error = capsys.readouterr().err
+        assert message in error, name
+        assert len(error.splitlines()) == 1, name
+
+
+@pytest.mark.parametrize("name", ["moss.png", "mesh.obj", "mesh.mtl", "paint.png"])
+def test_an_edited_input_is_another_run(name: str, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    """The files that an OBJ names count as well, for --init source takes its maps from them."""
+    shutil.copyfile(PHOTO, "moss.png")
+    assert texture(monkeypatch, "torus", "--target=coffee", "--steps=1", *SMALL, "--out=mesh") == 0
+    for file in Path("mesh/obj").iterdir():
+        shutil.copyfile(file, "paint.png" if file.name == "albedo.png" else file.name)
+    material = Path("mesh.mtl")
+    material.write_text(material.read_text().replace("albedo.png", "paint.png"))
+    arguments = ("mesh.obj", "--target=moss.png", "--init=source", "--unlit", "--steps=6", *SMALL)
+    stopped(monkeypatch, 2, *arguments, "--out=run")
+    for name in ("moss.png", "mesh.obj", "mesh.mtl", "paint.png"):
+        before = Path(name).read_bytes()
+        Path(name).write_bytes(before + b"\n")
+        capsys.readouterr()
+        for given in ((*arguments, "--out=run"), ("--resume=run",)):
+            assert texture(monkeypatch, *given) == 2
+            named = name if name == "moss.png" else "mesh.obj"
+            assert f"({named} has changed since)" in capsys.readouterr().err
+        Path(name).write_bytes(before)
+    assert texture(monkeypatch, *arguments, "--out=run") == 0
+
+
+def test_options_of_memory_may_change(models: tuple[str, ...], monkeypatch):
+    """They are what an out-of-memory error advises."""
+    stopped(monkeypatch, 2, *PROMPT, *models, "--out=run")
+    assert texture(monkeypatch, "--resume=run", "--low-memory") == 0
+
+
+def test_a_second_process_is_refused(monkeypatch, capsys: pytest.CaptureFixture[str]):
+    stopped(monkeypatch, 2, *TARGET, "--out=run")
+    capsys.readouterr()
+
+    def run_again(_: object) -> None:
+        assert texture(monkeypatch, *TARGET, "--out=run") == 2
+        error = capsys.readouterr().err
+        assert "must be used by one process at a time" in error
+        assert f"process {os.getpid()}" in error
+
+    with after_steps(monkeypatch, 2, run_again):
+        assert texture(monkeypatch, *TARGET, "--out=run") == 0
+
+
+def test_another_code_is_refused_with_the_difference(
+    monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    stopped(monkeypatch, 2, *TARGET, "--out=run")
+    monkeypatch.setattr("sdslab.texture.workspace.package_digest", lambda: "other")
+    assert texture(monkeypatch, *TARGET, "--out=run") == 2
+    assert 'code: "' in capsys.readouterr().err
+    assert saved_steps(Path("run")) == ("recovery", 1)
