@@ -18,6 +18,7 @@ from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.scene import Scenes
 from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.texture.guide_memory import GuideMemory
 from sdslab.texture.metrics_log import MetricsLog
 from sdslab.texture.workspace import Workspace
 
@@ -34,6 +35,7 @@ class Stage:
         scenes: views, lights and backgrounds.
         config: steps and optimiser.
         carried: tensors that its checkpoints hold besides its own.
+        memory: what the guide itself carries from step to step, which it changes in place.
         note: of a step, for the progress bar.
     """
 
@@ -44,6 +46,7 @@ class Stage:
     scenes: Scenes
     config: MaterialConfig
     carried: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
     note: Callable[[Step], str] = lambda step: f"loss {step.loss:.4g}, |g| {step.gradient_norm:.3g}"
 
 
@@ -77,17 +80,19 @@ def run_stage(
     """
     output, resumed = workspace.arguments.output, workspace.resumed
     total = stage.config.optimization.steps
-    state = OptimizerState()
+    state, guide = OptimizerState(), GuideMemory(stage.guide, stage.memory)
     if resumed is not None and resumed.state["stage"] == stage.name and "loop" in resumed.state:
         state = OptimizerState(resumed.tensors, resumed.state["loop"])
         seen.marks.copy_(resumed.tensors["seen"])
+        guide.restore(resumed.tensors)
         text = f"{stage.name}: goes on from step {state.index} of {total}"
         progress.console.print(text, markup=False, highlight=False)
 
     def save() -> None:
         tensors, loop = state.snapshot()
         workspace.checkpoints.save(
-            {**tensors, **stage.carried, "seen": seen.marks}, {"stage": stage.name, "loop": loop}
+            {**tensors, **guide.snapshot(state.index), **stage.carried, "seen": seen.marks},
+            {"stage": stage.name, "loop": loop},
         )
 
     task = progress.add_task(stage.name, total=total, completed=state.index, note="")
@@ -98,7 +103,7 @@ def run_stage(
         workspace.renderer,
         stage.scenes,
         stage.space,
-        stage.guide,
+        guide,
         stage.config,
         seen,
         state,
