@@ -24,6 +24,9 @@ class PatchBank:
         context_mean: [c, 5, 5], like ``mean``, of low-resolution patches.
         context_basis: [m, c, 5, 5].
         key_context: [k, m], of the low-resolution patch around each key; None without.
+        poses: [k] int64, how far the exemplar was turned that a patch comes from, in steps of
+            2π / ``pose_count``, counter-clockwise.
+        pose_count: 1 where no exemplar was turned.
     """
 
     mean: Tensor
@@ -34,6 +37,8 @@ class PatchBank:
     context_mean: Tensor | None = None
     context_basis: Tensor | None = None
     key_context: Tensor | None = None
+    poses: Tensor | None = None
+    pose_count: int = 1
 
     @property
     def patch(self) -> int:
@@ -53,6 +58,11 @@ class PatchBank:
         rank: int = 31,
         count: int = 4096,
         factor: int = 1,
+        *,
+        masks: Sequence[Tensor | None] | None = None,
+        tags: Sequence[int] | None = None,
+        poses: Sequence[int] | None = None,
+        pose_count: int = 1,
     ) -> "PatchBank":
         """Takes patches from photographs.
 
@@ -60,15 +70,19 @@ class PatchBank:
             exemplars: [c, h, w] each, in the diffusion space; sides of at least ``patch``.
             patch: P.
             rank: r at most; c P² is exact, and so is the number of patches.
-            count: k at most. Patches are taken evenly along their first coordinate, both ends
-                included, so that rare ones (the brightest, the darkest) are there.
+            count: k at most, of each pose. Patches are taken evenly along their first coordinate,
+                both ends included, so that rare ones (the brightest, the darkest) are there.
             factor: super-resolution from pictures that are smaller by it; 1 without.
+            masks: [1, h, w] bool each or None; only patches wholly inside are keys.
+            tags: of each exemplar; its place in the list where None.
+            poses: of each exemplar, in [0, ``pose_count``); all 0 where None.
+            pose_count: how many poses there are.
 
         Returns:
             The patches in the precision of the first photograph.
 
         Raises:
-            ValueError: a photograph is smaller than a patch.
+            ValueError: a photograph is smaller than a patch, or masks leave none of some pose.
         """
         for image in exemplars:
             if min(image.shape[-2:]) < patch:
@@ -77,37 +91,51 @@ class PatchBank:
                     f"{list(image.shape[-2:])}; enlarge it or take smaller patches"
                 )
         dtype = exemplars[0].dtype
-        patches = [F.unfold(image[None].double(), patch)[0].T for image in exemplars]
-        tags = torch.cat([torch.full((len(p),), tag) for tag, p in enumerate(patches)])
+        inside = [
+            _inside(mask, image, patch)
+            for image, mask in zip(exemplars, masks or [None] * len(exemplars), strict=True)
+        ]
+        patches = [
+            F.unfold(image[None].double(), patch)[0].T[kept]
+            for image, kept in zip(exemplars, inside, strict=True)
+        ]
+        tag_of, pose_of = (
+            torch.cat([torch.full((len(p),), n) for n, p in zip(numbers, patches, strict=True)])
+            for numbers in (
+                tags if tags is not None else range(len(exemplars)),
+                poses if poses is not None else [0] * len(exemplars),
+            )
+        )
         rows = torch.cat(patches)
         mean, basis, coordinates = _principal(rows, rank)
-        order = coordinates[:, 0].argsort(stable=True)
-        if len(order) > count:
-            even = torch.linspace(0, len(order) - 1, count, dtype=torch.float64)
-            order = order[even.round().long()]
+        order = torch.cat(
+            [_evenly(coordinates[:, 0], pose_of == pose, count) for pose in range(pose_count)]
+        )
         shape = (exemplars[0].shape[0], patch, patch)
         bank = cls(
             mean.view(shape).to(dtype),
             basis.view(-1, *shape).to(dtype),
             coordinates[order].to(dtype),
-            tags[order],
+            tag_of[order],
+            poses=pose_of[order] if pose_count > 1 else None,
+            pose_count=pose_count,
         )
         if factor == 1:
             return bank
         contexts = torch.cat(
-            [_context_rows(low_pass(image[None], factor), patch, factor) for image in exemplars]
+            [
+                _context_rows(low_pass(image[None], factor), patch, factor)[kept]
+                for image, kept in zip(exemplars, inside, strict=True)
+            ]
         )
         mean, basis, coordinates = _principal(contexts.double(), CONTEXT_RANK)
         shape = (exemplars[0].shape[0], CONTEXT_PATCH, CONTEXT_PATCH)
-        return cls(
-            bank.mean,
-            bank.basis,
-            bank.keys,
-            bank.tags,
-            factor,
-            mean.view(shape).to(dtype),
-            basis.view(-1, *shape).to(dtype),
-            coordinates[order].to(dtype),
+        return replace(
+            bank,
+            factor=factor,
+            context_mean=mean.view(shape).to(dtype),
+            context_basis=basis.view(-1, *shape).to(dtype),
+            key_context=coordinates[order].to(dtype),
         )
 
     def to(self, device: torch.device | str) -> "PatchBank":
@@ -157,6 +185,30 @@ def low_pass(x: Tensor, factor: int) -> Tensor:
     size = [max(1, side // factor) for side in x.shape[-2:]]
     small = F.interpolate(x, size=size, mode="bilinear", antialias=True)
     return F.interpolate(small, size=x.shape[-2:], mode="bilinear")
+
+
+def _inside(mask: Tensor | None, image: Tensor, patch: int) -> Tensor:
+    """[number of patches] bool: which lie wholly inside a mask."""
+    rows, columns = (side - patch + 1 for side in image.shape[-2:])
+    if mask is None:
+        return torch.ones(rows * columns, dtype=torch.bool, device=image.device)
+    outside = F.max_pool2d((~mask)[None].float(), patch, stride=1)
+    return outside.flatten() == 0
+
+
+def _evenly(coordinate: Tensor, chosen: Tensor, count: int) -> Tensor:
+    """At most ``count`` numbers of chosen rows, evenly along their order by a coordinate."""
+    numbers = chosen.nonzero()[:, 0]
+    if not len(numbers):
+        raise ValueError(
+            "masks must leave patches of every pose, got none of one; enlarge the mask or the "
+            "photograph, or take smaller patches"
+        )
+    order = numbers[coordinate[numbers].argsort(stable=True)]
+    if len(order) > count:
+        even = torch.linspace(0, len(order) - 1, count, dtype=torch.float64)
+        order = order[even.round().long().to(order.device)]
+    return order
 
 
 def _principal(rows: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,7 @@ from sdslab.texture.arguments import Arguments
 from sdslab.texture.diffusion_guide import DiffusionGuide
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Outcome, Stage, run_stage
-from sdslab.texture.unseen_texels import fill_unseen
+from sdslab.rendering.unseen_texels import fill_unseen
 from sdslab.texture.workspace import Workspace
 
 RENDER_SIZE = 512
