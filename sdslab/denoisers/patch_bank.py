@@ -9,6 +9,7 @@ from torch import Tensor
 
 CONTEXT_PATCH = 5  # pixels of the low-resolution picture
 CONTEXT_RANK = 16
+CANDIDATES = 4  # times as many patches are looked at as are kept of a pose
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +93,11 @@ class PatchBank:
                 )
         dtype = exemplars[0].dtype
         inside = [
-            _inside(mask, image, patch)
+            _inside(mask, image, patch, CANDIDATES * count)
             for image, mask in zip(exemplars, masks or [None] * len(exemplars), strict=True)
         ]
         patches = [
-            F.unfold(image[None].double(), patch)[0].T[kept]
+            F.unfold(image[None], patch)[0].T[kept].double()
             for image, kept in zip(exemplars, inside, strict=True)
         ]
         tag_of, pose_of = (
@@ -187,13 +188,17 @@ def low_pass(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(small, size=x.shape[-2:], mode="bilinear")
 
 
-def _inside(mask: Tensor | None, image: Tensor, patch: int) -> Tensor:
-    """[number of patches] bool: which lie wholly inside a mask."""
+def _inside(mask: Tensor | None, image: Tensor, patch: int, most: int) -> Tensor:
+    """Numbers of the patches that lie wholly inside a mask, evenly thinned out to ``most``."""
     rows, columns = (side - patch + 1 for side in image.shape[-2:])
-    if mask is None:
-        return torch.ones(rows * columns, dtype=torch.bool, device=image.device)
-    outside = F.max_pool2d((~mask)[None].float(), patch, stride=1)
-    return outside.flatten() == 0
+    numbers = torch.arange(rows * columns, device=image.device)
+    if mask is not None:
+        outside = F.max_pool2d((~mask)[None].float(), patch, stride=1)
+        numbers = numbers[outside.flatten() == 0]
+    if len(numbers) > most:
+        even = torch.linspace(0, len(numbers) - 1, most, dtype=torch.float64)
+        numbers = numbers[even.round().long().to(numbers.device)]
+    return numbers
 
 
 def _evenly(coordinate: Tensor, chosen: Tensor, count: int) -> Tensor:

@@ -16,14 +16,20 @@ from sdslab.exemplar_texturing.guide import ExemplarGuide
 from sdslab.exemplar_texturing.guided_picture import GuidedPicture
 from sdslab.exemplar_texturing.tangent_field import TangentField
 from sdslab.exemplar_texturing.turned_exemplars import turned
-from sdslab.material_optimization import MaterialConfig
+from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.resize_maps import resize_maps
+from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.optimize import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.band_limit import band_limit
+from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.surface_views import SurfaceViews
+from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.unseen_texels import fill_unseen
 
 Orient = Literal["up", "free", "flow"]
 
@@ -291,6 +297,28 @@ class ExemplarPyramid:
             ]
             energy = BandEnergy(mosaic.to(self.renderer.device), torch.cat(masks, 2))
         return ExemplarDenoiser(bank.to(self.renderer.device), band_energy=energy)
+
+
+def finished_level(
+    run: LevelRun, seen: SeenTexels, pyramid: ExemplarPyramid, level: Level
+) -> Tensor:
+    """A level's maps at full size, on the CPU: no finer than its pictures, and filled everywhere.
+
+    Args:
+        run: optimised.
+        seen: of the full size, what its pictures showed.
+        pyramid: that it is of.
+        level: that it is.
+    """
+    mesh, size = pyramid.renderer.mesh, pyramid.config.texture_size
+    maps = maps_of(run.theta).detach().cpu()
+    backend = make_backend("cpu", torch.device("cpu"))
+    covered = covered_texels(mesh, (maps.shape[0], maps.shape[1]), backend)
+    pixels_per_unit = pyramid.pixels_per_unit / level.coarseness
+    limited = band_limit(
+        dilate_seams(maps, covered), mesh, pixels_per_unit, whole=level.super_resolution
+    )
+    return fill_unseen(resize_maps(limited, size), seen.texels().cpu(), mesh)
 
 
 def texels_per_unit(mesh: Mesh, covered: Tensor) -> float:
