@@ -1,6 +1,7 @@
 """Pictures in: files and the photographs that scikit-image ships."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,28 @@ def load_image(source: str | Path, size: int) -> torch.Tensor:
     return _resized(_square(_pixels(source)), size)
 
 
-def load_square(source: str | Path, largest: int) -> torch.Tensor:
-    """Like `load_image`, but at the picture's own resolution where that is below ``largest``.
+def load_picture(source: str | Path, largest: int) -> torch.Tensor:
+    """Reads a whole picture as `load_image` does, at its own aspect.
+
+    Args:
+        source: a file, or a name of ``SKIMAGE_PHOTOGRAPHS``.
+        largest: pixels of the shorter side at most; a larger picture is made smaller.
 
     Returns:
-        [3, side, side], side ≤ ``largest``.
+        [3, h, w] float32.
+
+    Raises:
+        UserError: as for `load_image`.
     """
-    square = _square(_pixels(source))
-    return _resized(square, min(largest, square.shape[-1]))[0]
+    picture = torch.from_numpy(_pixels(source, largest)).movedim(-1, 0)[None]
+    height, width = picture.shape[-2:]
+    shrink = min(1.0, largest / min(height, width))
+    size = [max(1, round(side * shrink)) for side in (height, width)]
+    if size != [height, width]:
+        picture = torch.nn.functional.interpolate(
+            picture, size=size, mode="bicubic", antialias=True, align_corners=False
+        )
+    return picture[0].clamp(0, 1).contiguous()
 
 
 def _square(pixels: np.ndarray) -> torch.Tensor:
@@ -69,7 +84,8 @@ def _resized(image: torch.Tensor, size: int) -> torch.Tensor:
     return image.clamp(0, 1)
 
 
-def _pixels(source: str | Path) -> np.ndarray:
+def _pixels(source: str | Path, least: int | None = None) -> np.ndarray:
+    """Float32 h×w×3 in [0, 1]; a large file's sides may be reduced, to no less than ``least``."""
     path = Path(source)
     if not os.path.isfile(path) and str(source) in SKIMAGE_PHOTOGRAPHS:
         import skimage.data
@@ -84,8 +100,11 @@ def _pixels(source: str | Path) -> np.ndarray:
         if path.suffix.lower() == ".npy":
             with path.open("rb") as file:
                 return _as_rgb(np.lib.format.read_array(file, allow_pickle=False), source)
-        with Image.open(path) as picture:
-            return _as_rgb(_upright_pixels(picture), source)
+        with warnings.catch_warnings():
+            # A photo of 100 megapixels is large, but no bomb: that is what the error is for.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return _as_rgb(_upright_pixels(picture, least), source)
     except UserError:
         raise
     except (
@@ -98,7 +117,7 @@ def _pixels(source: str | Path) -> np.ndarray:
         ) from error
 
 
-def _upright_pixels(picture: Image.Image) -> np.ndarray:
+def _upright_pixels(picture: Image.Image, least: int | None = None) -> np.ndarray:
     """Pixels as the camera was held, on white, h×w or h×w×3."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16-bit grey; Pillow widens some files' to 32 bits
@@ -111,8 +130,12 @@ def _upright_pixels(picture: Image.Image) -> np.ndarray:
     if picture.mode in ("P", "PA", "LA", "RGBA"):
         picture = picture.convert("RGBA")
         page = Image.new("RGBA", picture.size, "white")
-        return np.asarray(Image.alpha_composite(page, picture))[..., :3]
-    return np.asarray(picture.convert("RGB"))
+        picture = Image.alpha_composite(page, picture)
+    picture = picture.convert("RGB")
+    shrink = min(picture.size) // (2 * least) if least else 1
+    if shrink > 1:  # in eight bits, before numbers four times as wide are made of it
+        picture = picture.reduce(shrink)
+    return np.asarray(picture)
 
 
 def _as_rgb(pixels: np.ndarray, source: str | Path) -> np.ndarray:

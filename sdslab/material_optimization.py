@@ -20,6 +20,8 @@ from sdslab.rendering.seen_texels import SeenTexels
 
 # From (z detached, step index, the step's scene, what its pixels show) to the gradient of z.
 Guide = Callable[[Tensor, int, Scene, Surface], SDSResult]
+# From what the pixels show, the maps [h, w, 8] and the scene to pictures [b, c, height, width].
+Picture = Callable[[Surface, Tensor, Scene], Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def optimize_material(
     config: MaterialConfig,
     seen: SeenTexels,
     state: OptimizerState | None = None,
+    picture: Picture | None = None,
 ) -> Iterator[Step]:
     """Moves θ along a distillation gradient of its pictures, step by step.
 
@@ -83,6 +86,7 @@ def optimize_material(
         config: steps, optimiser and frozen maps.
         seen: of the maps' size; what the views look at is marked.
         state: what to go on from, as `optimize` takes it.
+        picture: what the space encodes, differentiable in the maps; None is the shaded material.
 
     Yields:
         One `Step` before each update; its ``z`` is what the diffusion model saw.
@@ -104,6 +108,8 @@ def optimize_material(
     def diffused(index: int) -> Tensor:
         scene, surface = sight(index)
         maps = maps_of(theta, config)
+        if picture is not None:
+            return space.encode(picture(surface, maps, scene))
         return space.encode(renderer.picture(surface, maps, scene.lighting, scene.background))
 
     def project() -> None:

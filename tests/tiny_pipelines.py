@@ -5,7 +5,7 @@ Each function writes a folder as ``save_pretrained`` does and as the hub has it.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import (
@@ -57,7 +57,9 @@ def save_deepfloyd_two(folder: Path, size: int = 32) -> Path:
     return folder
 
 
-def save_stable_diffusion(folder: Path, prediction_type: str = "epsilon", size: int = 8) -> Path:
+def save_stable_diffusion(
+    folder: Path, prediction_type: Literal["epsilon", "v_prediction"] = "epsilon", size: int = 8
+) -> Path:
     """Stable Diffusion: latents of a small VAE, CLIP."""
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
@@ -164,14 +166,12 @@ def _sd_unet(in_channels: int, size: int, **options: Any) -> UNet2DConditionMode
 
 def _vae(levels: int = 2) -> AutoencoderKL:
     torch.manual_seed(levels)
-    return AutoencoderKL(
-        block_out_channels=(8,) * levels,
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=4,
-        sample_size=32,
-    )
+    options: dict[str, Any] = {  # diffusers annotates tuples of any length as of one
+        "block_out_channels": (8,) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
+    return AutoencoderKL(norm_num_groups=4, latent_channels=4, sample_size=32, **options)
 
 
 def _clip_config() -> CLIPTextConfig:

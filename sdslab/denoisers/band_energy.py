@@ -19,20 +19,27 @@ class BandEnergy:
 
     Args:
         exemplar: [c, h, w], at the resolution of the pictures to come.
+        mask: [1, h, w] bool, what of it counts; None is all.
     """
 
-    def __init__(self, exemplar: Tensor) -> None:
+    def __init__(self, exemplar: Tensor, mask: Tensor | None = None) -> None:
         bands, _ = laplacian_bands(exemplar[None])
-        self.deviations = torch.stack([_deviation(band, None) for band in bands])
-        self.scales = torch.ones(BANDS, device=exemplar.device)
-        self._calls = 0
+        inside = None if mask is None else mask[None].to(exemplar)
+        self.deviations = torch.stack([_deviation(band, inside) for band in bands])
+        self.scales = torch.ones_like(self.deviations)
+        self._calls = torch.zeros((), dtype=torch.int64)
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What it carries from call to call, changed in place: for a checkpoint to hold."""
+        return {"band_scales": self.scales, "band_calls": self._calls}
 
     def __call__(self, x0_hat: Tensor, foreground: Tensor | None) -> Tensor:
         """Scales pictures [b, c, h, w]; the deviations are those of the foreground [b, 1, h, w]."""
         bands, rest = laplacian_bands(x0_hat)
         deviations = torch.stack([_deviation(band, foreground) for band in bands])
         wanted = (self.deviations / deviations.clamp_min(1e-6)).clamp(*SCALE_LIMITS)
-        self.scales = torch.lerp(self.scales, wanted, RATE if self._calls else 1.0)
+        self.scales.lerp_(wanted, RATE if self._calls else 1.0)
         self._calls += 1
         return rest + sum(scale * band for scale, band in zip(self.scales, bands, strict=True))
 

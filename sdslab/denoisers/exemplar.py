@@ -70,40 +70,13 @@ class ExemplarDenoiser(Denoiser):
         if self.bank.factor > 1 and condition.low_resolution is None:
             raise ValueError("a super-resolution exemplar needs a low-resolution picture, got none")
         height, width = x_t.shape[-2:]
+        if min(height, width) < self.bank.patch:
+            raise ValueError(
+                f"a picture's sides must be at least the patch's {self.bank.patch} pixels, got "
+                f"{[height, width]}; enlarge it or take smaller patches"
+            )
         padding = [-(side - self.bank.patch) % self.stride for side in (width, height)]
-        padded = _pad(x_t, padding)
-        alpha_bar = self.schedule.alpha_bar(t)
-        coordinates = self.bank.project(padded, self.stride)
-        b, r, rows, columns = coordinates.shape
-        signal = alpha_bar.sqrt().to(x_t).view(b, 1, 1, 1)
-        coordinates = coordinates - signal * self.bank.project_mean().view(1, r, 1, 1)
-        queries = coordinates.movedim(1, -1)  # [b, rows, columns, r]
-        chosen = torch.ones(b, rows, columns, dtype=torch.bool, device=x_t.device)
-        if condition.foreground is not None:
-            touched = F.max_pool2d(
-                _pad(condition.foreground, padding), self.bank.patch, self.stride
-            )
-            chosen = touched[:, 0] > 0
-        context = None
-        if self.bank.factor > 1 and condition.low_resolution is not None:
-            features = self.bank.context(_pad(condition.low_resolution, padding), self.stride)
-            context = features.movedim(1, -1)
-        means = torch.zeros_like(queries)  # the mean patch, where there is no foreground
-        for prompt, keys in self._keys_of(condition, b):
-            here = chosen & prompt.view(b, 1, 1)
-            per_query = alpha_bar.view(b, 1, 1).expand(b, rows, columns)[here]
-            has_context = context is not None and self.bank.key_context is not None
-            means[here] = patch_posterior(
-                queries[here],
-                self.bank.keys[keys],
-                per_query,
-                context=context[here] if context is not None else None,
-                key_context=self.bank.key_context[keys]
-                if has_context and self.bank.key_context is not None
-                else None,
-                context_scale=self.context_scale,
-                sigma_floor=self.sigma_floor,
-            )
+        means = self._posterior_means(x_t, padding, self.schedule.alpha_bar(t), condition)
         x0_hat = self.bank.overlap(means.movedim(-1, 1), self.stride)[..., :height, :width]
         if self.band_energy is not None:
             x0_hat = self.band_energy(x0_hat, condition.foreground)
@@ -111,19 +84,75 @@ class ExemplarDenoiser(Denoiser):
             x0_hat = x0_hat + condition.low_resolution - low_pass(x0_hat, self.bank.factor)
         return Prediction(x0_hat.contiguous(), "x0")
 
+    def _posterior_means(
+        self, x_t: Tensor, padding: list[int], alpha_bar: Tensor, condition: Condition
+    ) -> Tensor:
+        """The mean patch of each place in coordinates, [b, rows, columns, r]."""
+        bank = self.bank
+        coordinates = bank.project(_pad(x_t, padding), self.stride)
+        b, r, rows, columns = coordinates.shape
+        signal = alpha_bar.sqrt().to(x_t).view(b, 1, 1, 1)
+        coordinates = coordinates - signal * bank.project_mean().view(1, r, 1, 1)
+        queries = coordinates.movedim(1, -1)
+        noise_levels = alpha_bar.view(b, 1, 1).expand(b, rows, columns)
+        chosen = torch.ones(b, rows, columns, dtype=torch.bool, device=x_t.device)
+        if condition.foreground is not None:
+            seen = _pad(condition.foreground, padding)
+            chosen = F.max_pool2d(seen, bank.patch, self.stride)[:, 0] > 0
+        context = None
+        if bank.factor > 1 and condition.low_resolution is not None:
+            features = bank.context(_pad(condition.low_resolution, padding), self.stride)
+            context = features.movedim(1, -1)
+        means = torch.zeros_like(queries)  # the mean patch, where there is no foreground
+        for prompt, tagged in self._keys_of(condition, b):
+            for place, keys in self._poses_of(condition, padding, tagged):
+                here = chosen & prompt.view(b, 1, 1) & place
+                means[here] = patch_posterior(
+                    queries[here],
+                    bank.keys[keys],
+                    noise_levels[here],
+                    context=None if context is None else context[here],
+                    key_context=None
+                    if context is None or bank.key_context is None
+                    else bank.key_context[keys],
+                    context_scale=self.context_scale,
+                    sigma_floor=self.sigma_floor,
+                )
+        return means
+
+    def _poses_of(
+        self, condition: Condition, padding: list[int], tagged: Tensor | slice
+    ) -> list[tuple[Tensor, Tensor | slice]]:
+        """Which places [b, rows, columns] bool look at which keys of a tag.
+
+        A place sees the photograph turned as the surface is there, to the nearest pose.
+        """
+        poses = self.bank.poses
+        if poses is None or condition.up is None:
+            return [(torch.ones(1, 1, 1, dtype=torch.bool, device=self.bank.keys.device), tagged)]
+        up = F.avg_pool2d(_pad(condition.up, padding), self.bank.patch, self.stride)
+        turns = torch.atan2(-up[:, 0], up[:, 1]) / (2 * math.pi) * self.bank.pose_count
+        pose_of = turns.round().long() % self.bank.pose_count
+        everyone = torch.zeros(len(poses), dtype=torch.bool, device=poses.device)
+        everyone[tagged] = True
+        return [(pose_of == pose, everyone & (poses == pose)) for pose in pose_of.unique().tolist()]
+
     def _keys_of(self, condition: Condition, batch: int) -> list[tuple[Tensor, Tensor | slice]]:
         """Which samples [b] bool look at which keys."""
         device = self.bank.keys.device
         everyone = torch.ones(batch, dtype=torch.bool, device=device)
         if condition.prompt is None:
             return [(everyone, slice(None))]
-        return [
-            (
-                condition.prompt.to(device) == row,
-                slice(None) if row == self.unconditional else self.bank.tags == row,
-            )
-            for row in condition.prompt.unique().tolist()
-        ]
+        chosen: list[tuple[Tensor, Tensor | slice]] = []
+        for row in condition.prompt.unique().tolist():
+            if not 0 <= row <= self.unconditional:
+                raise ValueError(
+                    f"prompts must be within [0, {self.unconditional}], a photo each and the last "
+                    f"for all, got {row}"
+                )
+            keys = slice(None) if row == self.unconditional else self.bank.tags == row
+            chosen.append((condition.prompt.to(device) == row, keys))
+        return chosen
 
 
 def _pad(x: Tensor, right_and_bottom: list[int]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 CONTEXT_PATCH = 5  # pixels of the low-resolution picture
 CONTEXT_RANK = 16
+CANDIDATES = 4  # times as many patches are looked at as are kept of a pose
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,9 @@ class PatchBank:
         context_mean: [c, 5, 5], like ``mean``, of low-resolution patches.
         context_basis: [m, c, 5, 5].
         key_context: [k, m], of the low-resolution patch around each key; None without.
+        poses: [k] int64, how far the exemplar was turned that a patch comes from, in steps of
+            2π / ``pose_count``, counter-clockwise.
+        pose_count: 1 where no exemplar was turned.
     """
 
     mean: Tensor
@@ -34,6 +38,8 @@ class PatchBank:
     context_mean: Tensor | None = None
     context_basis: Tensor | None = None
     key_context: Tensor | None = None
+    poses: Tensor | None = None
+    pose_count: int = 1
 
     @property
     def patch(self) -> int:
@@ -42,7 +48,7 @@ class PatchBank:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """How many channels, c."""
         return self.mean.shape[0]
 
     @classmethod
@@ -53,47 +59,84 @@ class PatchBank:
         rank: int = 31,
         count: int = 4096,
         factor: int = 1,
+        *,
+        masks: Sequence[Tensor | None] | None = None,
+        tags: Sequence[int] | None = None,
+        poses: Sequence[int] | None = None,
+        pose_count: int = 1,
     ) -> "PatchBank":
         """Takes patches from photographs.
 
         Args:
             exemplars: [c, h, w] each, in the diffusion space; sides of at least ``patch``.
             patch: P.
-            rank: r at most; c P² is exact.
-            count: k at most. Patches are taken evenly along their first coordinate, so that rare
-                ones (the brightest, the darkest) are there.
+            rank: r at most; c P² is exact, and so is the number of patches.
+            count: k at most, of each pose. Patches are taken evenly along their first coordinate,
+                both ends included, so that rare ones (the brightest, the darkest) are there.
             factor: super-resolution from pictures that are smaller by it; 1 without.
+            masks: [1, h, w] bool each or None; only patches wholly inside are keys.
+            tags: of each exemplar; its place in the list where None.
+            poses: of each exemplar, in [0, ``pose_count``); all 0 where None.
+            pose_count: how many poses there are.
+
+        Returns:
+            The patches in the precision of the first photograph.
+
+        Raises:
+            ValueError: a photograph is smaller than a patch, or masks leave none of some pose.
         """
-        patches = [F.unfold(image[None].double(), patch)[0].T for image in exemplars]
-        tags = torch.cat([torch.full((len(p),), tag) for tag, p in enumerate(patches)])
+        for image in exemplars:
+            if min(image.shape[-2:]) < patch:
+                raise ValueError(
+                    f"an exemplar's sides must be at least the patch's {patch} pixels, got "
+                    f"{list(image.shape[-2:])}; enlarge it or take smaller patches"
+                )
+        dtype = exemplars[0].dtype
+        inside = [
+            _inside(mask, image, patch, CANDIDATES * count)
+            for image, mask in zip(exemplars, masks or [None] * len(exemplars), strict=True)
+        ]
+        patches = [
+            F.unfold(image[None], patch)[0].T[kept].double()
+            for image, kept in zip(exemplars, inside, strict=True)
+        ]
+        tag_of, pose_of = (
+            torch.cat([torch.full((len(p),), n) for n, p in zip(numbers, patches, strict=True)])
+            for numbers in (
+                tags if tags is not None else range(len(exemplars)),
+                poses if poses is not None else [0] * len(exemplars),
+            )
+        )
         rows = torch.cat(patches)
         mean, basis, coordinates = _principal(rows, rank)
-        order = coordinates[:, 0].argsort()
-        if len(order) > count:
-            order = order[(torch.arange(count).double() * (len(order) / count)).long()]
+        order = torch.cat(
+            [_evenly(coordinates[:, 0], pose_of == pose, count) for pose in range(pose_count)]
+        )
         shape = (exemplars[0].shape[0], patch, patch)
         bank = cls(
-            mean.view(shape).float(),
-            basis.view(-1, *shape).float(),
-            coordinates[order].float(),
-            tags[order],
+            mean.view(shape).to(dtype),
+            basis.view(-1, *shape).to(dtype),
+            coordinates[order].to(dtype),
+            tag_of[order],
+            poses=pose_of[order] if pose_count > 1 else None,
+            pose_count=pose_count,
         )
         if factor == 1:
             return bank
         contexts = torch.cat(
-            [_context_rows(low_pass(image[None], factor), patch, factor) for image in exemplars]
+            [
+                _context_rows(low_pass(image[None], factor), patch, factor)[kept]
+                for image, kept in zip(exemplars, inside, strict=True)
+            ]
         )
         mean, basis, coordinates = _principal(contexts.double(), CONTEXT_RANK)
         shape = (exemplars[0].shape[0], CONTEXT_PATCH, CONTEXT_PATCH)
-        return cls(
-            bank.mean,
-            bank.basis,
-            bank.keys,
-            bank.tags,
-            factor,
-            mean.view(shape).float(),
-            basis.view(-1, *shape).float(),
-            coordinates[order].float(),
+        return replace(
+            bank,
+            factor=factor,
+            context_mean=mean.view(shape).to(dtype),
+            context_basis=basis.view(-1, *shape).to(dtype),
+            key_context=coordinates[order].to(dtype),
         )
 
     def to(self, device: torch.device | str) -> "PatchBank":
@@ -145,20 +188,54 @@ def low_pass(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(small, size=x.shape[-2:], mode="bilinear")
 
 
+def _inside(mask: Tensor | None, image: Tensor, patch: int, most: int) -> Tensor:
+    """Numbers of the patches that lie wholly inside a mask, evenly thinned out to ``most``."""
+    rows, columns = (side - patch + 1 for side in image.shape[-2:])
+    numbers = torch.arange(rows * columns, device=image.device)
+    if mask is not None:
+        outside = F.max_pool2d((~mask)[None].float(), patch, stride=1)
+        numbers = numbers[outside.flatten() == 0]
+    if len(numbers) > most:
+        even = torch.linspace(0, len(numbers) - 1, most, dtype=torch.float64)
+        numbers = numbers[even.round().long().to(numbers.device)]
+    return numbers
+
+
+def _evenly(coordinate: Tensor, chosen: Tensor, count: int) -> Tensor:
+    """At most ``count`` numbers of chosen rows, evenly along their order by a coordinate."""
+    numbers = chosen.nonzero()[:, 0]
+    if not len(numbers):
+        raise ValueError(
+            "masks must leave patches of every pose, got none of one; enlarge the mask or the "
+            "photograph, or take smaller patches"
+        )
+    order = numbers[coordinate[numbers].argsort(stable=True)]
+    if len(order) > count:
+        even = torch.linspace(0, len(order) - 1, count, dtype=torch.float64)
+        order = order[even.round().long().to(order.device)]
+    return order
+
+
 def _principal(rows: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [d], orthonormal basis [r, d] and coordinates [n, r] of rows [n, d], in float64."""
     mean = rows.mean(0)
     centred = rows - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred)
-    del values  # ascending
-    basis = vectors.T.flip(0)[:rank]
-    return mean, basis.contiguous(), centred @ basis.T
+    if len(rows) < rows.shape[1]:
+        basis = torch.linalg.svd(centred, full_matrices=False).Vh[:rank]
+    else:
+        vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors  # ascending
+        basis = vectors.T.flip(0)[:rank].contiguous()
+    # LAPACK leaves the signs open; which keys are taken must not hang on it.
+    basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
+    return mean, basis, centred @ basis.T
 
 
 def _pad_for_context(low_resolution: Tensor, patch: int, factor: int) -> Tensor:
     """So that a dilated 5 × 5 window around each patch's middle lies within the picture."""
-    margin = CONTEXT_PATCH // 2 * factor - patch // 2
-    return F.pad(low_resolution, (margin,) * 4, mode="replicate" if margin > 0 else "constant")
+    before = CONTEXT_PATCH // 2 * factor - patch // 2
+    after = CONTEXT_PATCH // 2 * factor - (patch - 1) // 2  # an even patch's middle is its later
+    mode = "replicate" if after > 0 else "constant"
+    return F.pad(low_resolution, (before, after) * 2, mode=mode)
 
 
 def _context_rows(low_resolution: Tensor, patch: int, factor: int) -> Tensor:

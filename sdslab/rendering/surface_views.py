@@ -26,9 +26,11 @@ class SurfaceViews:
         points: [f, 3, 3], the faces' corners.
         pixels_per_unit: of the pictures.
         resolution: height and width of a picture.
-        background: [3], sRGB-encoded, behind the object.
+        background: [c], of the pictures' channels, behind the object.
         seed: of the run.
         turned: whether each view is turned about its axis at random.
+        directions: [f, 3, 3] at the faces' corners, what lies upright in the middle of each view;
+            None is +Y.
     """
 
     points: Tensor
@@ -37,6 +39,7 @@ class SurfaceViews:
     background: Tensor
     seed: int
     turned: bool = False
+    directions: Tensor | None = None
 
     @classmethod
     def of(
@@ -47,17 +50,20 @@ class SurfaceViews:
         background: Tensor,
         seed: int,
         turned: bool = False,
+        directions: Tensor | None = None,
     ) -> "SurfaceViews":
-        """Views of a mesh."""
+        """Views of a mesh; ``directions`` are [v, 3], of its vertices."""
         points = mesh.render_positions[mesh.faces.long()]
-        return cls(points, pixels_per_unit, resolution, background, seed, turned)
+        if directions is not None:
+            directions = directions[mesh.faces.long()]
+        return cls(points, pixels_per_unit, resolution, background, seed, turned, directions)
 
     def sample(self, step: int, batch: int, points: Tensor) -> Scene:
         """Draws ``batch`` views; view i of step s depends on (seed, s, i) alone."""
         del points  # the framing does not depend on the object's extent
         key = NoiseKey(self.seed, step, torch.arange(batch), VIEW_STREAM)
         numbers = philox_uniform(key, 6).double()
-        target, normal = self._surface_points(numbers[:, :3])
+        target, normal, upright = self._surface_points(numbers[:, :3])
         azimuth = 2 * math.pi * numbers[:, 3]
         elevation = (2 * numbers[:, 4] - 1).asin()  # even over the sphere
         around = torch.stack(
@@ -74,11 +80,15 @@ class SurfaceViews:
         )
         if self.turned:
             cameras = cameras.turned(2 * math.pi * numbers[:, 5])
-        background = self.background.view(1, 3, 1, 1)
-        return Scene(cameras, None, background.expand(batch, 3, self.resolution, self.resolution))
+        elif upright is not None:
+            axes = cameras.world_to_camera[:, :2, :3].double()
+            across, along = (axes @ upright[..., None])[..., 0].unbind(1)
+            cameras = cameras.turned(torch.atan2(across, along))
+        background = self.background.view(1, -1, 1, 1)
+        return Scene(cameras, None, background.expand(batch, -1, self.resolution, self.resolution))
 
-    def _surface_points(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Points [b, 3] spread evenly over the surface and its unit normals there."""
+    def _surface_points(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Points [b, 3] spread evenly over the surface, its unit normals and directions there."""
         corners = self.points.double()
         cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         cumulative = cross.norm(dim=1).cumsum(0)
@@ -86,4 +96,8 @@ class SurfaceViews:
         face = face.clamp_max(len(corners) - 1)
         root = numbers[:, 1].sqrt()
         weights = torch.stack((1 - root, root * (1 - numbers[:, 2]), root * numbers[:, 2]), 1)
-        return (weights[..., None] * corners[face]).sum(1), F.normalize(cross[face], dim=1)
+        target = (weights[..., None] * corners[face]).sum(1)
+        upright = None
+        if self.directions is not None:
+            upright = (weights[..., None] * self.directions[face].double()).sum(1)
+        return target, F.normalize(cross[face], dim=1), upright

@@ -16,7 +16,7 @@ def _option(metavar: str, default: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
-GuidanceName = Literal["exemplar", "deepfloyd", "stable-diffusion", "degenerate"]
+GuidanceName = Literal["exemplar", "deepfloyd", "stable-diffusion", "degenerate", "none"]
 MapName = Literal["albedo", "roughness", "metallic", "normal"]
 WeightingName = Literal["x0_unit", "x0_castex", "epsilon_unit", "epsilon_dreamfusion"]
 
@@ -33,14 +33,15 @@ class Subject:
         tuple[str, ...], tyro.conf.UseAppendAction, _option("PHOTO", "gravel; repeatable")
     ] = ()
     """A photo whose texture the object should have: a file, or the name of a photograph that
-    scikit-image ships. Needs no weights and no GPU."""
+    scikit-image ships. TAG=PHOTO gives it a tag for --tag. Needs no weights and no GPU."""
     target: Annotated[str | None, _option("TARGET", "none")] = None
     """A known material to recover: a textured GLB or OBJ of the same mesh, a folder of maps, or a
     picture for its albedo (a file, or the name of a photograph that scikit-image ships)."""
     guidance: Annotated[
         GuidanceName | None, _option("NAME", "deepfloyd, exemplar or degenerate, by what is given")
     ] = None
-    """exemplar, deepfloyd, stable-diffusion, or degenerate (the paper's Eq. 3, for --target)."""
+    """exemplar, deepfloyd, stable-diffusion, degenerate (the paper's Eq. 3, for --target), or none:
+    the exemplar as --init lays it on the object, by default projected along the three axes."""
     init: Annotated[
         str | None,
         tyro.conf.arg(
@@ -49,8 +50,9 @@ class Subject:
             help_behavior_hint="(default: random with a prompt, else grey)",
         ),
     ] = None
-    """Start from random albedo, from grey, from the mesh file's own maps ("source"), or from an
-    earlier result: a GLB or OBJ of the same mesh, a folder of maps, or a picture."""
+    """Start from random albedo, from grey, from the mesh file's own maps ("source"), from the
+    exemplar projected along the axes ("triplanar"), or from an earlier result: a GLB or OBJ of the
+    same mesh, a folder of maps, or a picture."""
     unwrap: Literal["auto", "always", "never"] = "auto"
     """Make texture coordinates: where the file's own are no valid atlas, always, or never."""
     smooth: bool = False
@@ -63,10 +65,29 @@ class Exemplar:
 
     exemplar_scale: float = 1.5
     """World size of the photo's height; the object's largest extent is 2."""
-    orient: Literal["up", "free"] = "up"
-    """Whether the photo's up follows the object's, or any direction will do."""
+    orient: Literal["up", "free", "flow"] = "up"
+    """Whether the photo's up follows the object's, any direction will do, or the direction that
+    bends least over the whole form."""
     material: Literal["auto", "albedo-only"] = "auto"
-    """Estimate roughness and bumps from the photo too, or leave them constant."""
+    """Estimate roughness and bumps from the albedo where no map is given, or leave them constant.
+    The albedo itself is matched without light."""
+    exemplar_normal: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, _option("MAP", "none; repeatable")
+    ] = ()
+    """The photo's normal map (+Y up), laid out together with it: one for each --exemplar."""
+    exemplar_roughness: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, _option("MAP", "none; repeatable")
+    ] = ()
+    """The photo's roughness map: one for each --exemplar."""
+    exemplar_mask: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, _option("PICTURE", "none; repeatable")
+    ] = ()
+    """Bright where the photo may be used: one for each --exemplar."""
+    tag: Annotated[str | None, _option("TAG", "none: all alike")] = None
+    """Of several exemplars, the one that the object should look like most: --exemplar
+    moss=moss.jpg --exemplar bark=bark.jpg --tag moss."""
+    tag_guidance: float = 3.0
+    """How strongly the tag leads: 0 not at all, 1 alone, more away from the others."""
 
 
 @dataclass(frozen=True)
@@ -267,13 +288,14 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
         "deepfloyd": "--prompt",
         "stable-diffusion": "--prompt",
         "degenerate": "--target",
+        "none": "--exemplar",
     }
     if subject.guidance is None:
         asked = next(iter(given), "--exemplar")
         guidance: GuidanceName = next(name for name in needed if needed[name] == asked)
     else:
         guidance = subject.guidance
-    if guidance != "exemplar" and needed[guidance] not in given:
+    if needed[guidance] != "--exemplar" and needed[guidance] not in given:
         what = {
             "--prompt": "the text that leads the model",
             "--target": "the material that it knows: a textured GLB or OBJ of the mesh, or a "
@@ -283,9 +305,9 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
             f"--guidance {guidance} needs {needed[guidance]}, {what[needed[guidance]]}, got "
             f"{next(iter(given), 'none')}"
         )
-    if guidance == "exemplar" and given and "--exemplar" not in given:
+    if needed[guidance] == "--exemplar" and given and "--exemplar" not in given:
         raise UserError(
-            f"--guidance exemplar needs --exemplar, a photo, got {next(iter(given))}; a prompt "
+            f"--guidance {guidance} needs --exemplar, a photo, got {next(iter(given))}; a prompt "
             f"needs --guidance deepfloyd or stable-diffusion"
         )
     for section, owner in (
@@ -333,6 +355,7 @@ def check(arguments: Arguments) -> None:
         "--seed": (optimization.seed, 0, 2**40),
         "--render-size": (rendering.render_size, 1, 4096),
         "--exemplar-scale": (arguments.exemplar.exemplar_scale, 0.01, 100),
+        "--tag-guidance": (arguments.exemplar.tag_guidance, 0, 100),
         "--guidance-scale": (distillation.guidance_scale, 0, 1000),
         "--sr-guidance-scale": (distillation.sr_guidance_scale, 0, 1000),
         "--perp-neg": (distillation.perp_neg, 0, 100),
@@ -359,7 +382,12 @@ def check(arguments: Arguments) -> None:
         )
     if rendering.unlit and (rendering.light or rendering.fixed_light):
         raise UserError("--unlit and --light or --fixed-light exclude each other: give one")
-    if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar"):
+    if arguments.subject.init == "triplanar" and guidance not in ("exemplar", "none"):
+        raise UserError(
+            f"--init triplanar lays an --exemplar on the object, got --guidance {guidance}; use "
+            f"--init grey or source"
+        )
+    if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar", "none"):
         raise UserError(f"--sr-steps is for --prompt, got --guidance {guidance}; leave it out")
 
 

@@ -1,75 +1,33 @@
 """``--exemplar``: a mesh textured like photographs, with no weights and no GPU.
 
-Stage I lays the photograph's patches out on the surface, from coarse to fine; stage II sharpens the
-result fourfold by SR-SDS.
+Stage I lays the photographs' patches out on the surface, from coarse to fine; stage II sharpens the
+result fourfold by super-resolution. ``--guidance none`` keeps what the texture starts from.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.denoisers.band_energy import BandEnergy
-from sdslab.denoisers.exemplar import ExemplarDenoiser
-from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.diffusion_space import PixelSpace
-from sdslab.image_io import load_square
-from sdslab.material_optimization import MaterialConfig, maps_of
-from sdslab.meshes.material import constant_material
+from sdslab.errors import UserError
+from sdslab.exemplar_texturing.estimated_material import estimate_material
+from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
+from sdslab.exemplar_texturing.pyramid import (
+    ExemplarConfig,
+    ExemplarPyramid,
+    finished_level,
+    texels_per_unit,
+)
+from sdslab.exemplar_texturing.triplanar import triplanar
+from sdslab.meshes.material import NORMAL, ROUGHNESS
 from sdslab.meshes.seam_dilation import dilate_seams
-from sdslab.optimize import OptimizeConfig
-from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.seen_texels import SeenTexels
-from sdslab.rendering.surface_views import SurfaceViews
 from sdslab.texture.arguments import DEFAULT_EXEMPLAR
-from sdslab.texture.estimated_material import estimate_material
-from sdslab.texture.exemplar_guide import ExemplarGuide
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Outcome, Stage, run_stage
-from sdslab.texture.target import resize_maps
-from sdslab.texture.unseen_texels import fill_unseen
 from sdslab.texture.workspace import Workspace
-
-VIEWS = 4
-LEARNING_RATE = 0.07
-FACTOR = 4  # of stage II's super-resolution
-TEXELS_PER_PIXEL = 1 / 0.7  # of stage II's pictures
-PHOTO_SIZE = 1024  # pixels of a photo that are read, at most
-
-
-@dataclass(frozen=True)
-class Level:
-    """One resolution of the pyramid.
-
-    Attributes:
-        name: of its stage.
-        coarseness: how many times fewer pixels per unit than stage II's pictures have.
-        resolution: height and width of the pictures.
-        shrink: of the maps' size.
-        u: first and last noise level.
-        steps: of optimisation.
-        patch: height and width of a patch, in pixels.
-    """
-
-    name: str
-    coarseness: int
-    resolution: int
-    shrink: int
-    u: tuple[float, float]
-    steps: int
-    patch: int = 7
-
-
-LEVELS = (
-    Level("stage1-coarse", 16, 48, 8, (0.98, 0.03), 30),
-    Level("stage1-middle", 8, 64, 4, (0.6, 0.03), 30),
-    Level("stage1-fine", 4, 128, 2, (0.6, 0.03), 40),
-    Level("stage2", 1, 256, 1, (0.6, 0.03), 30, patch=5),
-)
 
 
 def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured:
@@ -78,117 +36,153 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
     Raises:
         UserError: a photo cannot be read, or another process works in the folder.
     """
-    options, optimization = workspace.arguments.exemplar, workspace.arguments.optimization
-    sources = workspace.arguments.subject.exemplar or (DEFAULT_EXEMPLAR,)
-    photos = [load_square(source, PHOTO_SIZE) for source in sources]
-    scale = options.exemplar_scale
-    # No finer than the photos are: pictures would show their pixels as blobs.
-    finest = min(
-        _texels_per_unit(workspace) / TEXELS_PER_PIXEL,
-        *(photo.shape[-1] / scale for photo in photos),
+    exemplars = _exemplars(workspace)
+    pyramid = ExemplarPyramid.of(
+        workspace.renderer, workspace.covered, exemplars, _config(workspace, exemplars)
     )
-    colour = torch.stack([photo.mean((1, 2)) for photo in photos]).mean(0)
-    size = workspace.texture_size
-    maps = constant_material(size, size, albedo=tuple(colour.tolist()), roughness=0.8)
-    stage_one = maps
+    maps = _initial(workspace, pyramid)
     workspace.begin()
+    if workspace.guidance == "none":
+        return _textured(workspace, pyramid, maps, {"steps": 0}, ("kept as it starts",), None)
+    stage_one, size = maps, (workspace.texture_size, workspace.texture_size)
     outcomes: list[Outcome] = []
-    seen = SeenTexels((size, size), workspace.device)
-    for number, level in _levels_to_do(workspace):
-        if number and not outcomes:  # gone on from a checkpoint
-            assert workspace.resumed is not None
-            maps = workspace.resumed.tensors["maps"]
-            stage_one = workspace.resumed.tensors["stage_one"]
-        steps = level.steps if optimization.steps is None else optimization.steps
-        pixels_per_unit = finest / level.coarseness
-        side = max(16, round(scale * pixels_per_unit))
-        side += -side % FACTOR
-        small = [_resized(photo, side) for photo in photos]
-        final = level.coarseness == 1
-        bank = PatchBank.of(small, level.patch, factor=FACTOR if final else 1)
-        energy = BandEnergy(_mosaic(small).to(workspace.device))
-        theta = TexelGrid(resize_maps(maps, max(1, size // level.shrink)))
-        theta.to(workspace.device)
-        seen = SeenTexels((size, size), workspace.device)
+    seen = SeenTexels(size, workspace.device)
+    for number in range(_first_level(workspace, pyramid), len(pyramid.levels)):
+        if workspace.resumed is not None and not outcomes:
+            maps, stage_one = (workspace.resumed.tensors[name] for name in ("maps", "stage_one"))
+        level = pyramid.levels[number]
+        run = pyramid.run(
+            number, maps, stage_one, from_texture=workspace.arguments.subject.init is not None
+        )
+        seen = SeenTexels(size, workspace.device)
         stage = Stage(
             level.name,
-            theta,
-            ExemplarGuide(
-                ExemplarDenoiser(bank.to(workspace.device), band_energy=energy),
-                workspace.renderer,
-                level.u,
-                steps,
-                workspace.seed(number + 1),
-                pixels_per_unit,
-                stage_one=stage_one.to(workspace.device) if final else None,
-            ),
+            run.theta,
+            run.guide,
             PixelSpace(),
-            SurfaceViews.of(
-                workspace.mesh,
-                pixels_per_unit,
-                level.resolution,
-                colour,
-                workspace.seed(number + 1),
-                turned=options.orient == "free",
-            ),
-            MaterialConfig(
-                optimization.views or VIEWS,
-                OptimizeConfig(
-                    steps,
-                    learning_rate=optimization.learning_rate or LEARNING_RATE,
-                    learning_rate_schedule="cosine",
-                    adam_betas=(0.9, 0.99),
-                ),
-                ("roughness", "metallic", "normal"),
-            ),
-            carried={"maps": maps, "stage_one": stage_one},
+            run.scenes,
+            run.config,
+            # Copies: a checkpoint holds no tensor twice.
+            carried={"maps": maps.clone(), "stage_one": stage_one.clone()},
+            memory=run.memory,
+            picture=run.picture,
         )
         outcomes.append(run_stage(stage, workspace, seen, progress))
-        maps = resize_maps(maps_of(theta).detach().cpu(), size)
+        maps = finished_level(run, seen, pyramid, level)
+        if not level.super_resolution:
+            stage_one = maps
         if outcomes[-1].interrupt is not None:
             break
-        if not final:
-            maps = stage_one = fill_unseen(maps, seen.texels().cpu(), workspace.mesh)
-    textured = fill_unseen(maps, seen.texels().cpu(), workspace.mesh)
-    materials = {"textured": textured}
-    if options.material == "auto":
-        dilated = dilate_seams(textured, workspace.covered)
-        feature = max(2.0, 0.04 * scale * _texels_per_unit(workspace))
-        materials["textured"] = estimate_material(dilated, workspace.covered, feature)
     seconds = sum(outcome.seconds for outcome in outcomes)
     steps = sum(outcome.steps for outcome in outcomes)
     share = (seen.texels().cpu() & workspace.covered).sum() / workspace.covered.sum().clamp_min(1)
-    return Textured(
-        materials,
+    return _textured(
+        workspace,
+        pyramid,
+        maps,
         {"steps": steps, "optimization_seconds": round(seconds, 2), "seen_share": float(share)},
         (
             f"{steps} steps in {seconds:.1f} s; {float(share):.1%} of the texels were seen, the "
             f"others take the nearest's colours",
         ),
-        outcomes[-1].interrupt,
+        outcomes[-1].interrupt if outcomes else None,
     )
 
 
-def _levels_to_do(workspace: Workspace) -> Iterator[tuple[int, Level]]:
-    names = [level.name for level in LEVELS]
-    resumed = workspace.resumed
-    first = names.index(resumed.state["stage"]) if resumed is not None else 0
-    yield from list(enumerate(LEVELS))[first:]
+def _exemplars(workspace: Workspace) -> ExemplarSet:
+    subject, options = workspace.arguments.subject, workspace.arguments.exemplar
+    return load_exemplars(
+        subject.exemplar or (DEFAULT_EXEMPLAR,),
+        normals=options.exemplar_normal,
+        roughness=options.exemplar_roughness,
+        masks=options.exemplar_mask,
+    )
 
 
-def _texels_per_unit(workspace: Workspace) -> float:
-    """Of the atlas, on average: the root of covered texels over the surface's area."""
-    corners = workspace.mesh.render_positions[workspace.mesh.faces.long()].double()
-    cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    area = float(cross.norm(dim=1).sum()) / 2
-    return math.sqrt(max(1, int(workspace.covered.sum())) / max(area, 1e-9))
+def _config(workspace: Workspace, exemplars: ExemplarSet) -> ExemplarConfig:
+    """What the command line says, in place of the defaults.
+
+    Raises:
+        UserError: ``--tag`` names no exemplar.
+    """
+    options, optimization = workspace.arguments.exemplar, workspace.arguments.optimization
+    tags = exemplars.tags
+    if options.tag is not None and options.tag not in tags:
+        known = ", ".join(tag for tag in tags if tag is not None) or "none"
+        raise UserError(
+            f"--tag must be that of an exemplar given as --exemplar TAG=PHOTO ({known} here), got "
+            f"{options.tag!r}"
+        )
+    changed = {
+        "views": optimization.views,
+        "learning_rate": optimization.learning_rate,
+        "steps": optimization.steps,
+    }
+    return ExemplarConfig(
+        scale=options.exemplar_scale,
+        orient=options.orient,
+        texture_size=workspace.texture_size,
+        tag=None if options.tag is None else tags.index(options.tag),
+        tag_guidance=options.tag_guidance,
+        seed=workspace.seed(),
+        **{name: value for name, value in changed.items() if value is not None},  # type: ignore[arg-type]
+    )
 
 
-def _resized(photo: Tensor, side: int) -> Tensor:
-    """[3, side, side] in [−1, 1]."""
-    small = F.interpolate(photo[None], size=(side, side), mode="bilinear", antialias=True)
-    return 2 * small[0] - 1
+def _initial(workspace: Workspace, pyramid: ExemplarPyramid) -> Tensor:
+    """What the texture starts from, [size, size, 8]: the photographs' mean colour by default."""
+    init = workspace.arguments.subject.init
+    if init is None and workspace.guidance == "none":
+        init = "triplanar"
+    match init:
+        case None | "grey":
+            return pyramid.grey()
+        case "triplanar":
+            density = texels_per_unit(workspace.mesh, workspace.covered)
+            scale = pyramid.config.scale
+            return triplanar(workspace.mesh, pyramid.grey(), pyramid.exemplars, scale, density)
+        case _:
+            return workspace.initial_maps()
 
 
-def _mosaic(photos: list[Tensor]) -> Tensor:
-    return torch.cat(photos, dim=2)
+def _first_level(workspace: Workspace, pyramid: ExemplarPyramid) -> int:
+    if workspace.resumed is None:
+        return 0
+    return [level.name for level in pyramid.levels].index(workspace.resumed.state["stage"])
+
+
+def _textured(
+    workspace: Workspace,
+    pyramid: ExemplarPyramid,
+    maps: Tensor,
+    results: Mapping[str, Any],
+    lines: tuple[str, ...],
+    interrupt: KeyboardInterrupt | None,
+) -> Textured:
+    """The finished material; says which of its maps are estimates."""
+    guided = pyramid.exemplars.guided
+    given = {"albedo": True, "roughness": ROUGHNESS in guided, "normal": NORMAL.start in guided}
+    estimated = [name for name in given if not given[name]]
+    origin = {name: "exemplar" if given[name] else "constant" for name in given}
+    if workspace.arguments.exemplar.material == "auto":
+        feature = max(2.0, 0.04 * pyramid.config.scale * texels_per_unit(
+            workspace.mesh, workspace.covered
+        ))  # fmt: skip
+        guess = estimate_material(dilate_seams(maps, workspace.covered), workspace.covered, feature)
+        maps = maps.clone()
+        for name, channels in (("roughness", ROUGHNESS), ("normal", NORMAL)):
+            if name in estimated:
+                maps[..., channels] = guess[..., channels]
+                origin[name] = "estimated from the albedo"
+    notes = (
+        "the albedo was matched to the photo without light: what shade the photo has stays in it",
+    )
+    if "estimated from the albedo" in origin.values():
+        guessed = " and ".join(name for name in estimated)
+        notes += (f"{guessed} are estimates from the albedo (--material albedo-only omits them)",)
+    return Textured(
+        {"textured": maps},
+        {**results, "material": {**origin, "metallic": "constant"}},
+        (*lines, *notes),
+        interrupt,
+    )

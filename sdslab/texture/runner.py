@@ -94,7 +94,7 @@ def program_of(guidance: GuidanceName) -> Program:
             from sdslab.texture.recovery import recover_target
 
             return recover_target
-        case "exemplar":
+        case "exemplar" | "none":
             from sdslab.texture.exemplar import texture_like_exemplars
 
             return texture_like_exemplars

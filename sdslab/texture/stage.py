@@ -12,7 +12,13 @@ from sdslab.devices import out_of_memory_message
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.errors import UserError
 from sdslab.interrupts import interrupts_held
-from sdslab.material_optimization import Guide, MaterialConfig, maps_of, optimize_material
+from sdslab.material_optimization import (
+    Guide,
+    MaterialConfig,
+    Picture,
+    maps_of,
+    optimize_material,
+)
 from sdslab.optimize import Step
 from sdslab.optimizer_state import OptimizerState
 from sdslab.parameterizations.parameterization import Parameterization
@@ -38,6 +44,7 @@ class Stage:
         config: steps and optimiser.
         carried: tensors that its checkpoints hold besides its own.
         memory: what the guide itself carries from step to step, which it changes in place.
+        picture: what is guided; None is the shaded material.
         note: of a step, for the progress bar.
     """
 
@@ -49,6 +56,7 @@ class Stage:
     config: MaterialConfig
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    picture: Picture | None = None
     note: Callable[[Step], str] = lambda step: f"loss {step.loss:.4g}, |g| {step.gradient_norm:.3g}"
 
 
@@ -114,6 +122,7 @@ def run_stage(
         stage.config,
         seen,
         state,
+        stage.picture,
     )
     with MetricsLog(workspace.out, stage.name, state.index) as log:
         try:

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.meshes.material import NORMAL, picture_material
+from sdslab.meshes.material import picture_material
 from sdslab.meshes.material_io import load_maps
 from sdslab.meshes.mesh import Mesh, SourceMaterial
 from sdslab.meshes.mesh_io import READERS, load_mesh
+from sdslab.meshes.resize_maps import resize_maps
 from sdslab.rendering.render_backend import RenderBackend
 from sdslab.rendering.texel_coverage import transfer_maps
 
@@ -88,22 +88,3 @@ def maps_on(
     if (difference - difference.round()).abs().max() < UV_TOLERANCE:
         return resize_maps(material.maps, size)
     return transfer_maps(material.maps, material.corner_uv, mesh, (size, size), backend)
-
-
-def resize_maps(maps: Tensor, size: int) -> Tensor:
-    """Resamples maps with power-of-two sides to [size, size, 8], as a texture that repeats."""
-    height, width = maps.shape[:2]
-    texels = maps.movedim(-1, 0)[None]
-    shrink = (max(1, height // size), max(1, width // size))
-    texels = F.avg_pool2d(texels, shrink)
-    height, width = texels.shape[-2:]
-    if (height, width) != (size, size):
-        # One texel of the opposite side all around, of which nothing but the blend is kept.
-        texels = F.pad(texels, (1, 1, 1, 1), mode="circular")
-        rows, columns = size // height, size // width
-        texels = F.interpolate(texels, scale_factor=(rows, columns), mode="bilinear")
-        texels = texels[..., rows:-rows, columns:-columns]
-    resized = texels[0].movedim(0, -1).contiguous()
-    normal = F.normalize(2 * resized[..., NORMAL] - 1, dim=-1, eps=1e-6)  # means are short
-    resized[..., NORMAL] = (normal + 1) / 2
-    return resized

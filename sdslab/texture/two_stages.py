@@ -23,12 +23,12 @@ from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.unseen_texels import fill_unseen
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.diffusion_guide import DiffusionGuide
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Outcome, Stage, run_stage
 from sdslab.texture.stage_settings import model_dtype, resolved_settings
-from sdslab.texture.unseen_texels import fill_unseen
 from sdslab.texture.workspace import Workspace
 
 RENDER_SIZE = 512

@@ -1,0 +1,186 @@
+"""The photographs that a surface is to look like: pictures, maps, masks and tags."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdslab.errors import UserError
+from sdslab.image_io import load_picture
+from sdslab.meshes.material import ALBEDO, NORMAL, ROUGHNESS
+
+LARGEST_SIDE = 1024  # pixels of a photo's shorter side that are used
+LARGEST_ASPECT = 2.0  # of what is used of a photo; its middle
+SAME_ASPECT = 0.02  # relative difference of a photo's and its maps' aspects
+DIRECTIONAL_FROM = 0.4  # of `anisotropy`: bricks have .5, gravel, grass and tissue .3
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplar:
+    """A photograph and what is known of its material.
+
+    Attributes:
+        channels: [c, h, w] in [0, 1]; of the material channels that are guided.
+        mask: [1, h, w] bool, what of it may be copied; None is all.
+        tag: its name for guidance by tag, or None.
+    """
+
+    channels: Tensor
+    mask: Tensor | None = None
+    tag: str | None = None
+
+    def at_height(self, height: int, multiple: int) -> tuple[Tensor, Tensor | None]:
+        """Channels in [−1, 1] and mask at another size, both sides multiples of ``multiple``."""
+        old_height, old_width = self.channels.shape[1:]
+        sides = (height, height * old_width / old_height)
+        size = [max(1, round(side / multiple)) * multiple for side in sides]
+        resized = F.interpolate(self.channels[None], size=size, mode="bilinear", antialias=True)
+        mask = None
+        if self.mask is not None:
+            share = F.interpolate(self.mask[None].float(), size=size, mode="area")
+            mask = share[0] > 0.999
+        return 2 * resized[0] - 1, mask
+
+
+@dataclass(frozen=True, eq=False)
+class ExemplarSet:
+    """All photographs of a run; their channels are the same.
+
+    Attributes:
+        exemplars: at least one.
+        guided: indices of the material's channels that they show, in order.
+    """
+
+    exemplars: tuple[Exemplar, ...]
+    guided: tuple[int, ...]
+
+    @property
+    def mean(self) -> Tensor:
+        """Of each guided channel, [c]."""
+        means = []
+        for exemplar in self.exemplars:
+            pixels = exemplar.channels.flatten(1)
+            if exemplar.mask is not None:
+                pixels = pixels[:, exemplar.mask.flatten()]
+            means.append(pixels.mean(1))
+        return torch.stack(means).mean(0)
+
+    @property
+    def height(self) -> int:
+        """Pixels of the lowest photograph: no finer than this are any."""
+        return min(exemplar.channels.shape[1] for exemplar in self.exemplars)
+
+    @property
+    def tags(self) -> tuple[str | None, ...]:
+        """One for each exemplar."""
+        return tuple(exemplar.tag for exemplar in self.exemplars)
+
+    @property
+    def is_directional(self) -> bool:
+        """Whether it matters which way up a photograph lies: bricks, but not gravel."""
+        return any(
+            anisotropy(e.channels[ALBEDO], e.mask) > DIRECTIONAL_FROM for e in self.exemplars
+        )
+
+
+def load_exemplars(
+    sources: Sequence[str],
+    *,
+    normals: Sequence[str] = (),
+    roughness: Sequence[str] = (),
+    masks: Sequence[str] = (),
+) -> ExemplarSet:
+    """Reads photographs, their maps and masks.
+
+    Args:
+        sources: files, or names of scikit-image's photographs; ``TAG=FILE`` gives one a tag.
+        normals: tangent-space normal maps (+Y up), as many as photos or none.
+        roughness: roughness maps, as many as photos or none.
+        masks: pictures, bright where the photo may be used, as many as photos or none.
+
+    Raises:
+        UserError: a picture cannot be read, or they do not fit each other.
+    """
+    for option, given in (
+        ("normal", normals), ("roughness", roughness), ("mask", masks)
+    ):  # fmt: skip
+        if given and len(given) != len(sources):
+            raise UserError(
+                f"--exemplar-{option} must be given once for each --exemplar, {len(sources)} "
+                f"times, or not at all, got {len(given)}"
+            )
+    guided = tuple(range(ALBEDO.start, ALBEDO.stop))
+    guided += (ROUGHNESS,) if roughness else ()
+    guided += tuple(range(NORMAL.start, NORMAL.stop)) if normals else ()
+    exemplars = []
+    for number, source in enumerate(sources):
+        tag, file = tag_and_file(source)
+        photo = _read(file)
+        channels = [photo]
+        if roughness:
+            channels.append(_beside(photo, roughness[number], file).mean(0, keepdim=True))
+        if normals:
+            channels.append(_beside(photo, normals[number], file))
+        mask = None
+        if masks:
+            mask = _beside(photo, masks[number], file).mean(0, keepdim=True) > 0.5
+            if not mask.any():
+                raise UserError(
+                    f"--exemplar-mask must be bright where the photo may be used, got "
+                    f"{masks[number]!r}, which is dark all over; invert it"
+                )
+        exemplars.append(Exemplar(torch.cat(channels), mask, tag))
+    return ExemplarSet(tuple(exemplars), guided)
+
+
+def tag_and_file(source: str) -> tuple[str | None, str]:
+    """Splits ``TAG=FILE``; a file of the whole name wins."""
+    tag, equals, file = source.partition("=")
+    if not equals or Path(source).exists() or not tag or "/" in tag:
+        return None, source
+    return tag, file
+
+
+def anisotropy(picture: Tensor, mask: Tensor | None = None) -> float:
+    """How much more a picture [c, h, w] changes along one direction than across it, in [0, 1].
+
+    The coherence of the structure tensor of the whole picture, of shapes of about its twentieth.
+    """
+    side = min(64, *picture.shape[1:])
+    size = (side, max(1, round(side * picture.shape[2] / picture.shape[1])))
+    grey = picture.mean(0, keepdim=True)
+    small = F.interpolate(grey[None], size=size, mode="bilinear", antialias=True)[0, 0]
+    along_y, along_x = small.diff(dim=0)[:, :-1], small.diff(dim=1)[:-1]
+    if mask is not None:
+        share = F.interpolate(mask[None].float(), size=size, mode="area")[0, 0]
+        inside = share[:-1, :-1] > 0.999
+        along_y, along_x = along_y[inside], along_x[inside]
+    xx, yy = float(along_x.square().sum()), float(along_y.square().sum())
+    xy = float((along_x * along_y).sum())
+    return math.hypot(xx - yy, 2 * xy) / max(xx + yy, 1e-9)
+
+
+def _read(source: str) -> Tensor:
+    """The middle of a picture, [3, h, w], of an aspect of at most ``LARGEST_ASPECT``."""
+    picture = load_picture(source, LARGEST_SIDE)
+    height, width = picture.shape[1:]
+    longest = max(1, round(LARGEST_ASPECT * min(height, width)))
+    top, left = (max(0, side - longest) // 2 for side in (height, width))
+    return picture[:, top : top + longest, left : left + longest].contiguous()
+
+
+def _beside(photo: Tensor, source: str, of: str) -> Tensor:
+    """A map of a photo, at the photo's size."""
+    other = _read(source)
+    aspects = [picture.shape[2] / picture.shape[1] for picture in (photo, other)]
+    if abs(aspects[0] / aspects[1] - 1) > SAME_ASPECT:
+        raise UserError(
+            f"maps and masks must show what their photo shows, got {source!r} with an aspect of "
+            f"{aspects[1]:.3g} for {of!r} with {aspects[0]:.3g}; crop one of them"
+        )
+    size = photo.shape[1:]
+    return F.interpolate(other[None], size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)

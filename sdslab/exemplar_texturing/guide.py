@@ -1,0 +1,122 @@
+"""The gradient of a step: noise fixed to the surface, steep views weighed down, SR-SDS last."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition
+from sdslab.denoisers.exemplar import ExemplarDenoiser, timestep
+from sdslab.denoisers.noise_schedule import WEIGHTINGS
+from sdslab.denoisers.patch_bank import low_pass
+from sdslab.distillation.sds import sds_gradient
+from sdslab.exemplar_texturing.guided_picture import GuidedPicture
+from sdslab.exemplar_texturing.tangent_field import TangentField, on_screen
+from sdslab.kernels import NoiseKey, SDSResult, philox_normal, philox_uniform
+from sdslab.rendering.renderer import Surface
+from sdslab.rendering.scene import Scene
+
+ANCHORED_NOISE_STREAM = 8  # of the counter-based generator
+NOISE_LEVEL_STREAM = 9
+TABLE_SIZE = 2**16
+# Large primes that spread neighbouring voxels over the table (Teschner et al. 2003).
+VOXEL_HASH = (73856093, 19349663, 83492791)
+
+
+@dataclass(frozen=True, eq=False)
+class ExemplarGuide:
+    """A `Guide` for `optimize_material`: Eq. 1 with an exemplar's exact denoiser.
+
+    Attributes:
+        denoiser: of one level of resolution.
+        picture: what it is shown.
+        u: (first, last) noise level of the stage; √ᾱ = cos(πu/2).
+        steps: of the stage.
+        seed: of the noise.
+        pixels_per_unit: of the pictures; a voxel of the anchored noise is a pixel wide.
+        power: of (n·v), the weight of a pixel.
+        anchored: whether the noise belongs to places on the surface, or is drawn anew each step.
+        annealed: whether u falls from first to last, or is drawn between them each step.
+        stage_one: [h, w, 8], the material that super-resolution starts from; None is stage I.
+        field: which way the photograph's up points, for a bank of several poses.
+        tag: the exemplar that leads, and how strongly (`ClassifierFreeGuidance`'s scale).
+    """
+
+    denoiser: ExemplarDenoiser
+    picture: GuidedPicture
+    u: tuple[float, float]
+    steps: int
+    seed: int
+    pixels_per_unit: float
+    power: float = 2.0
+    anchored: bool = True
+    annealed: bool = True
+    stage_one: Tensor | None = None
+    field: TangentField | None = None
+    tag: tuple[int, float] | None = None
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
+        key = NoiseKey(self.seed, index, torch.arange(len(z), device=z.device))
+        condition = Condition(foreground=surface.coverage(), up=self._up(scene, surface))
+        if self.stage_one is not None:
+            picture = self.picture(surface, self.stage_one, scene)
+            low_resolution = low_pass(2 * picture - 1, self.denoiser.bank.factor)
+            condition = replace(condition, low_resolution=low_resolution)
+        model = self.denoiser
+        if self.tag is not None:
+            row, scale = self.tag
+            prompt = torch.full((len(z),), row, device=z.device)
+            condition = replace(condition, prompt=prompt)
+            model = ClassifierFreeGuidance(model, model.unconditional, scale)
+        result = sds_gradient(
+            z,
+            model,
+            self._timesteps(z, index),
+            self._anchored_noise(z, key, surface) if self.anchored else key,
+            weighting=WEIGHTINGS["x0_unit"],
+            condition=condition,
+        )
+        weight = self._weight(surface)
+        gradient = result.gradient * weight
+        loss = 0.5 * (result.gradient.square() * weight).flatten(1).sum(1)
+        return SDSResult(gradient, loss, result.nonfinite)
+
+    def _timesteps(self, z: Tensor, index: int) -> Tensor:
+        """One noise level a step, [b]."""
+        first, last = self.u
+        share = index / max(1, self.steps - 1)
+        if not self.annealed:
+            key = NoiseKey(self.seed, index, torch.arange(1), NOISE_LEVEL_STREAM)
+            share = float(philox_uniform(key, 1))
+        return torch.full((len(z),), timestep(first + (last - first) * share), device=z.device)
+
+    def _up(self, scene: Scene, surface: Surface) -> Tensor | None:
+        """Where the photograph's up points on the screen, [b, 2, h, w]; 0 behind the object."""
+        if self.field is None or self.denoiser.bank.pose_count == 1:
+            return None
+        vectors = self.field.at(surface)
+        up = on_screen(vectors, surface, scene.cameras.world_to_camera)
+        b, height, width = surface.shape
+        return surface.fill(up, up.new_zeros(b, 2, height, width))
+
+    def _weight(self, surface: Surface) -> Tensor:
+        """(n·v)^power of each pixel, [b, 1, h, w]; 0 where there is no surface."""
+        towards = F.normalize(surface.eye[surface.view] - surface.position, dim=1)
+        cosine = (towards * surface.normal).sum(1, keepdim=True).clamp(0, 1)
+        b, height, width = surface.shape
+        return surface.fill(cosine**self.power, cosine.new_zeros(b, 1, height, width))
+
+    def _anchored_noise(self, z: Tensor, key: NoiseKey, surface: Surface) -> Tensor:
+        """Noise that belongs to the place on the surface, whatever view looks at it.
+
+        The voxels are cubes as wide as a pixel; behind the object the noise is fresh.
+        """
+        table_key = NoiseKey(self.seed, 0, torch.arange(1, device=z.device), ANCHORED_NOISE_STREAM)
+        table = philox_normal(table_key, (TABLE_SIZE, z.shape[1]))[0]
+        voxel = (surface.position * self.pixels_per_unit).floor().long()
+        place = voxel[:, 0] * VOXEL_HASH[0]
+        place = place ^ (voxel[:, 1] * VOXEL_HASH[1]) ^ (voxel[:, 2] * VOXEL_HASH[2])
+        behind = philox_normal(key, z.shape[1:])
+        return surface.fill(table[place % TABLE_SIZE].to(z.dtype), behind.to(z.dtype)).contiguous()

@@ -1,0 +1,329 @@
+"""The levels that a texture is made at, coarse to fine, and what each of them optimises."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdslab.denoisers.band_energy import BandEnergy
+from sdslab.denoisers.exemplar import ExemplarDenoiser
+from sdslab.denoisers.patch_bank import PatchBank
+from sdslab.exemplar_texturing.exemplars import ExemplarSet
+from sdslab.exemplar_texturing.guide import ExemplarGuide
+from sdslab.exemplar_texturing.guided_picture import GuidedPicture
+from sdslab.exemplar_texturing.tangent_field import TangentField
+from sdslab.exemplar_texturing.turned_exemplars import turned
+from sdslab.material_optimization import MaterialConfig, maps_of
+from sdslab.meshes.material import constant_material
+from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.resize_maps import resize_maps
+from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.optimize import OptimizeConfig
+from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.band_limit import band_limit
+from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.surface_views import SurfaceViews
+from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.unseen_texels import fill_unseen
+
+Orient = Literal["up", "free", "flow"]
+
+FACTOR = 4  # of stage II's super-resolution
+PIXELS_PER_TEXEL = 0.7  # of stage II's pictures
+LEAST_PHOTO_HEIGHT = 16  # pixels; a coarser level would show no texture
+LEAST_PIXELS_PER_UNIT = 24.0
+FIRST_U = 0.98  # where the first level starts: nearly pure noise
+KEPT_U = 0.5  # where levels start at most, if they start from a texture
+POSES = 16
+ROUGHNESS = 0.8  # of the material where nothing is known: stone, bark, plaster, cloth
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the pyramid.
+
+    Attributes:
+        name: of its stage.
+        coarseness: how many times fewer pixels per unit than stage II's pictures have.
+        resolution: height and width of the pictures.
+        shrink: of the maps' size.
+        u: first and last noise level; the first level that runs starts at ``FIRST_U``.
+        steps: of optimisation.
+        patch: height and width of a patch, in pixels.
+        directional_patch: the same for photographs that have a direction.
+        super_resolution: whether it sharpens what the levels before have made.
+        anchored: whether its noise is fixed to the surface.
+        annealed: whether the noise level falls, or is drawn at random.
+        band_energy: whether the contrast of x̂_0 is kept at the photograph's.
+    """
+
+    name: str
+    coarseness: int
+    resolution: int
+    shrink: int
+    u: tuple[float, float]
+    steps: int
+    patch: int = 7
+    directional_patch: int = 9
+    super_resolution: bool = False
+    anchored: bool = True
+    annealed: bool = True
+    band_energy: bool = True
+
+
+STAGE_ONE = (
+    Level("stage1-coarse", 16, 48, 8, (0.6, 0.03), 30),
+    Level("stage1-middle", 8, 64, 4, (0.6, 0.03), 30),
+    Level("stage1-fine", 4, 128, 2, (0.6, 0.03), 40),
+)
+STAGE_TWO = Level(
+    "stage2", 1, 256, 1, (0.6, 0.03), 30, patch=5, directional_patch=5, super_resolution=True,
+    anchored=False,
+)  # fmt: skip
+LEVELS = (*STAGE_ONE, STAGE_TWO)
+# One scale, fresh noise, random t: what SDS is elsewhere. It ends in the mean colour.
+PLAIN_SDS = (
+    Level(
+        "plain", 4, 128, 2, (0.98, 0.02), 100, anchored=False, annealed=False, band_energy=False
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExemplarConfig:
+    """How photographs lie on an object."""
+
+    scale: float = 1.5
+    """World size of a photo's height; the object's largest extent is 2."""
+    orient: Orient = "up"
+    """Whether the photo's up follows the object's, any direction will do, or the form's flow."""
+    texture_size: int = 1024
+    """Height and width of the maps, a power of two."""
+    views: int = 4
+    """Pictures a step."""
+    learning_rate: float = 0.07
+    """Of Adam, at each level's first step."""
+    steps: int | None = None
+    """Of each level, in place of its own."""
+    tag: int | None = None
+    """The exemplar that leads."""
+    tag_guidance: float = 3.0
+    """How strongly it does: ε_all + s (ε_tag − ε_all)."""
+    seed: int = 0
+    """Of views and noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class LevelRun:
+    """What `optimize_material` needs for one level.
+
+    Attributes:
+        theta: eight channels, of the level's own size.
+        guide: gives the gradient.
+        picture: what is guided.
+        scenes: draws the views.
+        config: steps and optimiser.
+        memory: what the guide carries from step to step, changed in place.
+    """
+
+    theta: TexelGrid
+    guide: ExemplarGuide
+    picture: GuidedPicture
+    scenes: SurfaceViews
+    config: MaterialConfig
+    memory: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ExemplarPyramid:
+    """The levels of one mesh and its exemplars.
+
+    Attributes:
+        renderer: of the mesh.
+        exemplars: what it should look like.
+        config: how they lie on it.
+        levels: those that run, coarse to fine.
+        pixels_per_unit: of the finest pictures, where a unit is half the object's extent.
+        field: which way the photographs' up points, where it matters.
+    """
+
+    renderer: Renderer
+    exemplars: ExemplarSet
+    config: ExemplarConfig
+    levels: tuple[Level, ...]
+    pixels_per_unit: float
+    field: TangentField | None
+
+    @classmethod
+    def of(
+        cls,
+        renderer: Renderer,
+        covered: Tensor,
+        exemplars: ExemplarSet,
+        config: ExemplarConfig,
+        levels: tuple[Level, ...] = LEVELS,
+    ) -> "ExemplarPyramid":
+        """Chooses the scale of the levels.
+
+        Args:
+            renderer: of the mesh.
+            covered: [h, w] bool, texels that a face covers.
+            exemplars: what the mesh should look like.
+            config: how they lie on it.
+            levels: all there are; those too coarse to show the photographs are left out.
+        """
+        finest = min(
+            PIXELS_PER_TEXEL * texels_per_unit(renderer.mesh, covered),
+            exemplars.height / config.scale,  # finer pictures would show its pixels as blobs
+        )
+        finest = max(finest, LEAST_PIXELS_PER_UNIT)
+        shown = [
+            level
+            for level in levels
+            if config.scale * finest / level.coarseness >= LEAST_PHOTO_HEIGHT
+            or level.super_resolution
+            or level is [other for other in levels if not other.super_resolution][-1]
+        ]
+        field = None
+        if config.orient != "free" and exemplars.is_directional:
+            field = TangentField.of(renderer.mesh, config.orient, renderer.backend)
+        return cls(renderer, exemplars, config, tuple(shown), finest, field)
+
+    def grey(self) -> Tensor:
+        """The photographs' mean material, [size, size, 8]."""
+        size = self.config.texture_size
+        maps = constant_material(size, size, roughness=ROUGHNESS)
+        for channel, mean in zip(self.exemplars.guided, self.exemplars.mean, strict=True):
+            maps[..., channel] = mean
+        return maps
+
+    def run(
+        self, number: int, maps: Tensor, stage_one: Tensor | None, *, from_texture: bool = False
+    ) -> LevelRun:
+        """Sets a level up.
+
+        Args:
+            number: of ``levels``.
+            maps: [size, size, 8] that it starts from.
+            stage_one: the same that super-resolution sharpens.
+            from_texture: whether the first level starts from a texture worth keeping.
+        """
+        level, config, device = self.levels[number], self.config, self.renderer.device
+        pixels_per_unit = self.pixels_per_unit / level.coarseness
+        steps = level.steps if config.steps is None else config.steps
+        first, last = level.u
+        if level.annealed and number == 0:
+            first = FIRST_U
+        if from_texture:
+            first = min(first, KEPT_U)
+        seed = config.seed + (number << 41)  # no two levels, or runs of near seeds, share numbers
+        denoiser = self._denoiser(level, pixels_per_unit)
+        energy = denoiser.band_energy
+        size = max(1, config.texture_size // level.shrink)
+        picture = GuidedPicture(self.renderer, self.exemplars.guided)
+        guide = ExemplarGuide(
+            denoiser,
+            picture,
+            (first, last),
+            steps,
+            seed,
+            pixels_per_unit,
+            power=2.0 if self.field is None else 4.0,
+            anchored=level.anchored,
+            annealed=level.annealed,
+            stage_one=stage_one.to(device)
+            if stage_one is not None and level.super_resolution
+            else None,
+            field=self.field,
+            tag=None if config.tag is None else (config.tag, config.tag_guidance),
+        )
+        scenes = SurfaceViews.of(
+            self.renderer.mesh,
+            pixels_per_unit,
+            level.resolution,
+            self.exemplars.mean,
+            seed,
+            turned=config.orient == "free",
+            directions=self.field.vertices
+            if self.field is not None and config.orient == "flow"
+            else None,
+        )
+        optimization = OptimizeConfig(
+            steps,
+            learning_rate=config.learning_rate,
+            learning_rate_schedule="cosine",
+            adam_betas=(0.9, 0.99),
+        )
+        return LevelRun(
+            TexelGrid(resize_maps(maps, size)).to(device),
+            guide,
+            picture,
+            scenes,
+            MaterialConfig(config.views, optimization),
+            energy.memory if energy is not None else {},
+        )
+
+    def _denoiser(self, level: Level, pixels_per_unit: float) -> ExemplarDenoiser:
+        height = max(LEAST_PHOTO_HEIGHT, round(self.config.scale * pixels_per_unit))
+        factor = FACTOR if level.super_resolution else 1
+        pairs = [exemplar.at_height(height, factor) for exemplar in self.exemplars.exemplars]
+        patch = level.patch if self.field is None else level.directional_patch
+        poses = POSES if self.field is not None else 1
+        copies = [
+            (tag, pose, *turned(picture, mask, 2 * math.pi * pose / poses, self.exemplars.guided))
+            for pose in range(poses)
+            for tag, (picture, mask) in enumerate(pairs)
+        ]
+        bank = PatchBank.of(
+            [picture for _, _, picture, _ in copies],
+            patch,
+            factor=factor,
+            masks=[mask for _, _, _, mask in copies],
+            tags=[tag for tag, _, _, _ in copies],
+            poses=[pose for _, pose, _, _ in copies],
+            pose_count=poses,
+        )
+        energy = None
+        if level.band_energy:
+            mosaic = torch.cat([picture for picture, _ in pairs], 2)
+            masks = [
+                mask if mask is not None else torch.ones_like(picture[:1], dtype=torch.bool)
+                for picture, mask in pairs
+            ]
+            energy = BandEnergy(mosaic.to(self.renderer.device), torch.cat(masks, 2))
+        return ExemplarDenoiser(bank.to(self.renderer.device), band_energy=energy)
+
+
+def finished_level(
+    run: LevelRun, seen: SeenTexels, pyramid: ExemplarPyramid, level: Level
+) -> Tensor:
+    """A level's maps at full size, on the CPU: no finer than its pictures, and filled everywhere.
+
+    Args:
+        run: optimised.
+        seen: of the full size, what its pictures showed.
+        pyramid: that it is of.
+        level: that it is.
+    """
+    mesh, size = pyramid.renderer.mesh, pyramid.config.texture_size
+    maps = maps_of(run.theta).detach().cpu()
+    backend = make_backend("cpu", torch.device("cpu"))
+    covered = covered_texels(mesh, (maps.shape[0], maps.shape[1]), backend)
+    pixels_per_unit = pyramid.pixels_per_unit / level.coarseness
+    limited = band_limit(
+        dilate_seams(maps, covered), mesh, pixels_per_unit, whole=level.super_resolution
+    )
+    return fill_unseen(resize_maps(limited, size), seen.texels().cpu(), mesh)
+
+
+def texels_per_unit(mesh: Mesh, covered: Tensor) -> float:
+    """Of the atlas, on average: the root of covered texels over the surface's area."""
+    corners = mesh.render_positions[mesh.faces.long()].double()
+    cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = float(cross.norm(dim=1).sum()) / 2
+    return math.sqrt(max(1, int(covered.sum())) / max(area, 1e-9))

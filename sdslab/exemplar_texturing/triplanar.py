@@ -1,0 +1,88 @@
+"""A photograph projected along the three axes: no optimisation, sharp, and blended at the turns."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdslab.exemplar_texturing.exemplars import ExemplarSet
+from sdslab.meshes.material import NORMAL
+from sdslab.meshes.mesh import Mesh
+from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.texel_coverage import rasterize_texels
+
+SHARPNESS = 8.0  # power of the normal's components: how narrow the blends are
+# Axis that is projected along, and those that the photograph's right and up run along, seen from
+# that axis's positive end.
+PLANES = ((0, (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
+          (1, (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)),
+          (2, (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))  # fmt: skip
+
+
+def triplanar(
+    mesh: Mesh, maps: Tensor, exemplars: ExemplarSet, scale: float, texels_per_unit: float
+) -> Tensor:
+    """Lays the first photograph on the object from right and left, above and below, front and back.
+
+    Args:
+        mesh: whose texture it is.
+        maps: [h, w, 8], the material where the photograph says nothing.
+        exemplars: their first is used; beyond its borders it is mirrored.
+        scale: world size of its height; the object's largest extent is 2.
+        texels_per_unit: of the maps; the photograph is made no finer.
+
+    Returns:
+        A new [h, w, 8].
+    """
+    photo, guided = exemplars.exemplars[0], exemplars.guided
+    height = min(photo.channels.shape[1], max(1, round(scale * texels_per_unit)))
+    picture = (photo.at_height(height, 1)[0] + 1) / 2
+    corners = mesh.faces.long()
+    attributes = torch.cat(
+        (mesh.uv[corners], mesh.render_positions[corners], mesh.normals[corners],
+         mesh.tangents[corners]), -1
+    )  # fmt: skip
+    size = (maps.shape[0], maps.shape[1])
+    texels = rasterize_texels(mesh, size, make_backend("cpu", torch.device("cpu")), attributes)
+    _, place, normal, tangent = texels.attributes.split((2, 3, 3, 4), 1)
+    normal = F.normalize(normal, dim=1)
+    weights = normal.abs() ** SHARPNESS
+    weights = weights / weights.sum(1, keepdim=True)
+    values = torch.zeros(len(place), len(guided))
+    for axis, right, up in PLANES:
+        side = torch.where(normal[:, axis] < 0, -1.0, 1.0)[:, None]
+        across, along = normal.new_tensor(right) * side, normal.new_tensor(up).expand_as(normal)
+        uv = torch.stack(((place * across).sum(1), (place * along).sum(1)), 1) / scale
+        shown = _mirrored(picture, uv)
+        if NORMAL.start in guided:
+            first = guided.index(NORMAL.start)
+            shown[:, first : first + 3] = _in_tangent_frame(
+                2 * shown[:, first : first + 3] - 1, across, along, normal, tangent
+            )
+        values += weights[:, axis : axis + 1] * shown
+    result = maps.clone()
+    flat = result.view(-1, maps.shape[2])
+    for channel, column in zip(guided, values.unbind(1), strict=True):
+        flat[texels.pixel, channel] = column
+    return result
+
+
+def _mirrored(picture: Tensor, uv: Tensor) -> Tensor:
+    """A picture [c, h, w] at places [n, 2] in units of its height, (0, 0) its middle; [n, c]."""
+    height, width = picture.shape[1:]
+    grid = torch.stack((2 * uv[:, 0] * height / width, -2 * uv[:, 1]), 1)[None, None]
+    sampled = F.grid_sample(
+        picture[None], grid.to(picture), padding_mode="reflection", align_corners=False
+    )
+    return sampled[0, :, 0].T.contiguous()
+
+
+def _in_tangent_frame(
+    bump: Tensor, right: Tensor, up: Tensor, normal: Tensor, tangent: Tensor
+) -> Tensor:
+    """Encoded normals [n, 3] of the mesh's frame, from those of a frame (right, up)."""
+    side = tangent[:, 3:]
+    bitangent = side * torch.linalg.cross(normal, tangent[:, :3])
+    leaning = bump[:, :1] * right + bump[:, 1:2] * up
+    x, y = (leaning * tangent[:, :3]).sum(1), (leaning * bitangent).sum(1)
+    direction = torch.stack((x, y, bump[:, 2].clamp_min(0.1)), 1)
+    return (F.normalize(direction, dim=1) + 1) / 2
