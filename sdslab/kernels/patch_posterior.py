@@ -93,16 +93,14 @@ def patch_posterior(
         )
     if (context is None) != (key_context is None):
         raise ValueError("context and key_context must come together, got one without the other")
+    width = 0 if context is None else context.shape[-1]
     for name, tensor, shape in (
         ("alpha_bar", alpha_bar, [len(y)]),
         ("bias", bias, [len(keys)]),
-        ("context", context, [len(y), -1]),
-        ("key_context", key_context, [len(keys), -1]),
+        ("context", context, [len(y), width]),
+        ("key_context", key_context, [len(keys), width]),
     ):
-        if tensor is None:
-            continue
-        expected = [n if n >= 0 else tensor.shape[-1] for n in shape]
-        if list(tensor.shape) != expected:
+        if tensor is not None and list(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape}, got {list(tensor.shape)}")
     if not len(y):
         return y.new_empty(0, keys.shape[1])
