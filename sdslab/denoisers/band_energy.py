@@ -24,7 +24,7 @@ class BandEnergy:
     def __init__(self, exemplar: Tensor) -> None:
         bands, _ = laplacian_bands(exemplar[None])
         self.deviations = torch.stack([_deviation(band, None) for band in bands])
-        self.scales = torch.ones(BANDS, device=exemplar.device)
+        self.scales = torch.ones_like(self.deviations)
         self._calls = 0
 
     def __call__(self, x0_hat: Tensor, foreground: Tensor | None) -> Tensor:

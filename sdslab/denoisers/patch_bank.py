@@ -42,7 +42,7 @@ class PatchBank:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """How many channels, c."""
         return self.mean.shape[0]
 
     @classmethod
@@ -59,23 +59,37 @@ class PatchBank:
         Args:
             exemplars: [c, h, w] each, in the diffusion space; sides of at least ``patch``.
             patch: P.
-            rank: r at most; c P² is exact.
-            count: k at most. Patches are taken evenly along their first coordinate, so that rare
-                ones (the brightest, the darkest) are there.
+            rank: r at most; c P² is exact, and so is the number of patches.
+            count: k at most. Patches are taken evenly along their first coordinate, both ends
+                included, so that rare ones (the brightest, the darkest) are there.
             factor: super-resolution from pictures that are smaller by it; 1 without.
+
+        Returns:
+            The patches in the precision of the first photograph.
+
+        Raises:
+            ValueError: a photograph is smaller than a patch.
         """
+        for image in exemplars:
+            if min(image.shape[-2:]) < patch:
+                raise ValueError(
+                    f"an exemplar's sides must be at least the patch's {patch} pixels, got "
+                    f"{list(image.shape[-2:])}; enlarge it or take smaller patches"
+                )
+        dtype = exemplars[0].dtype
         patches = [F.unfold(image[None].double(), patch)[0].T for image in exemplars]
         tags = torch.cat([torch.full((len(p),), tag) for tag, p in enumerate(patches)])
         rows = torch.cat(patches)
         mean, basis, coordinates = _principal(rows, rank)
-        order = coordinates[:, 0].argsort()
+        order = coordinates[:, 0].argsort(stable=True)
         if len(order) > count:
-            order = order[(torch.arange(count).double() * (len(order) / count)).long()]
+            even = torch.linspace(0, len(order) - 1, count, dtype=torch.float64)
+            order = order[even.round().long()]
         shape = (exemplars[0].shape[0], patch, patch)
         bank = cls(
-            mean.view(shape).float(),
-            basis.view(-1, *shape).float(),
-            coordinates[order].float(),
+            mean.view(shape).to(dtype),
+            basis.view(-1, *shape).to(dtype),
+            coordinates[order].to(dtype),
             tags[order],
         )
         if factor == 1:
@@ -91,9 +105,9 @@ class PatchBank:
             bank.keys,
             bank.tags,
             factor,
-            mean.view(shape).float(),
-            basis.view(-1, *shape).float(),
-            coordinates[order].float(),
+            mean.view(shape).to(dtype),
+            basis.view(-1, *shape).to(dtype),
+            coordinates[order].to(dtype),
         )
 
     def to(self, device: torch.device | str) -> "PatchBank":
@@ -149,16 +163,22 @@ def _principal(rows: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [d], orthonormal basis [r, d] and coordinates [n, r] of rows [n, d], in float64."""
     mean = rows.mean(0)
     centred = rows - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred)
-    del values  # ascending
-    basis = vectors.T.flip(0)[:rank]
-    return mean, basis.contiguous(), centred @ basis.T
+    if len(rows) < rows.shape[1]:
+        basis = torch.linalg.svd(centred, full_matrices=False).Vh[:rank]
+    else:
+        vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors  # ascending
+        basis = vectors.T.flip(0)[:rank].contiguous()
+    # LAPACK leaves the signs open; which keys are taken must not hang on it.
+    basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
+    return mean, basis, centred @ basis.T
 
 
 def _pad_for_context(low_resolution: Tensor, patch: int, factor: int) -> Tensor:
     """So that a dilated 5 × 5 window around each patch's middle lies within the picture."""
-    margin = CONTEXT_PATCH // 2 * factor - patch // 2
-    return F.pad(low_resolution, (margin,) * 4, mode="replicate" if margin > 0 else "constant")
+    before = CONTEXT_PATCH // 2 * factor - patch // 2
+    after = CONTEXT_PATCH // 2 * factor - (patch - 1) // 2  # an even patch's middle is its later
+    mode = "replicate" if after > 0 else "constant"
+    return F.pad(low_resolution, (before, after) * 2, mode=mode)
 
 
 def _context_rows(low_resolution: Tensor, patch: int, factor: int) -> Tensor:
