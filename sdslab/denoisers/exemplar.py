@@ -70,6 +70,11 @@ class ExemplarDenoiser(Denoiser):
         if self.bank.factor > 1 and condition.low_resolution is None:
             raise ValueError("a super-resolution exemplar needs a low-resolution picture, got none")
         height, width = x_t.shape[-2:]
+        if min(height, width) < self.bank.patch:
+            raise ValueError(
+                f"a picture's sides must be at least the patch's {self.bank.patch} pixels, got "
+                f"{[height, width]}; enlarge it or take smaller patches"
+            )
         padding = [-(side - self.bank.patch) % self.stride for side in (width, height)]
         padded = _pad(x_t, padding)
         alpha_bar = self.schedule.alpha_bar(t)
@@ -117,13 +122,16 @@ class ExemplarDenoiser(Denoiser):
         everyone = torch.ones(batch, dtype=torch.bool, device=device)
         if condition.prompt is None:
             return [(everyone, slice(None))]
-        return [
-            (
-                condition.prompt.to(device) == row,
-                slice(None) if row == self.unconditional else self.bank.tags == row,
-            )
-            for row in condition.prompt.unique().tolist()
-        ]
+        chosen: list[tuple[Tensor, Tensor | slice]] = []
+        for row in condition.prompt.unique().tolist():
+            if not 0 <= row <= self.unconditional:
+                raise ValueError(
+                    f"prompts must be within [0, {self.unconditional}], a photo each and the last "
+                    f"for all, got {row}"
+                )
+            keys = slice(None) if row == self.unconditional else self.bank.tags == row
+            chosen.append((condition.prompt.to(device) == row, keys))
+        return chosen
 
 
 def _pad(x: Tensor, right_and_bottom: list[int]) -> Tensor:
