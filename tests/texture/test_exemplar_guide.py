@@ -107,9 +107,8 @@ def test_noise_is_standard_normal_and_white_from_voxel_to_voxel(renderer: Render
     assert abs(values.std() - 1) < 0.05
     apart = 3  # pixels, so that no voxel holds both
     both = covered[..., apart:] & covered[..., :-apart]
-    pairs = torch.stack(
-        (rows[..., apart:, :][both].flatten(), rows[..., :-apart, :][both].flatten())
-    )
+    left, right = rows[..., :-apart, :][both], rows[..., apart:, :][both]
+    pairs = torch.stack((left.flatten(), right.flatten()))
     assert abs(torch.corrcoef(pairs)[0, 1]) < 0.05
     channels = torch.corrcoef(values.T)
     assert (channels - torch.eye(3)).abs().max() < 0.05
