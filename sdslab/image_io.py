@@ -19,7 +19,9 @@ SKIMAGE_PHOTOGRAPHS = {
     "coffee": "coffee",
     "grass": "grass",
     "gravel": "gravel",
+    "hubble": "hubble_deep_field",
     "ihc": "immunohistochemistry",
+    "moon": "moon",
     "retina": "retina",
     "rocket": "rocket",
 }

@@ -111,6 +111,9 @@ def run(selection: Selection, overrides: Overrides) -> None:
     preset = "quick" if selection.quick else selection.preset
     _check_threads(overrides.threads)
     kind = study_kind(find_study(selection.study))
+    if kind == "exemplar":
+        _run_exemplar(selection.study, preset, selection, overrides)
+        return
     if kind != "reconstruction":
         _run_measurements(kind, selection.study, preset, selection, overrides)
         return
@@ -150,6 +153,42 @@ def run(selection: Selection, overrides: Overrides) -> None:
 def _check_threads(threads: int | None) -> None:
     if threads is not None and not 1 <= threads <= (os.cpu_count() or 1) * 4:
         raise UserError(f"--threads must be a positive number of CPU threads, got {threads}")
+
+
+def _run_exemplar(
+    name: str, preset: str | None, selection: Selection, overrides: Overrides
+) -> None:
+    """Runs a study of the exemplar denoiser: photographs and seeds, no VAE and no steps."""
+    for option in ("size", "vae", "steps", "dtype"):
+        if getattr(overrides, option) is not None:
+            raise UserError(
+                f"{name} takes --only, --preset, --fresh, --image, --seeds, --device, --threads "
+                f"and --out, got --{option}; copy its file to change it"
+            )
+    import torch
+
+    from sdslab.study.exemplar_runner import run_exemplar_study
+    from sdslab.study.exemplar_specification import load_exemplar_study
+
+    if overrides.threads is not None:
+        torch.set_num_threads(overrides.threads)
+    study = load_exemplar_study(find_study(name), preset)
+    replaced: dict[str, Any] = {
+        "photos": overrides.image or None,
+        "seeds": overrides.seeds or None,
+        "device": overrides.device,
+        "out": overrides.out,
+    }
+    replaced = {field: value for field, value in replaced.items() if value is not None}
+    changed = bool(selection.only or replaced.keys() - {"device", "out"})
+    if changed:  # the study's own figure is not overwritten by a part or a variant of it
+        replaced.setdefault("out", CHANGED_OUT)
+    study = dataclasses.replace(
+        study,
+        preset=f"{study.preset}, changed" if changed else study.preset,
+        settings=dataclasses.replace(study.settings, **replaced),
+    )
+    run_exemplar_study(study, selection.only, fresh=selection.fresh)
 
 
 def _run_measurements(

@@ -1,17 +1,13 @@
 """Finished cells on disk, each under a key of everything its numbers depend on."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-
-from sdslab.atomic_write import atomic_write
 from sdslab.disk_cache import content_hash
 from sdslab.study.reconstruct import CellResult, Readout
+from sdslab.study.result_file import read_result, write_result
 from sdslab.study.specification import Cell
 
 PACKAGE = Path(__file__).parents[1]
@@ -24,11 +20,11 @@ NUMERIC_SOURCES = (
 PRESENTATION = ("name", "label", "pictured", "paper_psnr_db")
 
 
-def code_digest() -> str:
+def code_digest(sources: tuple[str, ...] = NUMERIC_SOURCES) -> str:
     """SHA-256 of the package's numeric source files."""
     files = [
         file
-        for source in NUMERIC_SOURCES
+        for source in sources
         for file in sorted(
             (PACKAGE / source).rglob("*.py") if "." not in source else [PACKAGE / source]
         )
@@ -74,25 +70,19 @@ class CellStore:
                 for name, readout in result.readouts.items()
             },
         }
-        images = {
-            name: readout.image.cpu().contiguous() for name, readout in result.readouts.items()
-        }
-        with atomic_write(path) as temporary:
-            content = safetensors.torch.save(images, {"result": json.dumps(numbers)})
-            temporary.write_bytes(content)
+        images = {name: readout.image for name, readout in result.readouts.items()}
+        write_result(path, images, numbers)
 
     def load(self, path: Path) -> CellResult | None:
         """Reads a result back; None where there is none, or only a damaged one."""
-        if not path.is_file():
+        found = read_result(path)
+        if found is None:
             return None
+        images, numbers = found
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                numbers = json.loads(file.metadata()["result"])
-                psnr = numbers.pop("psnr")
-                readouts = {
-                    name: Readout(file.get_tensor(name), *values) for name, values in psnr.items()
-                }
+            psnr = numbers.pop("psnr")
+            readouts = {name: Readout(images[name], *values) for name, values in psnr.items()}
             numbers["curve"] = [tuple(point) for point in numbers["curve"]]
             return CellResult(readouts=readouts, **numbers)
-        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
+        except (KeyError, TypeError, ValueError):
             return None

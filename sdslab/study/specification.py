@@ -85,7 +85,7 @@ class Study:
 
 
 STUDY_KEYS = ("title", "kind", "settings", "cells", "presets")
-KINDS = ("reconstruction", "renderer", "kernels")
+KINDS = ("reconstruction", "renderer", "kernels", "exemplar")
 
 
 def studies_folder() -> Path:

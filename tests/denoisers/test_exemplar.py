@@ -28,9 +28,9 @@ def noisy(x: Tensor, t: Tensor, seed: int = 1) -> Tensor:
     return alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * eps
 
 
-def dense(photos: list[Tensor], patch: int, stride: int = 1, **options: int) -> ExemplarDenoiser:
+def dense(photos: list[Tensor], patch: int, stride: int = 1, factor: int = 1) -> ExemplarDenoiser:
     """Nothing approximated: all patches, all coordinates, σ almost as small as it is."""
-    bank = PatchBank.of(photos, patch, EVERY, EVERY, **options)
+    bank = PatchBank.of(photos, patch, EVERY, EVERY, factor)
     return ExemplarDenoiser(bank, stride=stride, sigma_floor=1e-5)
 
 
