@@ -108,10 +108,6 @@ class Environment:
         both = F.grid_sample(picture, grid, padding_mode="border", align_corners=True)[0]
         return torch.lerp(both[:, 0], both[:, 1], level - lower).T
 
-    def background(self, direction: Tensor) -> Tensor:
-        """What is seen in a direction; [n, 3] to [n, 3]."""
-        return self.radiance(direction, torch.zeros_like(direction[:, 0]))
-
 
 @dataclass(frozen=True, eq=False)
 class PointLights:

@@ -138,10 +138,14 @@ class Workspace:
         return self.arguments.optimization.seed + ((stage - 1) << 41)
 
     def target(self) -> Tensor:
-        """The material to recover, [size, size, 8] on the CPU."""
+        """The material to recover, [size, size, 8] on the CPU.
+
+        Raises:
+            UserError: ``--target`` names nothing that fits the mesh.
+        """
         source = self.arguments.subject.target
         assert source is not None
-        return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU))
+        return self._material(source, "--target must be a material that fits the mesh")
 
     def initial_maps(self) -> Tensor:
         """Where θ starts, [size, size, 8] on the CPU; disabled maps are neutral.
@@ -172,13 +176,15 @@ class Workspace:
                 return maps
             case "source":
                 return own_maps(self.mesh, self.texture_size, make_backend("cpu", CPU))
+        return self._material(
+            init, "--init must be grey, random, source, or a material that fits the mesh"
+        )
+
+    def _material(self, source: str, must: str) -> Tensor:
         try:
-            return load_target(init, self.mesh, self.texture_size, make_backend("cpu", CPU))
+            return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU))
         except UserError as error:
-            raise UserError(
-                f"--init must be grey, random, source, or a material that fits the mesh, got "
-                f"{init!r}: {error}"
-            ) from error
+            raise UserError(f"{must}, got {source!r}: {error}") from error
 
     def theta(self, initial: Tensor) -> Parameterization:
         """θ that starts from some maps; a deep image prior starts from its own network instead."""

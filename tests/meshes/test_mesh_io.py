@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from sdslab.errors import UserError
+from sdslab.meshes.export_glb import export_glb
+from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 
@@ -370,6 +372,19 @@ def test_coordinates_that_no_glb_can_hold_are_refused(tmp_path: Path):
         path.write_text(f"v 0 0 0\nv {size} 0 0\nv 0 {size} 0\nf 1 2 3\n")
         with pytest.raises(UserError, match="its coordinates reach"):
             load_mesh(path)
+
+
+def test_vertices_of_no_face_may_lie_anywhere(tmp_path: Path):
+    """They are kept, and neither the renderer nor a .glb file needs their place."""
+    (tmp_path / "mesh.obj").write_text(
+        "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1e39 0 0\nv 0 -1e300 0\nv nan 0 0\nf 1 2 3\n"
+    )
+    mesh = load_mesh(tmp_path / "mesh.obj")
+    assert "3 vertices of no face" in mesh.notes
+    assert mesh.positions[3, 0] == 1e39
+    assert mesh.render_positions.abs().max() == 1
+    export_glb(mesh, constant_material(4, 4), tmp_path / "mesh.glb")
+    assert load_mesh(tmp_path / "mesh.glb").positions.equal(mesh.positions[:3])
 
 
 def test_a_name_that_is_too_long_is_no_file():
