@@ -109,5 +109,5 @@ def write_outputs(
             progress("turntable")
             yield frame
 
-    turntable = save_turntable(counted(), out / "turntable.mp4", FRAMES_PER_SECOND)
+    turntable = save_turntable(counted, out / "turntable.mp4", FRAMES_PER_SECOND)
     return Written((*names, turntable.path.name), (turntable.note,) if turntable.note else ())

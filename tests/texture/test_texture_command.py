@@ -191,7 +191,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     ],
     ids=[
         "no target", "two leads", "empty prompt", "model", "no prompt", "mesh", "target",
-        "target mesh", "init", "texture size", "steps", "light", "unlit", "device", "renderer", "learning rate", "out",
+        "target mesh", "init", "texture size", "steps", "light", "unlit", "device", "renderer",
+        "learning rate", "out",
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_write_nothing(
