@@ -10,7 +10,7 @@ import pytest
 from sdslab.errors import UserError
 from sdslab.study import renderer_runner
 from sdslab.study.__main__ import Overrides, Selection, run
-from sdslab.study.renderer_benchmark import ComparisonRow, quantiles_ms
+from sdslab.study.renderer_benchmark import ComparisonRow
 from sdslab.study.renderer_specification import load_renderer_study
 
 STUDY = """
@@ -131,8 +131,3 @@ def test_presets_reach_into_rows(study: Path):
     assert quick.settings.repeats == 1
     with pytest.raises(UserError, match="preset must be one of quick, got 'slow'"):
         load_renderer_study(study, "slow")
-
-
-def test_quantiles_are_in_order():
-    low, middle, high = quantiles_ms(lambda: sum(range(1000)), 9)
-    assert 0 < low <= middle <= high
