@@ -274,7 +274,11 @@ def _load_lights(
     names = arguments.rendering.light or DEFAULT_LIGHTS
     task = progress.add_task("prefiltering the light", total=None, note="")
     lights = light_sampler(
-        names, arguments.rendering.fixed_light, arguments.optimization.seed, device
+        names,
+        arguments.rendering.fixed_light,
+        arguments.optimization.seed,
+        device,
+        arguments.rendering.lamp,
     )
     progress.remove_task(task)
     return lights

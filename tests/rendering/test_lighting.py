@@ -283,6 +283,30 @@ def test_samples_fill_their_ranges_and_repeat():
     assert not torch.equal(other.yaw, again.yaw)
 
 
+@pytest.mark.parametrize("lamp", ["point", "directional"])
+def test_a_lamp_lights_each_view_from_a_direction_of_its_own(lamp):
+    sampler = LightSampler(small_environments(1), seed=7, lamp=lamp)
+    many, few = sampler.sample(3, 4000), sampler.sample(3, 2)
+    assert many.yaw.equal(LightSampler(small_environments(1), seed=7).sample(3, 4000).yaw)
+    if lamp == "point":
+        assert many.points is not None
+        assert few.points is not None
+        place = many.points.position
+        assert place[:2].equal(few.points.position)
+        direction = place / 3
+        # As bright at the object's centre as the other kind.
+        assert (many.points.color / 9 == 1.5).all()
+    else:
+        assert many.directions is not None
+        direction = many.directions.direction
+        assert (many.directions.color == 1.5).all()
+    assert direction.shape == (4000, 1, 3)
+    assert (direction.norm(dim=-1) - 1).abs().max() < 1e-6
+    assert direction.mean((0, 1)).abs().max() < 0.05
+    covariance = direction[:, 0].T @ direction[:, 0] / 4000
+    assert (covariance - torch.eye(3) / 3).abs().max() < 0.03
+
+
 def test_the_stream_is_the_documented_one():
     sampler = LightSampler(small_environments(1), (0, 180), (1, 1), seed=3)
     key = NoiseKey(3, 9, torch.arange(4), LIGHT_STREAM)
