@@ -41,9 +41,13 @@ def check_outputs_writable(out: Path) -> None:
 
 
 def clear_outputs(out: Path) -> None:
-    """Removes what an earlier run left, so that no file there is older than its ``run.json``."""
+    """Removes what an earlier run left, so that no file there is older than its ``run.json``.
+
+    A folder without one is no run's: nothing there is touched.
+    """
+    if not (out / "run.json").is_file():
+        return
     for pattern in (
-        "run.json",
         "results.json",
         "mesh.glb",
         "contact_sheet.png",
@@ -52,6 +56,7 @@ def clear_outputs(out: Path) -> None:
         "*/mesh.glb",
         "maps/*.png",
         "maps/*.exr",
+        "run.json",
     ):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)

@@ -408,3 +408,22 @@ def test_primitives_that_share_many_vertices_are_bounded(
     (tmp_path / "mesh.gltf").write_text(json.dumps(document))
     with pytest.raises(UserError, match="name more than 1,000 vertices"):
         load_mesh(tmp_path / "mesh.gltf")
+
+
+def test_indices_that_are_only_promised_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sdslab.meshes.gltf_file.MOST_VERTICES", 1000)
+    accessors = [
+        {"count": 3, "componentType": 5126, "type": "VEC3"},
+        {"count": 3000, "componentType": 5125, "type": "SCALAR"},
+    ]
+    primitive = {"attributes": {"POSITION": 0}, "indices": 1}
+    document = {
+        "asset": {"version": "2.0"},
+        "accessors": accessors,
+        "meshes": [{"primitives": [primitive]}],
+    }
+    (tmp_path / "mesh.gltf").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="accessor 1 promises 3,000 elements"):
+        load_mesh(tmp_path / "mesh.gltf")

@@ -13,7 +13,7 @@ from sdslab.meshes.material import NORMAL, constant_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.metrics import psnr_db
-from sdslab.rendering.cameras import Cameras, CameraSampler
+from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler, frame_fill
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.render_backend import RenderBackend, make_backend
@@ -102,6 +102,24 @@ def test_the_scale_and_place_of_a_file_do_not_show(mesh: Mesh, environment: Envi
         for renderer in (Renderer(mesh, CpuBackend()), Renderer(moved, CpuBackend()))
     ]
     assert psnr_db(*pictures) > 60
+
+
+def test_views_are_framed_by_what_the_faces_use(mesh: Mesh):
+    """By nearly the convex hull of it: a vertex of no face counts for nothing."""
+    lonely = torch.tensor([[100.0, 0, 0]], dtype=torch.float64)
+    attributes = {
+        name: torch.cat((getattr(mesh, name), getattr(mesh, name)[:1]))
+        for name in ("uv", "normals", "tangents", "source_vertex")
+    }
+    more = dataclasses.replace(mesh, positions=torch.cat((mesh.positions, lonely)), **attributes)
+    renderer, same = Renderer(mesh, CpuBackend()), Renderer(more, CpuBackend())
+    assert same.extreme_points.equal(renderer.extreme_points)
+    assert same.bounding_radius == renderer.bounding_radius
+    cameras = CAMERA_SAMPLERS["wide"].sample(0, 0, 32, renderer.extreme_points)
+    few, all_points = (
+        frame_fill(cameras, points) for points in (renderer.extreme_points, mesh.render_positions)
+    )
+    assert ((all_points - few) / all_points).abs().max() < 0.02
 
 
 def test_gradients_reach_every_map_and_match_finite_differences(
