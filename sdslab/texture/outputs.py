@@ -40,14 +40,20 @@ def check_outputs_writable(out: Path) -> None:
         check_writable(folder)
 
 
-def clear_outputs(out: Path) -> None:
+def clear_outputs(out: Path, goes_on: bool) -> None:
     """Removes what an earlier run left, so that no file there is older than its ``run.json``.
 
     A folder without one is no run's: nothing there is touched.
+
+    Args:
+        out: the run's folder.
+        goes_on: whether the run goes on from a checkpoint, and adds to its log and previews.
     """
     if not (out / "run.json").is_file():
         return
+    log = () if goes_on else ("metrics.csv", "previews/*.png")
     for pattern in (
+        *log,
         "results.json",
         "mesh.glb",
         "contact_sheet.png",

@@ -206,10 +206,9 @@ class Workspace:
         for note in (lock.note, self.resumed and self.resumed.note):
             if note:
                 progress_console.print(note, markup=False, highlight=False, soft_wrap=True)
-        clear_outputs(self.out)
+        clear_outputs(self.out, goes_on=self.resumed is not None)
         if self.resumed is None:
             self.checkpoints.clear()
-            (self.out / "metrics.csv").unlink(missing_ok=True)
         write_json(self.out / "run.json", self.record)
 
     @cached_property

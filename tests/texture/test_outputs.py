@@ -8,6 +8,7 @@ from sdslab.errors import UserError
 from sdslab.texture.outputs import check_outputs_writable, clear_outputs
 
 LEFT = ("turntable.mp4", "turntable.gif", "maps/albedo.exr", "target/mesh.glb", "results.json")
+LOG = ("metrics.csv", "previews/recovery-000000.png")
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -17,14 +18,18 @@ def fill(folder: Path, *names: str) -> None:
 
 
 def test_what_an_earlier_run_left_goes(tmp_path: Path):
-    fill(tmp_path, *LEFT, "run.json", "notes.txt", "maps/notes.txt")
-    clear_outputs(tmp_path)
+    fill(tmp_path, *LEFT, *LOG, "run.json", "notes.txt", "maps/notes.txt")
+    clear_outputs(tmp_path, goes_on=True)
+    assert all((tmp_path / name).is_file() for name in LOG)
+    assert not any((tmp_path / name).exists() for name in (*LEFT, "run.json"))
+    fill(tmp_path, "run.json")
+    clear_outputs(tmp_path, goes_on=False)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"notes.txt"}
 
 
 def test_in_a_folder_of_no_run_nothing_is_touched(tmp_path: Path):
     fill(tmp_path, *LEFT)
-    clear_outputs(tmp_path)
+    clear_outputs(tmp_path, goes_on=False)
     assert all((tmp_path / name).is_file() for name in LEFT)
 
 
