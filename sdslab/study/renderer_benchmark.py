@@ -20,12 +20,13 @@ from sdslab.material_recovery import (
     light_sampler,
     measure,
     recover,
+    recovery_optimization,
 )
 from sdslab.meshes.material import picture_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.subdivide import subdivide
-from sdslab.optimize import OptimizeConfig, Step
+from sdslab.optimize import Step
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer
@@ -251,12 +252,7 @@ class _Run:
         self.theta = TexelGrid(grey_material(case.texture_size, case.unlit)).to(device)
         self.seen = SeenTexels((case.texture_size, case.texture_size), device)
         self.config = MaterialConfig(
-            case.views,
-            OptimizeConfig(
-                case.steps,
-                learning_rate=case.learning_rate,
-                learning_rate_schedule="cosine",
-            ),
+            case.views, recovery_optimization(case.steps, case.learning_rate)
         )
 
     def steps(self) -> Iterator[Step]:
