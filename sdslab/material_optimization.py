@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.kernels import SDSResult
-from sdslab.meshes.material import CHANNELS, MAPS, NORMAL
+from sdslab.meshes.material import CHANNELS, MAPS, renormalized
 from sdslab.optimize import OptimizeConfig, Step, optimize
 from sdslab.optimizer_state import OptimizerState
 from sdslab.parameterizations.parameterization import Parameterization
@@ -56,9 +56,7 @@ def maps_of(theta: Parameterization, config: MaterialConfig | None = None) -> Te
     if isinstance(theta, TexelGrid):
         return maps
     lower, upper = maps.new_tensor(LOWER_BOUND), maps.new_tensor(UPPER_BOUND)
-    maps = lower + (upper - lower) * maps
-    normal = torch.nn.functional.normalize(2 * maps[..., NORMAL] - 1, dim=-1)
-    maps = torch.cat((maps[..., : NORMAL.start], (normal + 1) / 2), dim=-1).contiguous()
+    maps = renormalized(lower + (upper - lower) * maps)
     if config is None or config.initial is None or not config.frozen:
         return maps
     return torch.where(config.frozen_channels(maps.device), config.initial.to(maps), maps)

@@ -23,11 +23,11 @@ from sdslab.kernels import NoiseKey, SDSResult
 from sdslab.material_optimization import Guide, MaterialConfig, optimize_material
 from sdslab.meshes.material import MAPS, constant_material
 from sdslab.metrics import psnr_db
-from sdslab.optimize import Step
+from sdslab.optimize import OptimizeConfig, Step
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import EVALUATION_VIEWS, Views
-from sdslab.rendering.lighting import Environment, Lighting, LightSampler
+from sdslab.rendering.lighting import Environment, Lamp, Lighting, LightSampler
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, SceneSampler
@@ -46,7 +46,11 @@ def grey_material(size: int, unlit: bool) -> Tensor:
 
 
 def light_sampler(
-    names: tuple[str, ...], fixed: bool, seed: int, device: torch.device
+    names: tuple[str, ...],
+    fixed: bool,
+    seed: int,
+    device: torch.device,
+    lamp: Lamp = "none",
 ) -> LightSampler:
     """Lights of each step: one of ``names``, turned and dimmed at random unless ``fixed``."""
     return LightSampler(
@@ -54,6 +58,22 @@ def light_sampler(
         yaw_range_deg=(0, 0) if fixed else (0, 360),
         intensity_range=(1, 1) if fixed else (0.6, 1.4),
         seed=seed,
+        lamp=lamp,
+    )
+
+
+def recovery_optimization(steps: int, learning_rate: float) -> OptimizeConfig:
+    """Adam as it recovers best.
+
+    The rate falls to zero, for views and lights are drawn anew in each step and their noise must
+    average out; and β₂ = 0.99, for gradients shrink by orders of magnitude on the way, which the
+    running mean of their squares has to follow.
+    """
+    return OptimizeConfig(
+        steps,
+        learning_rate=learning_rate,
+        learning_rate_schedule="cosine",
+        adam_betas=(0.9, 0.99),
     )
 
 

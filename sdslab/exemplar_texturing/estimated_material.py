@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.meshes.material import ALBEDO, METALLIC, NORMAL, ROUGHNESS
+from sdslab.meshes.material import ALBEDO, METALLIC, NORMAL, ROUGHNESS, encode_normals
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 ROUGH = 0.8  # what most photographed surfaces are: stone, plaster, bark, cloth
@@ -39,7 +39,7 @@ def estimate_material(maps: Tensor, covered: Tensor, feature: float) -> Tensor:
     slope = RELIEF / steepest.clamp_min(1e-4)
     normal = torch.stack((-slope * along_u, -slope * along_v, torch.ones_like(along_u)), -1)
     normal[..., :2] = normal[..., :2].clamp(-RELIEF, RELIEF)
-    result[..., NORMAL] = (F.normalize(normal, dim=-1) + 1) / 2
+    result[..., NORMAL] = encode_normals(normal)
     return result
 
 

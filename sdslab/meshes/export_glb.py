@@ -49,12 +49,13 @@ def glb_bytes(mesh: Mesh, maps: Tensor, extras: dict[str, Any] | None = None) ->
         extras: where the file comes from, to be kept in its `asset.extras`: JSON-able.
 
     Raises:
-        ValueError: a position overflows float32, or a map is not in [0, 1].
+        ValueError: a face's position overflows float32, or a map is not in [0, 1].
 
     Source: the glTF 2.0 specification (Khronos).
     """
-    origin = _origin(mesh)
-    if not bool((mesh.positions - origin).float().isfinite().all()):
+    used = mesh.positions[mesh.faces.long().unique()]
+    origin = _origin(mesh, used)
+    if not bool((used - origin).float().isfinite().all()):
         raise ValueError("positions must be finite in float32, which is what a .glb file holds")
     binary = _Binary()
     nodes, meshes = [], []
@@ -140,9 +141,8 @@ class _Binary:
         return len(self.accessors) - 1
 
 
-def _origin(mesh: Mesh) -> Tensor:
+def _origin(mesh: Mesh, used: Tensor) -> Tensor:
     """[3] float64: zeros, or the mesh's centre where float32 would shift vertices visibly."""
-    used = mesh.positions[mesh.faces.long().unique()]
     rounding = (used.float().double() - used).abs().max() * mesh.normalization.scale
     return torch.zeros_like(used[0]) if rounding < LARGEST_ROUNDING else mesh.normalization.center
 

@@ -187,12 +187,12 @@ class _Document:
         count = accessor["count"]
         if WIDTHS[accessor["type"]] != width or not isinstance(count, int) or count < 0:
             raise MeshFileError(f"accessor {index} should hold {width} numbers each")
+        if count > MOST_VERTICES:
+            raise MeshFileError(f"accessor {index} promises {count:,} elements")
         dtype = np.dtype(COMPONENTS[accessor["componentType"]])
         if "bufferView" in accessor:
             offset = accessor.get("byteOffset", 0)
             values = self._view(accessor["bufferView"], offset, count, width, dtype)
-        elif count > 3 * MOST_FACES:
-            raise MeshFileError(f"accessor {index} promises {count:,} elements")
         else:
             values = np.zeros((count, width), dtype)
         if "sparse" in accessor:

@@ -12,6 +12,7 @@ is saved), with power-of-two sides.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHANNELS = 8
@@ -53,3 +54,14 @@ def picture_material(picture: Tensor, *, roughness: float = 0.5, metallic: float
     maps = constant_material(*picture.shape[1:], roughness=roughness, metallic=metallic)
     maps[..., ALBEDO] = picture.movedim(0, -1).flip(0)
     return maps
+
+
+def encode_normals(direction: Tensor, dim: int = -1) -> Tensor:
+    """Directions of any length but 0, x, y and z along ``dim``, as a normal map's values."""
+    return (F.normalize(direction, dim=dim) + 1) / 2
+
+
+def renormalized(maps: Tensor) -> Tensor:
+    """Maps [..., 8] whose normals have unit length again, as means of normals do not."""
+    normal = encode_normals(2 * maps[..., NORMAL] - 1)
+    return torch.cat((maps[..., : NORMAL.start], normal), dim=-1)

@@ -81,8 +81,9 @@ class Mesh:
 
     @cached_property
     def render_positions(self) -> Tensor:
-        """[v, 3] float32: normalised positions, for rendering only."""
-        return self.normalization.apply(self.positions).float()
+        """[v, 3] float32 in [−1, 1]: normalised positions, for rendering only."""
+        # Vertices of no face may lie anywhere: they are moved to the cube's surface.
+        return self.normalization.apply(self.positions).clamp(-1, 1).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,3 @@ class Normalization:
     def apply(self, positions: Tensor) -> Tensor:
         """From the file's coordinates to [−1, 1]³."""
         return (positions - self.center) * self.scale
-
-    def invert(self, positions: Tensor) -> Tensor:
-        """From [−1, 1]³ to the file's coordinates."""
-        return positions / self.scale + self.center

@@ -125,9 +125,10 @@ def _checked_positions(file: MeshFile, notes: list[str]) -> tuple[Floats, Floats
     # A .glb holds float32: neither the place nor the extent may leave its range.
     if largest > LARGEST_COORDINATE or (extent < 1 / LARGEST_COORDINATE and largest > 0):
         raise MeshFileError(f"its coordinates reach {largest:.3g} over an extent of {extent:.3g}")
-    with np.errstate(all="ignore"):  # vertices of no face may lie anywhere
+    with np.errstate(all="ignore"):
         normalized = (positions - (low + high) / 2) * (2 / max(extent, 1 / LARGEST_COORDINATE))
-    return positions, np.where(np.isfinite(normalized), normalized, 0.0)
+    # Vertices of no face may lie anywhere: they are moved to the cube's surface.
+    return positions, normalized.clip(-1, 1)
 
 
 def _normals(file: MeshFile, normalized: Floats, faces: Indices, notes: list[str]) -> Floats:

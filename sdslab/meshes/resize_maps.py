@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.meshes.material import NORMAL
+from sdslab.meshes.material import renormalized
 
 
 def resize_maps(maps: Tensor, size: int) -> Tensor:
@@ -19,7 +19,4 @@ def resize_maps(maps: Tensor, size: int) -> Tensor:
         rows, columns = size // height, size // width
         texels = F.interpolate(texels, scale_factor=(rows, columns), mode="bilinear")
         texels = texels[..., rows:-rows, columns:-columns]
-    resized = texels[0].movedim(0, -1).contiguous()
-    normal = F.normalize(2 * resized[..., NORMAL] - 1, dim=-1, eps=1e-6)  # means are short
-    resized[..., NORMAL] = (normal + 1) / 2
-    return resized
+    return renormalized(texels[0].movedim(0, -1))

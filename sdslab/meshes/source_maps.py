@@ -7,11 +7,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
 
 from sdslab.color import linear_to_srgb, srgb_to_linear
 from sdslab.meshes.atlas_tiles import AtlasTile
-from sdslab.meshes.material import ALBEDO, CHANNELS, METALLIC, NORMAL, ROUGHNESS
+from sdslab.meshes.material import (
+    ALBEDO,
+    CHANNELS,
+    FLAT_NORMAL,
+    METALLIC,
+    NORMAL,
+    ROUGHNESS,
+    encode_normals,
+    renormalized,
+)
 from sdslab.meshes.mesh_file import FileMaterial
 
 LARGEST_PICTURE = 8192
@@ -50,12 +59,11 @@ def material_maps(material: FileMaterial, notes: list[str], grid: int = 1) -> Te
     ):
         plane = 1.0 if picture is None else _resize(picture[source : source + 1], height, width)[0]
         maps[..., channel] = value * plane
-    direction = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(3, height, width)
+    maps[..., NORMAL] = torch.tensor(FLAT_NORMAL)
     if normal is not None:
-        direction = 2 * _resize(normal, height, width) - 1
+        direction = (2 * _resize(normal, height, width) - 1).movedim(0, -1)
         scale = torch.tensor([material.normal_scale, material.normal_scale, 1.0])
-        direction = normalize(direction * scale[:, None, None], dim=0)
-    maps[..., NORMAL] = ((direction + 1) / 2).movedim(0, -1)
+        maps[..., NORMAL] = encode_normals(direction * scale)
     return maps.clamp_(0, 1).flip(0).contiguous()
 
 
@@ -67,7 +75,7 @@ def merge_maps(maps: list[Tensor], tiles: list[AtlasTile]) -> Tensor:
     centres = (np.arange(side) + 0.5) / side
     cell = np.minimum((centres * grid).astype(int), grid - 1)
     joint = torch.zeros(side, side, CHANNELS)
-    joint[..., 5:] = torch.tensor([0.5, 0.5, 1.0])
+    joint[..., NORMAL] = torch.tensor(FLAT_NORMAL)
     for own, tile in zip(maps, tiles, strict=True):
         column, row = (round(x * grid) for x in tile.origin)
         u, v = centres[cell == column], centres[cell == row]
@@ -79,9 +87,8 @@ def merge_maps(maps: list[Tensor], tiles: list[AtlasTile]) -> Tensor:
             shrink = most / max(own.shape[:2])
             small = _resize(small, *(max(1, round(n * shrink)) for n in own.shape[:2]))
         block = _repeat_sample(small.movedim(0, -1), torch.from_numpy(inside).float())
-        block[..., NORMAL] = (normalize(2 * block[..., NORMAL] - 1, dim=-1) + 1) / 2
         rows, columns = (torch.from_numpy(np.flatnonzero(cell == k)) for k in (row, column))
-        joint[rows[:, None], columns] = block
+        joint[rows[:, None], columns] = renormalized(block)
     return joint
 
 

@@ -21,7 +21,8 @@ MOST_OVERLAP = 0.05  # of the covered texels
 MOST_DEGENERATE = 0.01  # of the surface
 LEAST_FILL = 0.01  # of the texture
 FARTHEST = 1000.0  # |u| or |v|: float32 still resolves a sixteenth of a texel of 1024
-LARGEST_SPAN = 64  # of one face, in repeats of the texture
+LARGEST_SPAN = 8  # of one face, in repeats of the texture; a wider one overlaps itself or is thin
+MOST_BOXES = 1000.0  # areas of the texture, by the faces' bounding boxes, which are searched
 MOST_REPEATS = 16.0  # areas of the texture
 MOST_CROSSED = 100_000.0  # lengths of the texture's side, by slivers without area
 VERSION = 1  # of the settings below and of xatlas_process; part of the cache's key
@@ -83,9 +84,12 @@ def inspect_uv(positions: Floats, faces: Indices, uv: Floats | None) -> UvReport
     repeats = max(np.abs(_uv_areas(corners)).sum(), np.ptp(corners, axis=1).sum() / MOST_CROSSED)
     if repeats > MOST_REPEATS:
         return UvReport(f"the faces repeat the texture {repeats:,.0f} times", overlap=1.0)
-    span = float(np.ptp(corners, axis=1).max(initial=0))
-    if span > LARGEST_SPAN:
-        return UvReport(f"a face repeats the texture {span:,.0f} times", overlap=1.0)
+    extents = np.ptp(corners, axis=1)
+    if extents.max(initial=0) > LARGEST_SPAN:
+        return UvReport(f"a face runs over the texture {extents.max():,.0f} times", overlap=1.0)
+    boxes = extents.prod(1).sum()
+    if boxes > MOST_BOXES:
+        return UvReport(f"thin faces cross the texture over {boxes:,.0f} times its area")
     area = _areas(positions[faces])
     sides = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1)
     flat = np.abs(_uv_areas(corners)) <= 1e-7 * sides.max(1) ** 2

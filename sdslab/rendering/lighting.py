@@ -7,6 +7,7 @@ that `environment_map.py` describes.
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,10 @@ from sdslab.rendering.prefilter import (
 )
 
 LIGHT_STREAM = 4  # of the counter-based generator
+
+Lamp = Literal["none", "point", "directional"]
+LAMP_DISTANCE = 3.0  # of a point light from the object's centre
+LAMP_IRRADIANCE = 1.5  # there, on a surface that faces it: white paint sends out half of 1
 
 _CACHE_VERSION = 1  # raise it whenever prefiltering changes
 _SHARED_BY_THE_STEP = 2**32 - 1  # a sample's index that no view has
@@ -108,10 +113,6 @@ class Environment:
         both = F.grid_sample(picture, grid, padding_mode="border", align_corners=True)[0]
         return torch.lerp(both[:, 0], both[:, 1], level - lower).T
 
-    def background(self, direction: Tensor) -> Tensor:
-        """What is seen in a direction; [n, 3] to [n, 3]."""
-        return self.radiance(direction, torch.zeros_like(direction[:, 0]))
-
 
 @dataclass(frozen=True, eq=False)
 class PointLights:
@@ -190,12 +191,15 @@ class LightSampler:
         yaw_range_deg: uniform in this range.
         intensity_range: uniform in this range, at least 0.
         seed: of the run.
+        lamp: a small white light besides, in a direction of its own for each view, uniform on the
+            sphere; "point" is as near as LAMP_DISTANCE.
     """
 
     environments: tuple[Environment, ...]
     yaw_range_deg: tuple[float, float] = (0.0, 360.0)
     intensity_range: tuple[float, float] = (1.0, 1.0)
     seed: int = 0
+    lamp: Lamp = "none"
 
     def __post_init__(self) -> None:
         if not self.environments:
@@ -212,12 +216,27 @@ class LightSampler:
         key = NoiseKey(self.seed, step, torch.tensor([_SHARED_BY_THE_STEP]), LIGHT_STREAM)
         choice = int(philox_uniform(key, 1) * len(self.environments))
         environment = self.environments[choice]
-        numbers = philox_uniform(replace(key, sample=torch.arange(batch)), 2)
+        numbers = philox_uniform(replace(key, sample=torch.arange(batch)), 4)
         yaw, intensity = (
             (low + (high - low) * numbers[:, column]).to(environment.specular)
             for column, (low, high) in enumerate((self.yaw_range_deg, self.intensity_range))
         )
-        return Lighting(environment, torch.deg2rad(yaw), intensity)
+        lighting = Lighting(environment, torch.deg2rad(yaw), intensity)
+        if self.lamp == "none":
+            return lighting
+        towards = _on_sphere(numbers[:, 2], numbers[:, 3]).to(environment.specular)[:, None]
+        color = torch.full_like(towards, LAMP_IRRADIANCE)
+        if self.lamp == "directional":
+            return replace(lighting, directions=DirectionalLights(towards, color))
+        points = PointLights(LAMP_DISTANCE * towards, color * LAMP_DISTANCE**2)
+        return replace(lighting, points=points)
+
+
+def _on_sphere(u: Tensor, v: Tensor) -> Tensor:
+    """[n, 3] uniform unit vectors from uniform numbers [n] in [0, 1)."""
+    y, angle = 2 * u - 1, 2 * math.pi * v
+    rim = (1 - y.square()).sqrt()
+    return torch.stack((rim * angle.cos(), y, rim * angle.sin()), dim=1)
 
 
 def _prefilter(radiance: Tensor, resolution: int) -> dict[str, Tensor]:

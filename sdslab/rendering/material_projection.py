@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sdslab.meshes.material import CHANNELS, NORMAL
+from sdslab.meshes.material import CHANNELS, NORMAL, encode_normals
 
 # How far a normal may lean, as CasTex bounds it: |x|, |y| ≤ 1/2 and z ≥ 1/2.
 LOWER_BOUND = (0.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.75)
@@ -24,7 +24,5 @@ def project_material_(maps: Tensor) -> None:
 
         project_texels(maps.view(-1, CHANNELS))
         return
-    normal = maps[..., NORMAL]
-    direction = torch.nn.functional.normalize(2 * normal - 1, dim=-1)
-    normal.copy_((direction + 1) / 2)
+    maps[..., NORMAL] = encode_normals(2 * maps[..., NORMAL] - 1)
     maps.clamp_(maps.new_tensor(LOWER_BOUND), maps.new_tensor(UPPER_BOUND))

@@ -1,7 +1,10 @@
 """A look at a result without a viewer: a turntable video and a contact sheet."""
 
+import contextlib
+import itertools
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,31 +95,33 @@ class Turntable:
     note: str = ""
 
 
-def save_turntable(frames: Iterable[Tensor | np.ndarray], path: Path, fps: float = 24) -> Turntable:
+def save_turntable(
+    frames: Callable[[], Iterable[Tensor | np.ndarray]], path: Path, fps: float = 24
+) -> Turntable:
     """Writes a video that browsers play (H.264, 4:2:0), or a GIF beside it if ffmpeg fails.
 
     Args:
-        frames: pictures of one size: [3, h, w], sRGB-encoded, in [0, 1] (brighter is shown as 1),
-            or [h, w, 3] uint8. Odd sides grow by a pixel.
+        frames: makes pictures of one size: [3, h, w], sRGB-encoded, in [0, 1] (brighter is shown as
+            1), or [h, w, 3] uint8. Odd sides grow by a pixel. Each is encoded as it comes; for the
+            GIF, all are made again.
         path: ends in .mp4; the GIF has the same stem.
         fps: pictures a second.
 
     Raises:
         UserError: the file cannot be written.
     """
-    pictures = np.stack([_eight_bit(frame) for frame in frames])
-    height, width = pictures.shape[1:3]
-    pictures = np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     try:
         with atomic_write(path) as temporary:
-            _encode_h264(pictures, temporary, fps)
+            _encode_h264(map(_even_sided, frames()), temporary, fps)
         return Turntable(path)
     except (ImportError, RuntimeError) as error:  # no imageio-ffmpeg, no ffmpeg or it failed
         reason = str(error).partition("\n")[0]
     path = path.with_suffix(".gif")
-    first, *rest = (Image.fromarray(picture).quantize() for picture in pictures)
+    pictures = (Image.fromarray(_even_sided(frame)).quantize() for frame in frames())
     with atomic_write(path) as temporary:
-        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+        next(pictures).save(
+            temporary, "GIF", save_all=True, append_images=pictures, duration=1000 / fps, loop=0
+        )
     return Turntable(path, f"{path.name} is written instead of a video: {reason}")
 
 
@@ -151,11 +156,12 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]], maps: Tensor, pa
         sheet.save(temporary, "PNG")
 
 
-def _encode_h264(pictures: np.ndarray, path: Path, fps: float) -> None:
+def _encode_h264(pictures: Iterator[np.ndarray], path: Path, fps: float) -> None:
     """Runs ffmpeg; raises RuntimeError where it is missing or fails."""
     import imageio_ffmpeg
 
-    height, width = pictures.shape[1:3]
+    first = next(pictures)
+    height, width = first.shape[:2]
     command = [
         *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}"),
@@ -165,13 +171,37 @@ def _encode_h264(pictures: np.ndarray, path: Path, fps: float) -> None:
         *("-color_primaries", "bt709", "-color_trc", "iec61966-2-1", "-color_range", "tv"),
         *("-movflags", "+faststart", "-f", "mp4", str(path)),
     ]
-    try:
-        done = subprocess.run(command, input=pictures.tobytes(), capture_output=True, check=False)
-    except OSError as error:
-        raise RuntimeError(f"ffmpeg does not start: {error}") from error
-    if done.returncode != 0:
-        message = done.stderr.decode(errors="replace").strip().rpartition("\n")[-1]
-        raise RuntimeError(f"ffmpeg ended with code {done.returncode} {message}".strip())
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints
+            )
+        except OSError as error:
+            raise RuntimeError(f"ffmpeg does not start: {error}") from error
+        assert process.stdin is not None
+        try:
+            for picture in itertools.chain((first,), pictures):
+                process.stdin.write(picture.tobytes())
+        except BrokenPipeError:  # it has ended; its code tells why
+            pass
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            code = process.wait()
+        if code != 0:
+            complaints.seek(0)
+            message = complaints.read().decode(errors="replace").strip().rpartition("\n")[-1]
+            raise RuntimeError(f"ffmpeg ended with code {code} {message}".strip())
+
+
+def _even_sided(frame: Tensor | np.ndarray) -> np.ndarray:
+    """[h, w, 3] uint8, as 4:2:0 needs it."""
+    picture = _eight_bit(frame)
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _eight_bit(picture: Tensor | np.ndarray) -> np.ndarray:

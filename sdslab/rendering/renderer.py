@@ -113,32 +113,20 @@ class Renderer:
         ).to(device, torch.float32)
 
     @torch.no_grad()
-    def see(self, cameras: Cameras, resolution: int, pose: Tensor | None = None) -> Surface:
+    def see(self, cameras: Cameras, resolution: int) -> Surface:
         """Finds what each pixel shows.
 
         Args:
             cameras: b views.
             resolution: height and width of the pictures.
-            pose: [b, 3, 3] rotations of the object, or None; normals and tangents turn with it.
         """
         cameras = cameras.to(self.device)
         b, s = len(cameras), self.supersampling
-        object_to_clip = cameras.world_to_clip
-        if pose is not None:
-            pose = pose.to(self.device, torch.float32)
-            object_to_clip = object_to_clip @ F.pad(pose, (0, 1, 0, 1)).index_fill(
-                1, torch.tensor([3], device=self.device), 0
-            ).add(F.pad(torch.ones(1, 1, 1, device=self.device), (3, 0, 3, 0)))
-        clip = F.pad(self.positions, (0, 1), value=1.0) @ object_to_clip.mT
+        clip = F.pad(self.positions, (0, 1), value=1.0) @ cameras.world_to_clip.mT
         ids = self.backend.visibility(clip, self.faces, (resolution * s, resolution * s))
         fragments = self.backend.resolve(clip, self.faces, ids, self._attributes)
         uv, position, normal, tangent = fragments.attributes.split((2, 3, 3, 4), dim=1)
         view = fragments.sample
-        if pose is not None:
-            turn = pose[view].mT
-            position, normal = (position[:, None] @ turn)[:, 0], (normal[:, None] @ turn)[:, 0]
-            direction = (tangent[:, None, :3] @ turn)[:, 0]
-            tangent = torch.cat((direction, tangent[:, 3:]), dim=1)
         # The back of a face has the whole frame reversed, as glTF viewers do.
         side = torch.where(fragments.front_facing, 1.0, -1.0)[:, None]
         row, column = (
@@ -196,12 +184,11 @@ class Renderer:
         background = background.to(self.device)
         if self.color_mode == "castex":
             return surface.fill(radiance, background)
-        if (
-            surface.supersampling == 1
-        ):  # encoding before or after filling is the same: do less of it
+        if surface.supersampling == 1:  # encoding before filling is the same, and less of it
             return surface.fill(linear_to_srgb(radiance), background)
         return linear_to_srgb(surface.fill(radiance, srgb_to_linear(background)))
 
+    @torch.no_grad()
     def g_buffer(self, surface: Surface, maps: Tensor) -> dict[str, Tensor]:
         """Pictures of the geometry and of each map, for previews; 0 where nothing is covered.
 
@@ -235,5 +222,8 @@ def _extreme_points(points: Tensor, directions: int = 256) -> Tensor:
     height = 1 - (2 * index + 1) / directions  # a Fibonacci lattice on the sphere
     angle = index * math.pi * (3 - math.sqrt(5))
     rim = (1 - height.square()).sqrt()
-    direction = torch.stack((rim * angle.cos(), height, rim * angle.sin()), dim=1)
-    return points[(points.double() @ direction.T).argmax(0).unique()]
+    direction = torch.stack((rim * angle.cos(), height, rim * angle.sin()), dim=1).float()
+    # The farthest ones of each run first: a table of all products would take gigabytes.
+    farthest = [run[(run @ direction.T).argmax(0)] for run in points.split(2**16)]
+    candidates = torch.cat(farthest)
+    return candidates[(candidates @ direction.T).argmax(0).unique()]

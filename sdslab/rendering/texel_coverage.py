@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.meshes.material import NORMAL
+from sdslab.meshes.material import NORMAL, encode_normals
 from sdslab.meshes.mesh import Mesh
 from sdslab.rendering.render_backend import Fragments, RenderBackend
 
@@ -108,4 +108,4 @@ def _turn_normals(normal: Tensor, derivatives: Tensor) -> Tensor:
     along_u = F.normalize(torch.stack((v_y, -v_x), -1) * orientation, dim=-1)
     along_v = F.normalize(torch.stack((-u_y, u_x), -1) * orientation, dim=-1)
     turned = x[:, None] * along_u + y[:, None] * along_v
-    return (torch.cat((turned, z[:, None]), -1) + 1) / 2
+    return encode_normals(torch.cat((turned, z[:, None]), -1))

@@ -1,7 +1,6 @@
 """What the renderer study measures: comparisons, whole steps and recoveries, each one row."""
 
 import resource
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +20,13 @@ from sdslab.material_recovery import (
     light_sampler,
     measure,
     recover,
+    recovery_optimization,
 )
 from sdslab.meshes.material import picture_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.subdivide import subdivide
-from sdslab.optimize import OptimizeConfig, Step
+from sdslab.optimize import Step
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer
@@ -41,6 +41,7 @@ from sdslab.study.renderer_specification import (
     RendererSettings,
     StepTiming,
 )
+from sdslab.study.timing import Quantiles, quantiles_ms, quantiles_of
 
 # The share of ids that two exact methods may tell apart: pixel centres on an edge.
 ID_BUDGET = 1e-4
@@ -55,10 +56,9 @@ class ComparisonRow:
 
     name: str
     label: str
-    ours_ms: tuple[float, float, float]
-    """20 %, 50 % and 80 % quantiles."""
+    ours_ms: Quantiles
     reference: str
-    reference_ms: tuple[float, float, float]
+    reference_ms: Quantiles
     disagreement: float
     budget: float
 
@@ -75,7 +75,7 @@ class StepRow:
     name: str
     label: str
     faces: int
-    step_ms: tuple[float, float, float]
+    step_ms: Quantiles
     peak_mb: float
 
 
@@ -96,20 +96,6 @@ class RecoveryRow:
     """The same views of the material to recover."""
 
 
-def quantiles_ms(call: Callable[[], object], repeats: int) -> tuple[float, float, float]:
-    """20 %, 50 % and 80 % quantiles of a call's time, after one call that is not timed."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    low, middle, high = np.quantile(seconds, (0.2, 0.5, 0.8)) * 1000
-    return float(low), float(middle), float(high)
-
-
 def compare(case: Comparison, settings: RendererSettings) -> ComparisonRow:
     """Times one operation against its reference, and compares their results."""
     device = resolve_device(settings.device)
@@ -128,9 +114,9 @@ def compare(case: Comparison, settings: RendererSettings) -> ComparisonRow:
         return ComparisonRow(
             case.name,
             case.label,
-            quantiles_ms(lambda: backend.visibility(clip, faces, size), settings.repeats),
+            quantiles_ms(lambda: backend.visibility(clip, faces, size), settings.repeats, device),
             "embree (embreex)",
-            quantiles_ms(trace, settings.repeats),
+            quantiles_ms(trace, settings.repeats, torch.device("cpu")),
             (torch.from_numpy(trace()).view(ids.shape) + 1 != ids.cpu()).double().mean().item(),
             budget,
         )
@@ -154,9 +140,9 @@ def compare(case: Comparison, settings: RendererSettings) -> ComparisonRow:
     return ComparisonRow(
         case.name,
         case.label,
-        quantiles_ms(lambda: look_up(backend.sample_texture), settings.repeats),
+        quantiles_ms(lambda: look_up(backend.sample_texture), settings.repeats, device),
         "plain torch",
-        quantiles_ms(lambda: look_up(sample_texture), max(2, settings.repeats // 3)),
+        quantiles_ms(lambda: look_up(sample_texture), max(2, settings.repeats // 3), device),
         disagreement,
         TEXTURE_BUDGET,
     )
@@ -209,13 +195,12 @@ def time_steps(case: StepTiming, settings: RendererSettings) -> StepRow:
     run = _Run(recovery, settings, mesh, MEAN_DISTANCE)
     seconds = [step.seconds for step in run.steps()]
     # The time between two steps' losses is one whole step; the first compiles and allocates.
-    differences = np.diff(seconds)[1:] * 1000
-    low, middle, high = (float(q) for q in np.quantile(differences, (0.2, 0.5, 0.8)))
+    step_ms = quantiles_of(list(np.diff(seconds)[1:] * 1000))
     if run.renderer.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return StepRow(case.name, case.label, len(mesh.faces), (low, middle, high), peak)
+    return StepRow(case.name, case.label, len(mesh.faces), step_ms, peak)
 
 
 def measure_recovery(
@@ -267,12 +252,7 @@ class _Run:
         self.theta = TexelGrid(grey_material(case.texture_size, case.unlit)).to(device)
         self.seen = SeenTexels((case.texture_size, case.texture_size), device)
         self.config = MaterialConfig(
-            case.views,
-            OptimizeConfig(
-                case.steps,
-                learning_rate=case.learning_rate,
-                learning_rate_schedule="cosine",
-            ),
+            case.views, recovery_optimization(case.steps, case.learning_rate)
         )
 
     def steps(self) -> Iterator[Step]:

@@ -32,6 +32,7 @@ from sdslab.study.renderer_specification import (
     RendererStudy,
     StepTiming,
 )
+from sdslab.study.timing import quantile_columns, spread
 
 Row = ComparisonRow | StepRow | RecoveryRow
 
@@ -114,9 +115,9 @@ def _numbers_of(row: Row) -> dict[str, Any]:
             return {
                 "row": row.name,
                 "what": row.label,
-                **_quantiles("ours", row.ours_ms),
+                **quantile_columns("ours", row.ours_ms),
                 "reference": row.reference,
-                **_quantiles("reference", row.reference_ms),
+                **quantile_columns("reference", row.reference_ms),
                 "ratio": row.reference_ms[1] / row.ours_ms[1],
                 "disagreement": row.disagreement,
             }
@@ -125,7 +126,7 @@ def _numbers_of(row: Row) -> dict[str, Any]:
                 "row": row.name,
                 "what": row.label,
                 "faces": row.faces,
-                **_quantiles("ours", row.step_ms),
+                **quantile_columns("ours", row.step_ms),
                 "peak_mb": row.peak_mb,
             }
         case RecoveryRow():
@@ -138,10 +139,6 @@ def _numbers_of(row: Row) -> dict[str, Any]:
                 "white_room_psnr_db": row.measurement.white_room_psnr_db,
                 **{f"{name}_psnr_db": db for name, db in row.measurement.map_psnr_db.items()},
             }
-
-
-def _quantiles(name: str, values: tuple[float, float, float]) -> dict[str, float]:
-    return {f"{name}_ms_{q}": value for q, value in zip(("q20", "q50", "q80"), values, strict=True)}
 
 
 def _line_of(row: Row) -> str:
@@ -163,8 +160,8 @@ def _markdown(study: RendererStudy, rows: list[Row], device: str) -> str:
         (
             "| operation | ours, ms | reference | reference, ms | ratio |",
             [
-                f"| {row.label} | {_spread(row.ours_ms)} | {row.reference} | "
-                f"{_spread(row.reference_ms)} | {row.reference_ms[1] / row.ours_ms[1]:.1f}× |"
+                f"| {row.label} | {spread(row.ours_ms)} | {row.reference} | "
+                f"{spread(row.reference_ms)} | {row.reference_ms[1] / row.ours_ms[1]:.1f}× |"
                 for row in rows
                 if isinstance(row, ComparisonRow)
             ],
@@ -172,7 +169,7 @@ def _markdown(study: RendererStudy, rows: list[Row], device: str) -> str:
         (
             "| optimisation step | faces | ms a step | peak memory, MB |",
             [
-                f"| {row.label} | {row.faces:,} | {_spread(row.step_ms)} | {row.peak_mb:,.0f} |"
+                f"| {row.label} | {row.faces:,} | {spread(row.step_ms)} | {row.peak_mb:,.0f} |"
                 for row in rows
                 if isinstance(row, StepRow)
             ],
@@ -198,9 +195,3 @@ def _recovery_line(row: RecoveryRow) -> str:
     ]
     cells = ["" if value is None else f"{value:.2f}" for value in values]
     return f"| {row.label} | {row.steps} | {row.seconds:.1f} | {' | '.join(cells)} |"
-
-
-def _spread(values: tuple[float, float, float]) -> str:
-    digits = 0 if values[1] >= 100 else 1
-    low, middle, high = (f"{value:.{digits}f}" for value in values)
-    return f"{middle} ({low}–{high})"

@@ -1,7 +1,7 @@
 """How studies time a call and print what they timed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,12 @@ def quantiles_ms(
     for _ in range(warm_up):
         call()
     times = _gpu_ms(call, repeats, device) if device.type == "cuda" else _cpu_ms(call, repeats)
-    low, middle, high = np.quantile(times, (0.2, 0.5, 0.8))
+    return quantiles_of(times)
+
+
+def quantiles_of(values: Sequence[float]) -> Quantiles:
+    """The 20 %, 50 % and 80 % quantiles of some values."""
+    low, middle, high = np.quantile(values, (0.2, 0.5, 0.8))
     return float(low), float(middle), float(high)
 
 

@@ -197,6 +197,8 @@ class Rendering:
         tuple[str, ...], tyro.conf.UseAppendAction, _option("LIGHT", "studio and sky; repeatable")
     ] = ()
     """studio, sky, constant, white, or a panorama (.hdr, .exr, a picture); each step takes one."""
+    lamp: Literal["none", "point", "directional"] = "none"
+    """A small light besides, somewhere else in each picture."""
     fixed_light: bool = False
     """Do not turn and dim the light at random."""
     unlit: bool = False
@@ -387,6 +389,8 @@ def check(arguments: Arguments) -> None:
             f"--init triplanar lays an --exemplar on the object, got --guidance {guidance}; use "
             f"--init grey or source"
         )
+    if rendering.lamp != "none" and (rendering.unlit or rendering.fixed_light):
+        raise UserError("--lamp and --unlit or --fixed-light exclude each other: give one")
     if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar", "none"):
         raise UserError(f"--sr-steps is for --prompt, got --guidance {guidance}; leave it out")
 

@@ -40,10 +40,20 @@ def check_outputs_writable(out: Path) -> None:
         check_writable(folder)
 
 
-def clear_outputs(out: Path) -> None:
-    """Removes what an earlier run left, so that no file there is older than its ``run.json``."""
+def clear_outputs(out: Path, goes_on: bool) -> None:
+    """Removes what an earlier run left, so that no file there is older than its ``run.json``.
+
+    A folder without one is no run's: nothing there is touched.
+
+    Args:
+        out: the run's folder.
+        goes_on: whether the run goes on from a checkpoint, and adds to its log and previews.
+    """
+    if not (out / "run.json").is_file():
+        return
+    log = () if goes_on else ("metrics.csv", "previews/*.png")
     for pattern in (
-        "run.json",
+        *log,
         "results.json",
         "mesh.glb",
         "contact_sheet.png",
@@ -55,6 +65,7 @@ def clear_outputs(out: Path) -> None:
         "obj/*.obj",
         "obj/*.mtl",
         "obj/*.png",
+        "run.json",
     ):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
@@ -112,5 +123,5 @@ def write_outputs(
             progress("turntable")
             yield frame
 
-    turntable = save_turntable(counted(), out / "turntable.mp4", FRAMES_PER_SECOND)
+    turntable = save_turntable(counted, out / "turntable.mp4", FRAMES_PER_SECOND)
     return Written((*names, turntable.path.name), (turntable.note,) if turntable.note else ())

@@ -7,8 +7,13 @@ from rich.progress import Progress
 
 from sdslab.diffusion_space import PixelSpace
 from sdslab.material_optimization import MaterialConfig, maps_of
-from sdslab.material_recovery import Measurement, degenerate_guide, measure
-from sdslab.optimize import OptimizeConfig, Step
+from sdslab.material_recovery import (
+    Measurement,
+    degenerate_guide,
+    measure,
+    recovery_optimization,
+)
+from sdslab.optimize import Step
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Stage, run_stage
@@ -30,10 +35,8 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
     scenes = workspace.scenes(rendering.render_size or RENDER_SIZE)
     config = MaterialConfig(
         optimization.views or VIEWS,
-        OptimizeConfig(
-            optimization.steps or STEPS,
-            learning_rate=optimization.learning_rate or LEARNING_RATE,
-            learning_rate_schedule="cosine",
+        recovery_optimization(
+            optimization.steps or STEPS, optimization.learning_rate or LEARNING_RATE
         ),
         optimization.held,
         initial,

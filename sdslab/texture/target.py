@@ -1,5 +1,6 @@
 """The material that degenerate guidance knows: a textured mesh's own, or a picture as albedo."""
 
+import os
 from pathlib import Path
 
 from torch import Tensor
@@ -33,18 +34,17 @@ def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> T
         [size, size, 8].
 
     Raises:
-        UserError: no such file, no maps in it, or other faces.
+        UserError: no such file, no maps in it, or other faces; `source` is to be named before.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return resize_maps(load_maps(Path(source)), size)
     if Path(source).suffix.lower() in READERS:
         other = load_mesh(source)
         if other.source_material is None:
             raise UserError(
-                f"--target must be a mesh with a texture, got {source!r}, which has none; give a "
-                f"GLB, an OBJ with its MTL, or a picture"
+                "it must have a texture, got none; give a GLB, an OBJ with its MTL, or a picture"
             )
-        return maps_on(mesh, other.source_material, other, source, size, backend)
+        return maps_on(mesh, other.source_material, other, size, backend)
     return picture_material(load_image(source, size)[0])
 
 
@@ -59,30 +59,29 @@ def own_maps(mesh: Mesh, size: int, backend: RenderBackend) -> Tensor:
             f"--init source needs a mesh with a texture, got {mesh.name}, which has none; use "
             f"--init grey"
         )
-    return maps_on(mesh, mesh.source_material, mesh, mesh.name, size, backend)
+    return maps_on(mesh, mesh.source_material, mesh, size, backend)
 
 
 def maps_on(
     mesh: Mesh,
     material: SourceMaterial,
     owner: Mesh,
-    source: str,
     size: int,
     backend: RenderBackend,
 ) -> Tensor:
     """A file's maps at ``size``, moved to the mesh's own texture coordinates where they differ."""
     if len(owner.faces) != len(mesh.faces):
         raise UserError(
-            f"--target must have the faces of the mesh, {len(mesh.faces)} in the same order, got "
-            f"{len(owner.faces)} in {source!r}; export it from the same mesh"
+            f"it must have the faces of the mesh, {len(mesh.faces)} in the same order, got "
+            f"{len(owner.faces)}; export it from the same mesh"
         )
     here = mesh.render_positions[mesh.faces.long()]
     there = owner.render_positions[owner.faces.long()]
     apart = (here - there).abs().amax((1, 2)) > 1e-3
     if apart.any():
         raise UserError(
-            f"--target must have the faces of the mesh in the same order, got {int(apart.sum())} "
-            f"that lie elsewhere in {source!r}; export it from the same mesh"
+            f"it must have the faces of the mesh in the same order, got {int(apart.sum())} that "
+            f"lie elsewhere; export it from the same mesh"
         )
     difference = material.corner_uv - mesh.uv[mesh.faces.long()]
     if (difference - difference.round()).abs().max() < UV_TOLERANCE:

@@ -155,10 +155,14 @@ class Workspace:
         return self.arguments.optimization.seed + ((stage - 1) << 41)
 
     def target(self) -> Tensor:
-        """The material to recover, [size, size, 8] on the CPU."""
+        """The material to recover, [size, size, 8] on the CPU.
+
+        Raises:
+            UserError: ``--target`` names nothing that fits the mesh.
+        """
         source = self.arguments.subject.target
         assert source is not None
-        return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU))
+        return self._material(source, "--target must be a material that fits the mesh")
 
     def initial_maps(self) -> Tensor:
         """Where θ starts, [size, size, 8] on the CPU; disabled maps are neutral.
@@ -189,13 +193,15 @@ class Workspace:
                 return maps
             case "source":
                 return own_maps(self.mesh, self.texture_size, make_backend("cpu", CPU))
+        return self._material(
+            init, "--init must be grey, random, source, or a material that fits the mesh"
+        )
+
+    def _material(self, source: str, must: str) -> Tensor:
         try:
-            return load_target(init, self.mesh, self.texture_size, make_backend("cpu", CPU))
+            return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU))
         except UserError as error:
-            raise UserError(
-                f"--init must be grey, random, source, or a material that fits the mesh, got "
-                f"{init!r}: {error}"
-            ) from error
+            raise UserError(f"{must}, got {source!r}: {error}") from error
 
     def theta(self, initial: Tensor) -> Parameterization:
         """θ that starts from some maps; a deep image prior starts from its own network instead."""
@@ -219,10 +225,9 @@ class Workspace:
                 progress_console.print(note, markup=False, highlight=False, soft_wrap=True)
         if self.resumed is not None:
             self._keep_the_first_command()
-        clear_outputs(self.out)
+        clear_outputs(self.out, goes_on=self.resumed is not None)
         if self.resumed is None:
             self.checkpoints.clear()
-            (self.out / "metrics.csv").unlink(missing_ok=True)
         write_json(self.out / "run.json", self.record)
 
     def _keep_the_first_command(self) -> None:
@@ -303,7 +308,11 @@ def _load_lights(
     names = arguments.rendering.light or DEFAULT_LIGHTS
     task = progress.add_task("prefiltering the light", total=None, note="")
     lights = light_sampler(
-        names, arguments.rendering.fixed_light, arguments.optimization.seed, device
+        names,
+        arguments.rendering.fixed_light,
+        arguments.optimization.seed,
+        device,
+        arguments.rendering.lamp,
     )
     progress.remove_task(task)
     return lights

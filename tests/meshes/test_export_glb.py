@@ -289,7 +289,9 @@ def test_a_browser_shows_what_our_renderer_shows(tmp_path: Path):
     export_glb(mesh, maps, tmp_path / "apple.glb")
     angle = [torch.tensor([value]) for value in (60.0, 20.0, 4.4, 30.0)]
     cameras = Cameras.orbit(*angle)
-    eye, target = mesh.normalization.invert(torch.stack((cameras.eye[0], torch.zeros(3))).double())
+    place = mesh.normalization
+    target = place.center
+    eye = cameras.eye[0].double() / place.scale + target
     view = {"eye": eye.tolist(), "target": target.tolist(), "fov_deg": 30}
     renderer = Renderer(mesh, CpuBackend(), supersampling=4)
     surface = renderer.see(cameras, 256)

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from sdslab.errors import UserError
+from sdslab.meshes.export_glb import export_glb
+from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 
@@ -372,6 +374,19 @@ def test_coordinates_that_no_glb_can_hold_are_refused(tmp_path: Path):
             load_mesh(path)
 
 
+def test_vertices_of_no_face_may_lie_anywhere(tmp_path: Path):
+    """They are kept, and neither the renderer nor a .glb file needs their place."""
+    (tmp_path / "mesh.obj").write_text(
+        "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1e39 0 0\nv 0 -1e300 0\nv nan 0 0\nf 1 2 3\n"
+    )
+    mesh = load_mesh(tmp_path / "mesh.obj")
+    assert "3 vertices of no face" in mesh.notes
+    assert mesh.positions[3, 0] == 1e39
+    assert mesh.render_positions.abs().max() == 1
+    export_glb(mesh, constant_material(4, 4), tmp_path / "mesh.glb")
+    assert load_mesh(tmp_path / "mesh.glb").positions.equal(mesh.positions[:3])
+
+
 def test_a_name_that_is_too_long_is_no_file():
     with pytest.raises(UserError, match="mesh must be an existing file"):
         load_mesh("x" * 300 + ".obj")
@@ -392,4 +407,23 @@ def test_primitives_that_share_many_vertices_are_bounded(
     }
     (tmp_path / "mesh.gltf").write_text(json.dumps(document))
     with pytest.raises(UserError, match="name more than 1,000 vertices"):
+        load_mesh(tmp_path / "mesh.gltf")
+
+
+def test_indices_that_are_only_promised_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sdslab.meshes.gltf_file.MOST_VERTICES", 1000)
+    accessors = [
+        {"count": 3, "componentType": 5126, "type": "VEC3"},
+        {"count": 3000, "componentType": 5125, "type": "SCALAR"},
+    ]
+    primitive = {"attributes": {"POSITION": 0}, "indices": 1}
+    document = {
+        "asset": {"version": "2.0"},
+        "accessors": accessors,
+        "meshes": [{"primitives": [primitive]}],
+    }
+    (tmp_path / "mesh.gltf").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="accessor 1 promises 3,000 elements"):
         load_mesh(tmp_path / "mesh.gltf")

@@ -79,6 +79,15 @@ def test_slivers_across_many_textures_are_not_counted():
     assert "repeat the texture" in report.problem
 
 
+def test_slivers_across_the_whole_texture_are_not_searched():
+    ends = np.random.default_rng(0).random((5000, 2, 2)) * 0.5
+    uv = np.stack((ends[:, 0], 1 - ends[:, 1], ends[:, 0] + 1e-5), 1).reshape(-1, 2)
+    faces = np.arange(15_000).reshape(-1, 3)
+    report = inspect_uv(np.random.default_rng(1).random((15_000, 3)), faces, uv)
+    assert report.problem is not None
+    assert "thin faces cross the texture" in report.problem
+
+
 @pytest.mark.parametrize(
     ("uv", "problem"),
     [
@@ -88,8 +97,9 @@ def test_slivers_across_many_textures_are_not_counted():
         (np.array([[0, 0], [0.01, 0], [0, 0.01]]), "use 0.0% of the texture"),
         (np.array([[0, 0], [1e30, 0], [0, 1]]), r"up to 1e\+30"),
         (np.array([[0, 0], [2.0, 0], [0, 2]]), "overlap on 50%"),
+        (np.array([[0, 0], [20.0, 0], [20, 0.04]]), "runs over the texture 20 times"),
     ],
-    ids=["absent", "nan", "point", "tiny", "huge", "repeated"],
+    ids=["absent", "nan", "point", "tiny", "huge", "repeated", "long"],
 )
 def test_unusable_texture_coordinates_are_named(uv: np.ndarray | None, problem: str):
     positions = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], np.float64)

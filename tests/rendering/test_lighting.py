@@ -123,7 +123,8 @@ def test_roughness_0_is_the_map_itself():
     radiance = (1.5 + torch.sin(3 * d)).float()
     environment = Environment.from_radiance(radiance, 128)
     probes = random_directions(4000).float()
-    error = environment.background(probes) - sample_equirectangular(radiance, probes)
+    sharp = environment.radiance(probes, torch.zeros(len(probes)))
+    error = sharp - sample_equirectangular(radiance, probes)
     assert error.abs().mean() < 0.002
     assert error.abs().max() < 0.03  # a bilinear look-up at the folds: slope times a texel
 
@@ -280,6 +281,30 @@ def test_samples_fill_their_ranges_and_repeat():
     torch.testing.assert_close(again.yaw, lights[5].yaw, atol=0, rtol=0)
     other = LightSampler(small_environments(3), (-30, 60), (0.5, 2), seed=2).sample(5, 16)
     assert not torch.equal(other.yaw, again.yaw)
+
+
+@pytest.mark.parametrize("lamp", ["point", "directional"])
+def test_a_lamp_lights_each_view_from_a_direction_of_its_own(lamp):
+    sampler = LightSampler(small_environments(1), seed=7, lamp=lamp)
+    many, few = sampler.sample(3, 4000), sampler.sample(3, 2)
+    assert many.yaw.equal(LightSampler(small_environments(1), seed=7).sample(3, 4000).yaw)
+    if lamp == "point":
+        assert many.points is not None
+        assert few.points is not None
+        place = many.points.position
+        assert place[:2].equal(few.points.position)
+        direction = place / 3
+        # As bright at the object's centre as the other kind.
+        assert (many.points.color / 9 == 1.5).all()
+    else:
+        assert many.directions is not None
+        direction = many.directions.direction
+        assert (many.directions.color == 1.5).all()
+    assert direction.shape == (4000, 1, 3)
+    assert (direction.norm(dim=-1) - 1).abs().max() < 1e-6
+    assert direction.mean((0, 1)).abs().max() < 0.05
+    covariance = direction[:, 0].T @ direction[:, 0] / 4000
+    assert (covariance - torch.eye(3) / 3).abs().max() < 0.03
 
 
 def test_the_stream_is_the_documented_one():

@@ -1,4 +1,6 @@
 import subprocess
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ def decode(path: Path, height: int, width: int) -> np.ndarray:
 
 def test_a_turntable_keeps_frames_and_colours(tmp_path: Path):
     pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
-    turntable = save_turntable(frames(6, 64, 96), tmp_path / "new" / "turn.mp4", fps=12)
+    turntable = save_turntable(lambda: frames(6, 64, 96), tmp_path / "new" / "turn.mp4", fps=12)
     assert turntable.note == ""
     assert [file.name for file in turntable.path.parent.iterdir()] == ["turn.mp4"]
     video = decode(turntable.path, 64, 96)
@@ -47,7 +49,7 @@ def test_a_turntable_keeps_frames_and_colours(tmp_path: Path):
 
 def test_a_turntable_plays_in_browsers(tmp_path: Path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg").get_ffmpeg_exe()
-    path = save_turntable(frames(2, 64, 64), tmp_path / "turn.mp4").path
+    path = save_turntable(lambda: frames(2, 64, 64), tmp_path / "turn.mp4").path
     report = subprocess.run([ffmpeg, "-i", path], capture_output=True, check=False).stderr.decode()
     assert "Video: h264" in report
     assert "yuv420p(tv, bt709" in report
@@ -58,8 +60,33 @@ def test_a_turntable_plays_in_browsers(tmp_path: Path):
 def test_odd_sides_and_arrays_are_taken(tmp_path: Path):
     pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
     pictures = [np.full((33, 47, 3), 128, np.uint8)] * 2
-    turntable = save_turntable(iter(pictures), tmp_path / "turn.mp4")
+    turntable = save_turntable(lambda: iter(pictures), tmp_path / "turn.mp4")
     assert decode(turntable.path, 34, 48).shape == (2, 34, 48, 3)
+
+
+def test_frames_are_encoded_as_they_come(tmp_path: Path):
+    """None is kept: a long turntable needs no more memory than a short one."""
+    pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def watched() -> Iterator[torch.Tensor]:
+        for _ in range(8):
+            assert sum(reference() is not None for reference in alive) <= 2
+            frame = torch.rand(3, 64, 64)
+            alive.append(weakref.ref(frame))
+            yield frame
+
+    assert len(decode(save_turntable(watched, tmp_path / "turn.mp4").path, 64, 64)) == 8
+
+
+def test_a_failing_frame_is_no_reason_for_a_gif(tmp_path: Path):
+    def failing() -> Iterator[torch.Tensor]:
+        yield torch.rand(3, 16, 16)
+        raise ValueError("no light")
+
+    with pytest.raises(ValueError, match="no light"):
+        save_turntable(failing, tmp_path / "turn.mp4")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("program", ["false", "no-such-program"])
@@ -68,7 +95,7 @@ def test_without_ffmpeg_a_gif_is_written_and_said(
 ):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: program)
-    turntable = save_turntable(frames(3, 32, 32), tmp_path / "turn.mp4", fps=10)
+    turntable = save_turntable(lambda: frames(3, 32, 32), tmp_path / "turn.mp4", fps=10)
     assert turntable.path == tmp_path / "turn.gif"
     assert turntable.note.startswith("turn.gif is written instead of a video: ")
     assert "\n" not in turntable.note
@@ -84,7 +111,7 @@ def test_without_ffmpeg_a_gif_is_written_and_said(
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        save_turntable(frames(2, 16, 16), tmp_path / "file" / "turn.mp4")
+        save_turntable(lambda: frames(2, 16, 16), tmp_path / "file" / "turn.mp4")
     with pytest.raises(UserError, match="cannot be written"):
         contact_sheet(
             [[("view", torch.zeros(3, 8, 8))]], constant_material(8, 8), tmp_path / "file" / "s.png"

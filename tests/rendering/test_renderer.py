@@ -13,7 +13,7 @@ from sdslab.meshes.material import NORMAL, constant_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.metrics import psnr_db
-from sdslab.rendering.cameras import Cameras, CameraSampler
+from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler, frame_fill
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.render_backend import RenderBackend, make_backend
@@ -66,25 +66,31 @@ def about_y(angle: float) -> Tensor:
 
 def test_turning_the_mesh_is_turning_camera_and_light(mesh: Mesh, environment: Environment):
     """Normals and tangents turn too: CasTex's second stage renders with stale ones."""
-    renderer, maps, angle = Renderer(mesh, CpuBackend()), random_material(), 0.8
+    maps, angle = random_material(), math.pi / 2  # by which the bounding box stays the same
     azimuth, elevation = torch.tensor([20.0, 200.0]), torch.tensor([30.0, -20.0])
     radius, fov = torch.full((2,), 4.0), torch.full((2,), 30.0)
     fixed = Cameras.orbit(azimuth, elevation, radius, fov)
     # The eye's azimuth runs from +X to +Z: clockwise seen from above.
     turned = Cameras.orbit(azimuth - math.degrees(angle), elevation, radius, fov)
-    pose = about_y(angle).expand(2, 3, 3)
-    pictures = [
-        renderer.picture(renderer.see(cameras, 96, pose), maps, light, grey(2, 96))
-        for cameras, pose, light in (
-            (fixed, None, lit(environment, [0.3, 1.0])),
-            (turned, pose, lit(environment, [0.3 + angle, 1.0 + angle])),
-        )
-    ]
-    assert psnr_db(*pictures) > 45  # pixels on edges may see another face
-    stale = renderer.picture(
-        renderer.see(turned, 96, pose), maps, lit(environment, [0.3, 1.0]), grey(2, 96)
+    turn = about_y(angle).mT
+    turned_mesh = dataclasses.replace(
+        mesh,
+        positions=mesh.positions @ turn.double(),
+        normals=mesh.normals @ turn,
+        tangents=torch.cat((mesh.tangents[:, :3] @ turn, mesh.tangents[:, 3:]), dim=1),
     )
-    assert psnr_db(stale, pictures[0]) < 35
+
+    def picture(mesh: Mesh, cameras: Cameras, light_turn: float) -> Tensor:
+        renderer = Renderer(mesh, CpuBackend())
+        light = lit(environment, [0.3 + light_turn, 1.0 + light_turn])
+        return renderer.picture(renderer.see(cameras, 96), maps, light, grey(2, 96))
+
+    expected = picture(mesh, fixed, 0)
+    # Pixels on edges may see another face.
+    assert psnr_db(picture(turned_mesh, turned, angle), expected) > 45
+    assert psnr_db(picture(turned_mesh, turned, 0), expected) < 35
+    stale = dataclasses.replace(turned_mesh, normals=mesh.normals, tangents=mesh.tangents)
+    assert psnr_db(picture(stale, turned, angle), expected) < 35
 
 
 def test_the_scale_and_place_of_a_file_do_not_show(mesh: Mesh, environment: Environment):
@@ -96,6 +102,24 @@ def test_the_scale_and_place_of_a_file_do_not_show(mesh: Mesh, environment: Envi
         for renderer in (Renderer(mesh, CpuBackend()), Renderer(moved, CpuBackend()))
     ]
     assert psnr_db(*pictures) > 60
+
+
+def test_views_are_framed_by_what_the_faces_use(mesh: Mesh):
+    """By nearly the convex hull of it: a vertex of no face counts for nothing."""
+    lonely = torch.tensor([[100.0, 0, 0]], dtype=torch.float64)
+    attributes = {
+        name: torch.cat((getattr(mesh, name), getattr(mesh, name)[:1]))
+        for name in ("uv", "normals", "tangents", "source_vertex")
+    }
+    more = dataclasses.replace(mesh, positions=torch.cat((mesh.positions, lonely)), **attributes)
+    renderer, same = Renderer(mesh, CpuBackend()), Renderer(more, CpuBackend())
+    assert same.extreme_points.equal(renderer.extreme_points)
+    assert same.bounding_radius == renderer.bounding_radius
+    cameras = CAMERA_SAMPLERS["wide"].sample(0, 0, 32, renderer.extreme_points)
+    few, all_points = (
+        frame_fill(cameras, points) for points in (renderer.extreme_points, mesh.render_positions)
+    )
+    assert ((all_points - few) / all_points).abs().max() < 0.02
 
 
 def test_gradients_reach_every_map_and_match_finite_differences(

@@ -10,8 +10,8 @@ import pytest
 from sdslab.errors import UserError
 from sdslab.study import renderer_runner
 from sdslab.study.__main__ import Overrides, Selection, run
-from sdslab.study.renderer_benchmark import ComparisonRow, quantiles_ms
-from sdslab.study.renderer_specification import load_renderer_study
+from sdslab.study.renderer_benchmark import ComparisonRow
+from sdslab.study.renderer_specification import Comparison, load_renderer_study
 
 STUDY = """
 title = "A small renderer study"
@@ -95,6 +95,25 @@ def test_a_wrong_result_has_no_speed(study: Path, tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_measured_before_an_interruption_is_kept(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    right = ComparisonRow("visibility", "x", (1, 1, 1), "embree", (9, 9, 9), 0, 1e-4)
+
+    def interrupted(case: Comparison, _: object) -> ComparisonRow:
+        if case.name == "texture":
+            raise KeyboardInterrupt
+        return right
+
+    monkeypatch.setattr(renderer_runner, "compare", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run(Selection(str(study)), Overrides(out=str(tmp_path / "out")))
+    assert stopped.value.code == 130
+    assert f"the rows so far are in {tmp_path / 'out'}/small.json" in capsys.readouterr().err
+    (row,) = json.loads((tmp_path / "out" / "small.json").read_text())["rows"]
+    assert row["ratio"] == 9
+
+
 def test_a_nan_is_a_wrong_result():
     row = ComparisonRow("x", "x", (1, 1, 1), "y", (1, 1, 1), math.nan, 1e-4)
     assert not row.accepted
@@ -103,6 +122,10 @@ def test_a_nan_is_a_wrong_result():
 def test_options_of_other_studies_are_refused(study: Path):
     with pytest.raises(UserError, match=r"takes --only, --preset, .*, got --image"):
         run(Selection(str(study)), Overrides(image=("coffee",)))
+    with pytest.raises(UserError, match="got --steps"):
+        run(Selection(str(study)), Overrides(steps=0))
+    with pytest.raises(UserError, match="got --fresh"):
+        run(Selection(str(study), fresh=True), Overrides())
     with pytest.raises(UserError, match="--only must name one of visibility, texture, step, unlit"):
         run(Selection(str(study), only=("nothing",)), Overrides())
 
@@ -131,8 +154,3 @@ def test_presets_reach_into_rows(study: Path):
     assert quick.settings.repeats == 1
     with pytest.raises(UserError, match="preset must be one of quick, got 'slow'"):
         load_renderer_study(study, "slow")
-
-
-def test_quantiles_are_in_order():
-    low, middle, high = quantiles_ms(lambda: sum(range(1000)), 9)
-    assert 0 < low <= middle <= high

@@ -92,12 +92,15 @@ def test_maps_move_to_the_meshs_own_texture_coordinates(tmp_path: Path):
 def test_another_mesh_or_one_without_texture_is_refused(tmp_path: Path):
     torus, sphere = load_mesh("torus"), load_mesh("sphere")
     export_glb(torus, constant_material(8, 8), tmp_path / "torus.glb")
-    with pytest.raises(UserError, match="--target must have the faces of the mesh"):
+    with pytest.raises(UserError, match="it must have the faces of the mesh"):
         load_target(str(tmp_path / "torus.glb"), sphere, 8, CpuBackend())
     (tmp_path / "plain.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
-    with pytest.raises(UserError, match="must be a mesh with a texture"):
+    with pytest.raises(UserError, match="it must have a texture"):
         load_target(str(tmp_path / "plain.obj"), torus, 8, CpuBackend())
     with pytest.raises(UserError, match="--init source needs a mesh with a texture"):
         own_maps(torus, 8, CpuBackend())
     with pytest.raises(UserError, match="image must be an existing file or one of"):
         load_target("no-such-picture", torus, 8, CpuBackend())
+    for name in ("x" * 300, "x" * 300 + ".obj", "x" * 5000):  # longer than file systems allow
+        with pytest.raises(UserError, match="must be an existing file"):
+            load_target(name, torus, 8, CpuBackend())

@@ -177,7 +177,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
         (("torus", "--target", "brick", "--model", "m"), "--model is for --prompt"),
         (("torus", "--guidance", "deepfloyd"), "--guidance deepfloyd needs --prompt"),
         (("nothing.obj", "--target", "brick"), "mesh must be an existing file or one of apple"),
-        (("torus", "--target", "nothing.png"), "image must be an existing file or one of"),
+        (("torus", "--target", "nothing.png"), "--target must be a material that fits the mesh"),
+        (("torus", "--target", "nothing.glb"), "--target must be a material that fits the mesh"),
+        (("torus", "--target", "brick", "--init", "x" * 300), "--init must be grey, random,"),
         (("torus", "--target", "brick", "--texture-size=100"), "must be a power of two up to 8192"),
         (("torus", "--target", "brick", "--steps=0"), "--steps must be a number from 1"),
         (("torus", "--target", "brick", "--light", "moon"), "moon"),
@@ -189,7 +191,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     ],
     ids=[
         "no target", "two leads", "empty prompt", "model", "no prompt", "mesh", "target",
-        "texture size", "steps", "light", "unlit", "device", "renderer", "learning rate", "out",
+        "target mesh", "init", "texture size", "steps", "light", "unlit", "device", "renderer",
+        "learning rate", "out",
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_write_nothing(
