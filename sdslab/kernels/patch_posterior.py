@@ -1,15 +1,21 @@
 """The posterior mean over the patches of an exemplar: attention of noisy patches to clean ones."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.kernels.backend import compute_dtype
+from sdslab.kernels.backend import Backend, choose_body, compute_dtype
+from sdslab.kernels.validation import require_no_graph
 
 SIGMA_FLOOR = 0.02  # below it float32 rounds the logits away, and the nearest patch wins anyway
+ANY_BIN = -1
+# Queries are taken by as many as make this many logits, for where torch would store them all.
+_LOGITS_AT_ONCE = 2**24
 
 
-def _reference(
+def _augmented(
     y: Tensor,
     keys: Tensor,
     alpha_bar: Tensor,
@@ -18,37 +24,80 @@ def _reference(
     key_context: Tensor | None,
     context_scale: float,
     sigma_floor: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Queries [n, w] and keys [k, w] whose products are the logits.
+
+    Each term is one more coordinate, so that plain attention adds it up.
+    """
     dtype = compute_dtype(y)
     alpha_bar = alpha_bar.double()
     variance = (1 - alpha_bar).clamp_min(sigma_floor**2)
     towards, away = alpha_bar.sqrt() / variance, -alpha_bar / (2 * variance)
-    keys = keys.to(dtype)
-    log_prior = keys.new_zeros(len(keys)) if bias is None else bias.to(dtype)
-    # Everything that the logits add up is one more coordinate of queries and keys, so that plain
-    # attention computes them: no queries × keys matrix, no mask.
+    log_prior = keys.new_zeros(len(keys), dtype=dtype) if bias is None else bias.to(dtype)
     query = [towards.to(dtype)[:, None] * y.to(dtype), away.to(dtype)[:, None]]
-    key = [keys, keys.square().sum(1, keepdim=True)]
+    key = [keys.to(dtype), keys.to(dtype).square().sum(1, keepdim=True)]
     if context is not None and key_context is not None:
         query.append(context.to(dtype) / context_scale**2)
         key.append(key_context.to(dtype))
         log_prior = log_prior - key_context.to(dtype).square().sum(1) / (2 * context_scale**2)
     query.append(query[0].new_ones(len(y), 1))
     key.append(log_prior[:, None])
-    queries, augmented = torch.cat(query, dim=1), torch.cat(key, dim=1)
-    values = F.pad(keys, (0, augmented.shape[1] - keys.shape[1]))  # one width: the fused kernel's
-    mean = F.scaled_dot_product_attention(
-        queries[None, None], augmented[None, None], values[None, None], scale=1.0
+    return torch.cat(query, dim=1), torch.cat(key, dim=1)
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(queries keysᵀ) values, [n, d], without an n × k matrix; NaN if there is no key."""
+    if not len(keys):
+        return values.new_full((len(queries), values.shape[1]), float("nan"))
+    # One width for all three, which is what torch's fused attention takes.
+    width = max(queries.shape[1], values.shape[1])
+    q, k, v = (F.pad(x, (0, width - x.shape[1]))[None, None] for x in (queries, keys, values))
+    means = [
+        F.scaled_dot_product_attention(some, k, v, scale=1.0)
+        for some in q.split(max(1, _LOGITS_AT_ONCE // len(keys)), dim=2)
+    ]
+    return torch.cat(means, dim=2)[0, 0, :, : values.shape[1]]
+
+
+def _reference(
+    y: Tensor,
+    keys: Tensor,
+    alpha_bar: Tensor,
+    values: Tensor | None,
+    bias: Tensor | None,
+    query_bin: Tensor | None,
+    key_bin: Tensor | None,
+    context: Tensor | None,
+    key_context: Tensor | None,
+    context_scale: float,
+    sigma_floor: float,
+) -> Tensor:
+    queries, augmented = _augmented(
+        y, keys, alpha_bar, bias, context, key_context, context_scale, sigma_floor
     )
-    return mean[0, 0, :, : keys.shape[1]].to(y.dtype).contiguous()
+    values = (keys if values is None else values).to(queries.dtype)
+    if query_bin is None or key_bin is None:
+        return _attention(queries, augmented, values).to(y.dtype).contiguous()
+    means = y.new_empty(len(y), values.shape[1])
+    for number in query_bin.unique().tolist():
+        here = query_bin == number
+        seen = (key_bin == number) | (key_bin == ANY_BIN) | (number == ANY_BIN)
+        means[here] = _attention(queries[here], augmented[seen], values[seen]).to(y.dtype)
+    return means
 
 
 _op = torch.library.custom_op("sdslab::patch_posterior", _reference, mutates_args=())
 
 
 @_op.register_fake
-def _(y: Tensor, keys: Tensor, *_: object) -> Tensor:
-    return y.new_empty(len(y), keys.shape[1])
+def _(y: Tensor, keys: Tensor, alpha_bar: Tensor, values: Tensor | None, *_: object) -> Tensor:  # noqa: ARG001
+    return y.new_empty(len(y), (keys if values is None else values).shape[1])
+
+
+def _load_triton() -> Callable[..., Tensor]:
+    from sdslab.kernels.triton_patch_posterior import patch_posterior_triton
+
+    return patch_posterior_triton
 
 
 def patch_posterior(
@@ -56,33 +105,47 @@ def patch_posterior(
     keys: Tensor,
     alpha_bar: Tensor,
     *,
+    values: Tensor | None = None,
     bias: Tensor | None = None,
+    query_bin: Tensor | None = None,
+    key_bin: Tensor | None = None,
     context: Tensor | None = None,
     key_context: Tensor | None = None,
     context_scale: float = 1.0,
     sigma_floor: float = SIGMA_FLOOR,
+    backend: Backend = "auto",
 ) -> Tensor:
     """E[p | y] for y = √ᾱ p + √(1−ᾱ) n, where p is one of the keys and n is standard normal.
 
-    Each query's mean of the keys, weighted by the softmax over k of
+    Each query's mean of the values, weighted by the softmax over k of
 
         −‖y − √ᾱ p_k‖² / 2(1−ᾱ) + b_k [− ‖c − l_k‖² / 2s²]
+
+    over the keys that the query sees. The n × k logits are never stored.
 
     Args:
         y: [n, r] noisy patches, in any orthonormal coordinates.
         keys: [k, r] clean patches p_k.
-        alpha_bar: [n] in [0, 1).
-        bias: [k] log prior b_k, up to a constant; None weighs all alike.
+        alpha_bar: [n] in [0, 1].
+        values: [k, d], what is averaged, for example further maps of each patch; None averages the
+            keys themselves.
+        bias: [k] log prior b_k, up to a constant; −inf hides a key; None weighs all alike.
+        query_bin: [n] int64 ≥ −1. A query sees the keys of its bin and those of bin −1; a query of
+            bin −1 sees all. Fastest where queries and keys are sorted by it.
+        key_bin: [k] int64 ≥ −1, the same of each key. Each query must see a key, which is checked
+            on the CPU only.
         context: [n, m], what else is known of each query, c: features of a low-resolution picture.
         key_context: [k, m], the same of each key, l_k.
         context_scale: s, how far the two may differ.
         sigma_floor: √(1−ᾱ) counts as at least this.
+        backend: "auto" by device, "reference" (plain torch) or "triton".
 
     Returns:
-        [n, r], of y's dtype; computed in float32, or float64 for float64 y.
+        [n, r] or [n, d], of y's dtype; computed in float32, or float64 for float64 y.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: Shapes, dtypes or values do not fit, a tensor requires a gradient, or the
+            backend cannot run here.
 
     Source: Kamb & Ganguli 2024 (arXiv 2412.20292), for the patches of one photograph.
     """
@@ -91,26 +154,81 @@ def patch_posterior(
             f"y and keys must be [n, r] and [k, r] with k ≥ 1, got {list(y.shape)} and "
             f"{list(keys.shape)}; project both onto the same basis"
         )
-    if (context is None) != (key_context is None):
-        raise ValueError("context and key_context must come together, got one without the other")
-    width = 0 if context is None else context.shape[-1]
-    for name, tensor, shape in (
-        ("alpha_bar", alpha_bar, [len(y)]),
-        ("bias", bias, [len(keys)]),
-        ("context", context, [len(y), width]),
-        ("key_context", key_context, [len(keys), width]),
+    for pair in (
+        {"context": context, "key_context": key_context},
+        {"query_bin": query_bin, "key_bin": key_bin},
     ):
-        if tensor is not None and list(tensor.shape) != shape:
-            raise ValueError(f"{name} must be {shape}, got {list(tensor.shape)}")
+        missing = [name for name, tensor in pair.items() if tensor is None]
+        if len(missing) == 1:
+            raise ValueError(f"{' and '.join(pair)} must come together, got no {missing[0]}")
+    _require_shapes(
+        y,
+        alpha_bar=(alpha_bar, [len(y)]),
+        values=(values, [len(keys), -1]),
+        bias=(bias, [len(keys)]),
+        query_bin=(query_bin, [len(y)]),
+        key_bin=(key_bin, [len(keys)]),
+        context=(context, [len(y), -1]),
+        key_context=(key_context, [len(keys), -1 if context is None else context.shape[-1]]),
+    )
+    if query_bin is not None and key_bin is not None:
+        _require_bins(query_bin, key_bin)
+    optional = {"values": values, "bias": bias, "context": context, "key_context": key_context}
+    require_no_graph(
+        y=y, keys=keys, alpha_bar=alpha_bar, **{k: v for k, v in optional.items() if v is not None}
+    )
+    body = choose_body(backend, y.device, auto=_op, reference=_reference, triton=_load_triton)
     if not len(y):
-        return y.new_empty(0, keys.shape[1])
-    return _op(
+        return y.new_empty(0, (keys if values is None else values).shape[1])
+    return body(
         y.contiguous(),
         keys.contiguous(),
-        alpha_bar,
-        bias,
-        context,
-        key_context,
+        alpha_bar.contiguous(),
+        _contiguous(values),
+        _contiguous(bias),
+        _contiguous(query_bin),
+        _contiguous(key_bin),
+        _contiguous(context),
+        _contiguous(key_context),
         float(context_scale),
         float(sigma_floor),
     )
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _require_shapes(y: Tensor, **tensors: tuple[Tensor | None, list[int]]) -> None:
+    """Each tensor has its shape, where −1 is any size, and lives where y lives."""
+    for name, (tensor, shape) in tensors.items():
+        if tensor is None:
+            continue
+        expected = [tensor.shape[-1] if size == -1 and tensor.ndim else size for size in shape]
+        if list(tensor.shape) != expected:
+            sizes = ", ".join("any" if size == -1 else str(size) for size in shape)
+            raise ValueError(
+                f"{name} must be [{sizes}] for y {list(y.shape)}, got {list(tensor.shape)}; "
+                "give one row for each query, or for each key"
+            )
+        if tensor.device != y.device:
+            raise ValueError(
+                f"{name} must be on the device of y, {y.device}, got {tensor.device}; "
+                "move it with .to(y.device)"
+            )
+
+
+def _require_bins(query_bin: Tensor, key_bin: Tensor) -> None:
+    """Bins are int64 and, where that can be seen without waiting for a GPU, none is empty."""
+    for name, tensor in (("query_bin", query_bin), ("key_bin", key_bin)):
+        if tensor.dtype != torch.int64:
+            raise ValueError(f"{name} must be int64, got {tensor.dtype}; convert it with .long()")
+    if query_bin.device.type != "cpu" or (key_bin == ANY_BIN).any():
+        return
+    asked = query_bin.unique()
+    empty = asked[(asked != ANY_BIN) & ~torch.isin(asked, key_bin)]
+    if len(empty):
+        raise ValueError(
+            f"each query must see a key, got no key of bin {empty.tolist()}; give such queries "
+            f"bin {ANY_BIN}, which sees all keys"
+        )
