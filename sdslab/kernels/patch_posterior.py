@@ -13,6 +13,8 @@ SIGMA_FLOOR = 0.02  # below it float32 rounds the logits away, and the nearest p
 ANY_BIN = -1
 # Queries are taken by as many as make this many logits, for where torch would store them all.
 _LOGITS_AT_ONCE = 2**24
+# Fewer queries are a single task of torch's attention on a CPU, whose sums the threads would share.
+_FEWEST_QUERIES = 64
 
 
 def _augmented(
@@ -51,12 +53,14 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return values.new_full((len(queries), values.shape[1]), float("nan"))
     # One width for all three, which is what torch's fused attention takes.
     width = max(queries.shape[1], values.shape[1])
-    q, k, v = (F.pad(x, (0, width - x.shape[1]))[None, None] for x in (queries, keys, values))
+    missing = max(0, _FEWEST_QUERIES - len(queries))
+    q = F.pad(queries, (0, width - queries.shape[1], 0, missing))[None, None]
+    k, v = (F.pad(x, (0, width - x.shape[1]))[None, None] for x in (keys, values))
     means = [
         F.scaled_dot_product_attention(some, k, v, scale=1.0)
         for some in q.split(max(1, _LOGITS_AT_ONCE // len(keys)), dim=2)
     ]
-    return torch.cat(means, dim=2)[0, 0, :, : values.shape[1]]
+    return torch.cat(means, dim=2)[0, 0, : len(queries), : values.shape[1]]
 
 
 def _reference(
@@ -87,6 +91,35 @@ def _reference(
 
 
 _op = torch.library.custom_op("sdslab::patch_posterior", _reference, mutates_args=())
+
+
+@_op.register_kernel("cuda")
+def _(
+    y: Tensor,
+    keys: Tensor,
+    alpha_bar: Tensor,
+    values: Tensor | None,
+    bias: Tensor | None,
+    query_bin: Tensor | None,
+    key_bin: Tensor | None,
+    context: Tensor | None,
+    key_context: Tensor | None,
+    context_scale: float,
+    sigma_floor: float,
+) -> Tensor:
+    return _load_triton()(
+        y,
+        keys,
+        alpha_bar,
+        values,
+        bias,
+        query_bin,
+        key_bin,
+        context,
+        key_context,
+        context_scale,
+        sigma_floor,
+    )
 
 
 @_op.register_fake
@@ -208,7 +241,7 @@ def _require_shapes(y: Tensor, **tensors: tuple[Tensor | None, list[int]]) -> No
         if list(tensor.shape) != expected:
             sizes = ", ".join("any" if size == -1 else str(size) for size in shape)
             raise ValueError(
-                f"{name} must be [{sizes}] for y {list(y.shape)}, got {list(tensor.shape)}; "
+                f"{name} must be [{sizes}], got {list(tensor.shape)}; "
                 "give one row for each query, or for each key"
             )
         if tensor.device != y.device:

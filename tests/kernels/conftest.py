@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdslab.kernels import Backend
+
 # Triton reads this variable once, when something imports it, so tests cannot set it themselves:
 # test_triton_kernels.py runs them with it in a process of their own.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -17,7 +19,7 @@ CPU_BODIES = ["reference", "interpreted"] if INTERPRETED else ["reference"]
 @dataclass(frozen=True)
 class Body:
     device: str
-    backend: str
+    backend: Backend
 
 
 @pytest.fixture(params=[*CPU_BODIES, pytest.param("cuda", marks=pytest.mark.gpu)], scope="session")
