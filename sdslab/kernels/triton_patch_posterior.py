@@ -4,8 +4,8 @@ A program takes a tile of queries, and of the values' columns, through the keys:
 share where there are fewer tiles than the GPU has room for. A second kernel then adds the shares
 up, in the same order each time. Bias, bins and context enter the logits in registers.
 
-Float32 products are three TF32 ones each, on the tensor cores: as exact as float32's own, where a
-single one (2^-11) would be wrong by more than the logits of two keys differ at low noise.
+Float32 products are six products of bfloat16 parts each, on the tensor cores: as exact as float32's
+own, where a single one in TF32 (2^-11) would be wrong by more than logits differ at low noise.
 """
 
 # Triton annotates with values (tl.constexpr), which a type checker takes for mistakes.
@@ -13,6 +13,7 @@ single one (2^-11) would be wrong by more than the logits of two keys differ at 
 # pyright: reportInvalidTypeForm=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportPossiblyUnboundVariable=false
 
+import os
 from typing import Any
 
 import torch
@@ -28,8 +29,6 @@ WIDEST = 32
 NARROWEST = 16
 # Tiles of keys that are worth a program of their own.
 SHORTEST_SHARE = 4
-# Multiprocessors, where the interpreter stands in for a GPU: an H100's.
-_PROCESSORS = 132
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -268,10 +267,11 @@ def patch_posterior_triton(
         values = keys  # only a tile with all columns of the keys serves twice
     d = r if values is None else values.shape[1]
     m = 0 if context is None else context.shape[1]
-    constants = constants_of(dtype, r, d, m, bins=key_bin is not None)
+    capability, processors = _gpu(y.device)
+    constants = constants_of(dtype, r, d, m, bins=key_bin is not None, capability=capability)
     rows, columns, width = (constants[name] for name in ("M", "N", "D"))
     tiles = (triton.cdiv(n, rows), triton.cdiv(d, width))
-    share = keys_per_share(tiles[0] * tiles[1], k, columns, y.device)
+    share = keys_per_share(tiles[0] * tiles[1], k, columns, processors)
     shares = triton.cdiv(k, share)
     means = y.new_empty(n, d)
     sums, peak, total = means, None, None
@@ -300,7 +300,9 @@ def patch_posterior_triton(
             d,
             m,
             share,
-            PRODUCTS=precision_of(y, keys, context, key_context),
+            PRODUCTS=precision_of(
+                *(x.dtype for x in (y, keys, context, key_context) if x is not None)
+            ),
             **constants,
             enable_fp_fusion=True,
         )
@@ -321,7 +323,9 @@ def patch_posterior_triton(
     return means
 
 
-def constants_of(dtype: torch.dtype, r: int, d: int, m: int, *, bins: bool) -> dict[str, Any]:
+def constants_of(
+    dtype: torch.dtype, r: int, d: int, m: int, *, bins: bool, capability: int
+) -> dict[str, Any]:
     """Compile-time arguments, such that no register spills (the ahead-of-time tests see to it).
 
     Args:
@@ -330,12 +334,14 @@ def constants_of(dtype: torch.dtype, r: int, d: int, m: int, *, bins: bool) -> d
         d: Columns of the values.
         m: Columns of the context, 0 without one.
         bins: Whether there are bins.
+        capability: Major compute capability. From 9 on the tensor cores read tiles from shared
+            memory, which leaves registers for larger ones.
     """
     whole = max(r, m) <= WIDEST
     if dtype == torch.float64:
-        tile = (16, 32 if whole else 16)
+        tile = (16, 16)
     elif whole:
-        tile = (64, 32 if m or bins or d > WIDEST else 64)
+        tile = (64, 32 if m or bins or capability < 9 else 64)
     else:
         tile = (32, 16)
     return {
@@ -344,7 +350,7 @@ def constants_of(dtype: torch.dtype, r: int, d: int, m: int, *, bins: bool) -> d
         "C": _width(m),
         "WHOLE_KEYS": r <= WIDEST,
         "WHOLE_CONTEXT": m <= WIDEST,
-        "MEANS": "ieee" if dtype == torch.float64 else "tf32x3",
+        "MEANS": precision_of(dtype),
         "M": tile[0],
         "N": tile[1],
         "STAGES": 2,
@@ -357,20 +363,28 @@ def _width(size: int) -> int:
     return min(max(triton.next_power_of_2(size), NARROWEST), WIDEST)
 
 
-def precision_of(*factors: Tensor | None) -> str:
-    """What `tl.dot` needs so that products are exact, or as exact as float32's."""
-    dtypes = {factor.dtype for factor in factors if factor is not None}
-    if torch.float64 in dtypes:
+def precision_of(*dtypes: torch.dtype) -> str:
+    """What `tl.dot` must do so that products of such factors are exact, or as float32's."""
+    if torch.float64 in dtypes or os.environ.get("TRITON_INTERPRET") == "1":
         return "ieee"
-    # TF32 holds all digits of either half precision.
-    return "tf32x3" if torch.float32 in dtypes else "tf32"
+    if torch.float32 not in dtypes:
+        return "tf32"  # which holds all digits of either half precision
+    from triton.backends.nvidia.compiler import CUDAOptions
+
+    # Older Tritons have no better than three TF32 products, which err four times as much.
+    return "bf16x6" if "bf16x6" in CUDAOptions.allowed_dot_input_precisions else "tf32x3"
 
 
-def keys_per_share(tiles: int, k: int, columns: int, device: torch.device) -> int:
+def keys_per_share(tiles: int, k: int, columns: int, processors: int) -> int:
     """How many keys a program takes: whole tiles, and two programs for each multiprocessor."""
-    processors = _PROCESSORS
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
     key_tiles = triton.cdiv(k, columns)
     shares = min(triton.cdiv(2 * processors, tiles), triton.cdiv(key_tiles, SHORTEST_SHARE))
     return triton.cdiv(key_tiles, shares) * columns
+
+
+def _gpu(device: torch.device) -> tuple[int, int]:
+    """Major compute capability and number of multiprocessors."""
+    if device.type != "cuda":
+        return 9, 132  # the interpreter stands in for an H100
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major, properties.multi_processor_count

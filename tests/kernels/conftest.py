@@ -52,3 +52,12 @@ def assert_within_budget() -> Callable[..., None]:
         assert error <= budget, f"{name}: error {error:.3e} exceeds the budget of {budget:.3e}"
 
     return check
+
+
+@pytest.fixture(scope="module")
+def triton_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Kernels are compiled anew, and leave nothing behind."""
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton_cache"))
+        yield

@@ -5,7 +5,6 @@ The interpreter accepts programs that the compiler refuses, so interpreted tests
 
 import os
 import re
-import subprocess
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +18,17 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 triton = pytest.importorskip("triton", reason="triton is not installed")
 tl = pytest.importorskip("triton.language")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.backends.nvidia.compiler import get_ptxas  # noqa: E402
-from triton.compiler import ASTSource, CompiledKernel, compile  # noqa: E402
+from triton.compiler import CompiledKernel  # noqa: E402
 
 from sdslab.kernels import triton_kernels, triton_sr_condition  # noqa: E402
+from tests.kernels.ahead_of_time import (  # noqa: E402
+    ARCHITECTURES,
+    compile_kernel,
+    ptxas_report,
+    spilled_bytes,
+)
 from tests.kernels.ttir_addresses import accesses  # noqa: E402
 
-ARCHITECTURES = (80, 90)
 # What a block may have without asking for more, on every GPU.
 SHARED_MEMORY = 48 * 1024
 THREADS, VECTOR_BYTES = 128, 16
@@ -36,6 +38,9 @@ SIZES = {
     "n", "output_stride", "target_stride", "conditional_offset", "height", "width", "size",
     "low_size",
 }  # fmt: skip
+
+
+pytestmark = pytest.mark.usefixtures("triton_cache")
 
 
 @dataclass(frozen=True)
@@ -201,47 +206,15 @@ CASES = {
 def compile_case(case: Case, architecture: int, wide: Collection[str] = ()) -> CompiledKernel:
     """Compiles for a GPU as the launcher would; integers named in `wide` have 64 bits."""
     module = triton_sr_condition if case.kernel == "sr_condition_kernel" else triton_kernels
-    kernel = getattr(module, case.kernel)
-    signature, attributes = {}, {}
-    for position, parameter in enumerate(kernel.params):
-        name = parameter.name
-        if name in case.constants:
-            signature[name] = "constexpr"
-            continue
-        if name.endswith("_ptr"):
-            signature[name] = f"*{case.element(name)}"
-        else:
-            default = "i64" if name in {*wide, *case.wide, "conditional_offset"} else "i32"
-            signature[name] = parameter.annotation_type or default
-        # As the launcher finds them: torch aligns its memory, and usual sizes are multiples of 16.
-        if name.endswith("_ptr") or name in SIZES:
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    return compile(
-        ASTSource(kernel, signature, dict(case.constants), attributes),
-        target=GPUTarget("cuda", architecture, 32),
-        options={"enable_fp_fusion": False},
+    return compile_kernel(
+        getattr(module, case.kernel),
+        case.constants,
+        ELEMENTS | dict(case.elements),
+        architecture,
+        aligned=SIZES,
+        wide={*wide, *case.wide, "conditional_offset"},
+        fp_fusion=False,
     )
-
-
-def ptxas_report(ptx: str, architecture: int, folder: Path) -> str:
-    """What the assembler says of registers and spills."""
-    source = folder / "kernel.ptx"
-    source.write_text(ptx)
-    target = re.search(r"^\.target (\w+)", ptx, re.M)
-    assert target
-    command = [get_ptxas(architecture).path, "-v", f"--gpu-name={target[1]}", str(source)]
-    run = subprocess.run(
-        [*command, "-o", str(folder / "kernel.cubin")], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stderr
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton_cache"))
-        yield
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids="sm_{}".format)
@@ -255,9 +228,7 @@ def test_accesses_are_wide_and_nothing_spills(name: str, architecture: int, tmp_
         assert len(wide) == case.vectors(pointers), f"16-byte {access}: {len(wide)}"
     assert compiled.metadata.shared <= SHARED_MEMORY
     report = ptxas_report(ptx, architecture, tmp_path)
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
-    assert spills, report
-    assert set(spills) == {"0"}, report
+    assert spilled_bytes(report) == 0, report
     if case.constants.get("DTYPE") != tl.float64:  # the library's sin and cos need one there
         assert re.findall(r"(\d+) bytes stack frame", report) == ["0"], report
 

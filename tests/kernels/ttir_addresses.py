@@ -28,14 +28,16 @@ def dtype_of(kind: str) -> type:
     return DTYPES[re.findall(r"i(?:1|32|64)\b", kind)[-1]]
 
 
-def accesses(ttir: str, program: int, arguments: Mapping[str, int]) -> dict[str, list[Value]]:
+def accesses(
+    ttir: str, program: int | tuple[int, int, int], arguments: Mapping[str, int]
+) -> dict[str, list[Value]]:
     """The element offsets that a program loads or stores through each pointer argument.
 
     Integers wrap as the machine's do. Only straight-line kernels: a loop's addresses are left out.
 
     Args:
         ttir: The kernel in Triton's IR.
-        program: Its program id.
+        program: Its program id, or those of the three axes.
         arguments: Values of its integer arguments.
     """
     integers: dict[str, Value] = {}
@@ -63,7 +65,9 @@ def accesses(ttir: str, program: int, arguments: Mapping[str, int]) -> dict[str,
             pointer, offsets = pointers[names[0]]
             pointers[result] = pointer, reshaped(name, offsets, rest, kind)
         elif name == "tt.get_program_id":
-            integers[result] = np.array([program], np.int32)
+            axis = "xyz".index(rest[0])
+            number = program if isinstance(program, int) else program[axis]
+            integers[result] = np.array([number], np.int32)
         elif name == "arith.constant" and (value := re.match(r"(?:dense<)?(-?\d+)>? : ", rest)):
             integers[result] = np.full(shape_of(kind) or [1], int(value[1]), dtype_of(kind))
         elif name == "tt.make_range":
