@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdslab.kernels.philox import NoiseKey, normal_reference
+from sdslab.kernels.philox import NoiseKey, flat_normal
 from sdslab.kernels.validation import require_like, require_no_graph
 
 # What a custom op takes in place of a key: the tensor or the sample indices, and the key's words.
@@ -47,4 +47,4 @@ def draw_noise(
     if noise is not None:
         return noise.to(dtype)
     assert sample is not None
-    return normal_reference(sample, words, x[0].numel(), dtype).reshape(x.shape)
+    return flat_normal(sample, words, x[0].numel(), dtype).reshape(x.shape)

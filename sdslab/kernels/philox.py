@@ -123,7 +123,7 @@ def _bits_reference(sample: Tensor, words: Sequence[int], n: int) -> Tensor:
     return lanes[:, :n].contiguous()
 
 
-def normal_reference(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
+def _normal_reference(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
     """Plain torch body of `philox_normal`, over flat samples.
 
     Args:
@@ -152,7 +152,14 @@ def normal_reference(sample: Tensor, words: Sequence[int], n: int, dtype: torch.
 
 
 _bits_op = torch.library.custom_op("sdslab::philox_bits", _bits_reference, mutates_args=())
-_normal_op = torch.library.custom_op("sdslab::philox_normal", normal_reference, mutates_args=())
+_normal_op = torch.library.custom_op("sdslab::philox_normal", _normal_reference, mutates_args=())
+
+
+@_normal_op.register_kernel("cpu")
+def _(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
+    from sdslab.kernels.philox_cpu import normal_cpu
+
+    return normal_cpu(sample, words, n, dtype)
 
 
 @_bits_op.register_kernel("cuda")
@@ -185,6 +192,11 @@ def _load_normal_triton() -> Callable[..., Tensor]:
     from sdslab.kernels.triton_bodies import philox_normal_triton
 
     return philox_normal_triton
+
+
+def flat_normal(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
+    """`philox_normal`, flat and by the device's own body: [b, n] from `NoiseKey.words`."""
+    return _normal_op(sample, words, n, dtype)
 
 
 def philox_bits(key: NoiseKey, n: int, *, backend: Backend = "auto") -> Tensor:
@@ -272,7 +284,8 @@ def philox_normal(
         shape: Dimensions of one sample.
         dtype: float32, float64, bfloat16 or float16.
         device: Of the result; by default that of `key.sample`.
-        backend: "auto" by device, "reference" (plain torch) or "triton".
+        backend: "auto" by device (on a CPU a compiled loop with the reference's own bits),
+            "reference" (plain torch) or "triton".
 
     Returns:
         [b, *shape] of `dtype`, contiguous.
@@ -292,7 +305,7 @@ def philox_normal(
         backend,
         sample.device,
         auto=_normal_op,
-        reference=normal_reference,
+        reference=_normal_reference,
         triton=_load_normal_triton,
     )
     return body(sample, key.words, math.prod(shape), dtype).reshape(len(sample), *shape)

@@ -94,6 +94,15 @@ def test_normals_are_box_muller_of_the_bits(body, assert_within_budget, shape, d
     assert_within_budget("normals", actual, truth, low_precision)
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize("n", [0, 1, 63, 1000, 70_001])
+def test_the_compiled_body_of_a_cpu_draws_the_same_bits_as_plain_torch(n, dtype):
+    reference = philox_normal(EXTREME_KEY, (n,), dtype, backend="reference")
+    assert torch.equal(philox_normal(EXTREME_KEY, (n,), dtype, backend="auto"), reference)
+
+
 def test_normals_do_not_depend_on_precision():
     single, double = (
         philox_normal(key(), (4096,), dtype) for dtype in (torch.float32, torch.float64)
@@ -179,6 +188,18 @@ def test_order_and_strides_of_the_samples_do_not_matter():
     assert torch.equal(
         philox_normal(strided, (5,)), philox_normal(key(samples=10), (5,))[[4, 2, 9]]
     )
+
+
+def test_the_number_of_threads_does_not_matter():
+    threads = torch.get_num_threads()
+    draws = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            draws.append(philox_normal(key(samples=2), (100_003,)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*draws)
 
 
 def test_global_random_state_is_left_alone():
