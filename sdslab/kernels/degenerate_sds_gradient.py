@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdslab.kernels.backend import Backend, choose_body, compute_dtype
+from sdslab.kernels.nonfinite import count_nonfinite
 from sdslab.kernels.sds_gradient import Form, SDSResult
 from sdslab.kernels.validation import (
     require_alpha_bar,
@@ -34,8 +35,7 @@ def _reference(
     difference = x.to(dtype) - x0_hat
     gradient = weight.reshape(-1, *[1] * (x.ndim - 1)) * difference
     loss = 0.5 * weight * difference.square().flatten(1).sum(1)
-    nonfinite = ~(target.isfinite() & gradient.isfinite())
-    return gradient, loss, nonfinite.flatten(1).sum(1)
+    return gradient, loss, count_nonfinite(target, gradient)
 
 
 _op = torch.library.custom_op("sdslab::degenerate_sds_gradient", _reference, mutates_args=())

@@ -35,15 +35,17 @@ def _augmented(
     alpha_bar = alpha_bar.double()
     variance = (1 - alpha_bar).clamp_min(sigma_floor**2)
     towards, away = alpha_bar.sqrt() / variance, -alpha_bar / (2 * variance)
-    log_prior = keys.new_zeros(len(keys), dtype=dtype) if bias is None else bias.to(dtype)
     query = [towards.to(dtype)[:, None] * y.to(dtype), away.to(dtype)[:, None]]
     key = [keys.to(dtype), keys.to(dtype).square().sum(1, keepdim=True)]
+    log_prior = None if bias is None else bias.to(dtype)[:, None]
     if context is not None and key_context is not None:
         query.append(context.to(dtype) / context_scale**2)
         key.append(key_context.to(dtype))
-        log_prior = log_prior - key_context.to(dtype).square().sum(1) / (2 * context_scale**2)
-    query.append(query[0].new_ones(len(y), 1))
-    key.append(log_prior[:, None])
+        distance = key[-1].square().sum(1, keepdim=True) / (2 * context_scale**2)
+        log_prior = -distance if log_prior is None else log_prior - distance
+    if log_prior is not None:
+        query.append(query[0].new_ones(len(y), 1))
+        key.append(log_prior)
     return torch.cat(query, dim=1), torch.cat(key, dim=1)
 
 

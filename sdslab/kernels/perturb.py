@@ -32,7 +32,7 @@ def _reference(
     dtype = compute_dtype(x)
     eps = draw_noise(noise, sample, words, x, dtype)
     signal, sigma = signal_and_noise_rates(alpha_bar, x)
-    return (signal * x.to(dtype) + sigma * eps).to(x.dtype)
+    return (signal * x.to(dtype)).add_(sigma * eps).to(x.dtype)
 
 
 _op = torch.library.custom_op("sdslab::perturb", _reference, mutates_args=())

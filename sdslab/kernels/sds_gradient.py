@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdslab.kernels.backend import Backend, choose_body, compute_dtype
 from sdslab.kernels.noise_argument import draw_noise, flatten_noise
+from sdslab.kernels.nonfinite import count_nonfinite
 from sdslab.kernels.perturb import signal_and_noise_rates
 from sdslab.kernels.philox import NoiseKey
 from sdslab.kernels.validation import (
@@ -58,7 +59,7 @@ def _reference(
     x = x.to(dtype)
     signal, sigma = signal_and_noise_rates(alpha_bar, x)
     weight = weight.to(dtype).reshape(signal.shape)
-    x_t = signal * x + sigma * eps
+    x_t = (signal * x).add_(sigma * eps)
 
     output = model_output[:, : x.shape[1]].to(dtype)
     if len(output) == 2 * len(x):
@@ -84,8 +85,7 @@ def _reference(
         difference, coefficient = eps_hat - eps, weight * (sigma / signal)
     gradient = weight * difference
     loss = 0.5 * coefficient.flatten() * difference.square().flatten(1).sum(1)
-    nonfinite = ~(output.isfinite() & gradient.isfinite())
-    return gradient, loss, nonfinite.flatten(1).sum(1)
+    return gradient, loss, count_nonfinite(output, gradient)
 
 
 _op = torch.library.custom_op("sdslab::sds_gradient", _reference, mutates_args=())

@@ -1,6 +1,6 @@
 """What the kernel study measures: the machine's own limits, and each op against them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from sdslab.devices import device_name
 from sdslab.errors import UserError
-from sdslab.study.kernel_operations import OPERATIONS, Problem
+from sdslab.study.kernel_operations import OPERATIONS
+from sdslab.study.kernel_problem import Problem
 from sdslab.study.kernel_specification import KernelCase, KernelSettings
+from sdslab.study.peak_memory import peaks_mb
 from sdslab.study.timing import Quantiles, quantile_columns, quantiles_ms
 
 
@@ -39,6 +41,9 @@ class KernelRow:
     ours_ms: Quantiles | None = None
     eager_ms: Quantiles | None = None
     compiled_ms: Quantiles | None = None
+    rivals_ms: dict[str, Quantiles] = field(default_factory=dict)
+    peaks_mb: dict[str, float] = field(default_factory=dict)
+    """Memory taken beyond the inputs, of ours, eager and the rivals."""
 
     @property
     def accepted(self) -> bool:
@@ -49,6 +54,17 @@ class KernelRow:
     def bytes_per_s(self) -> float | None:
         """Of the bytes that must be moved, at the median."""
         return None if self.ours_ms is None else self.bytes / self.ours_ms[1] * 1000
+
+    @property
+    def flops_per_s(self) -> float | None:
+        """Of the equation's arithmetic, at the median."""
+        return None if self.ours_ms is None else self.flops / self.ours_ms[1] * 1000
+
+    @property
+    def times(self) -> dict[str, Quantiles]:
+        """All that was timed, by name."""
+        named = {"ours": self.ours_ms, "eager": self.eager_ms, "compiled": self.compiled_ms}
+        return {name: times for name, times in named.items() if times is not None} | self.rivals_ms
 
     @property
     def shape(self) -> str:
@@ -85,19 +101,18 @@ def measure(
     row = KernelRow(case, batch, side, problem.bytes, problem.flops, disagreement, budget)
     if not row.accepted:
         return row
-    timed = problem.timed_arguments
-    return KernelRow(
-        case,
-        batch,
-        side,
-        problem.bytes,
-        problem.flops,
-        disagreement,
-        budget,
-        quantiles_ms(problem.ours, settings.repeats_on(device.type), device),
-        quantiles_ms(lambda: problem.eager(*timed), settings.repeats_on(device.type), device),
-        _compiled_ms(problem, settings, device) if settings.compile else None,
+    repeats = settings.repeats_on(device.type)
+    times = {name: quantiles_ms(f, repeats, device) for name, f in problem.contenders.items()}
+    row = replace(
+        row,
+        ours_ms=times.pop("ours"),
+        eager_ms=times.pop("eager"),
+        rivals_ms=times,
     )
+    if not problem.rivals:
+        compiled = _compiled_ms(problem, settings, device) if settings.compile else None
+        return replace(row, compiled_ms=compiled)
+    return replace(row, peaks_mb=peaks_mb(case, batch, side, device) if settings.memory else {})
 
 
 def _errors(problem: Problem) -> tuple[float, float]:
@@ -151,16 +166,16 @@ def numbers_of(row: KernelRow, limits: Limits, device: torch.device) -> dict[str
         "budget": row.budget,
         "accepted": row.accepted,
     }
-    for name in ("ours", "eager", "compiled"):
-        times: Quantiles | None = getattr(row, f"{name}_ms")
-        if times is None or row.ours_ms is None:
-            continue
+    for name, times in row.times.items():
         numbers |= quantile_columns(name, times)
         if name != "ours":
-            numbers[f"{name}_ratio"] = times[1] / row.ours_ms[1]
+            numbers[f"{name}_ratio"] = times[1] / row.times["ours"][1]
+    numbers |= {f"{name}_peak_mb": peak for name, peak in row.peaks_mb.items()}
     if row.bytes_per_s is not None:
         numbers["gb_per_s"] = row.bytes_per_s / 1e9
         numbers["share_of_copy"] = row.bytes_per_s / limits.copy_bytes_per_s
+    if row.flops_per_s is not None:
+        numbers["share_of_matmul"] = row.flops_per_s / limits.matmul_flops_per_s
     numbers["copy_gb_per_s"] = limits.copy_bytes_per_s / 1e9
     numbers["matmul_gflop_per_s"] = limits.matmul_flops_per_s / 1e9
     numbers["device"] = device_name(device)

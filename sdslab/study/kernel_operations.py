@@ -1,7 +1,6 @@
 """The ops that the kernel study times: ours, the same in plain torch, and what each must move."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,31 +15,9 @@ from sdslab.kernels import (
     sds_gradient,
     sr_condition,
 )
+from sdslab.study.kernel_posterior import patch_posterior_problem
+from sdslab.study.kernel_problem import Problem
 from sdslab.study.kernel_specification import KernelCase
-
-# What the eager code of a user would be: few lines, no in-place tricks, results in a tuple.
-Eager = Callable[..., tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One op at one size.
-
-    Attributes:
-        ours: The op, its inputs bound.
-        eager: The same in plain torch, in the precision of its arguments.
-        arguments: What ``eager`` takes, noise as a tensor, so that it computes what ours does.
-        timed_arguments: What it takes when it is timed: with None for noise it draws its own.
-        bytes: What must be read and written once, whatever computes it.
-        flops: Of the printed equations; drawing noise is not counted.
-    """
-
-    ours: Callable[[], tuple[Tensor, ...]]
-    eager: Eager
-    arguments: tuple[Tensor, ...]
-    timed_arguments: tuple[Tensor | None, ...]
-    bytes: int
-    flops: int
 
 
 def perturb_problem(case: KernelCase, batch: int, side: int, device: torch.device) -> Problem:
@@ -137,6 +114,7 @@ OPERATIONS: dict[str, Callable[[KernelCase, int, int, torch.device], Problem]] =
     "sds_gradient": sds_gradient_problem,
     "degenerate_sds_gradient": degenerate_problem,
     "sr_condition": sr_condition_problem,
+    "patch_posterior": patch_posterior_problem,
 }
 
 

@@ -40,13 +40,12 @@ def run_kernel_study(study: KernelStudy, only: tuple[str, ...] = ()) -> None:
     record = run_record(dataclasses.asdict(study), device)
     versions = {name: record["packages"][name] for name in ("torch", "triton")}
     limits = measure_limits(study.settings, device)
-    sizes = study.settings.sizes_on(device.type)
     rows: list[KernelRow] = []
     numbers: list[dict[str, Any]] = []
     for case in study.cases:
         if only and case.name not in only:
             continue
-        for batch, side in sizes:
+        for batch, side in case.sizes_on(device.type, study.settings):
             row = measure(case, batch, side, study.settings, device)
             rows.append(row)
             numbers.append(numbers_of(row, limits, device) | versions)
@@ -94,13 +93,16 @@ def _markdown(
         f"{study.settings.copy_mb} MB moves {limits.copy_bytes_per_s / 1e9:.1f} GB/s and a float32 "
         f"product of {study.settings.matmul_size}² does "
         f"{limits.matmul_flops_per_s / 1e9:.0f} GFLOP/s. Bytes are those that must be read and "
-        "written once; eager code draws its noise with torch.randn where ours has a key.",
+        "written once; eager code draws its noise with torch.randn where ours has a key. Ratios "
+        "are times over ours.",
         "",
         "| operation | size | MB | ours, ms | GB/s | of a copy | eager, ms | ratio | compiled, ms "
         "| ratio |",
         "|" + " --- |" * 10,
     ]
     for row in rows:
+        if row.case.operation == "patch_posterior":
+            continue
         cells = [row.case.label, row.shape, f"{row.bytes / 1e6:.3g}"]
         if row.ours_ms is None or row.bytes_per_s is None:
             cells += [f"refused: {_refusal(row)}", *7 * [""]]
@@ -116,7 +118,39 @@ def _markdown(
                 else:
                     cells += [spread(times), f"{times[1] / row.ours_ms[1]:.2f}×"]
         lines.append("| " + " | ".join(cells[:10]) + " |")
+    posteriors = [row for row in rows if row.case.operation == "patch_posterior"]
+    if posteriors:
+        lines += ["", *_posterior_table(posteriors, limits)]
     return "\n".join(lines) + "\n"
+
+
+def _posterior_table(rows: list[KernelRow], limits: Limits) -> list[str]:
+    lines = [
+        "The posterior mean over the patches of a photograph, against the ways to write it in "
+        "torch: milliseconds, ratio, and the memory that each takes beyond its inputs. On a CPU "
+        "ours is that attention, with more terms.",
+        "",
+        "| operation | queries | ours, ms | of a product | MB | chunked products, ms | ratio | MB "
+        "| attention, ms | ratio | MB | cdist, ms | ratio | MB |",
+        "|" + " --- |" * 14,
+    ]
+    for row in rows:
+        cells = [row.case.label, f"{row.batch} × {row.side}²"]
+        if row.flops_per_s is None:
+            cells += [f"refused: {_refusal(row)}", *11 * [""]]
+        else:
+            ours = row.times["ours"]
+            share = row.flops_per_s / limits.matmul_flops_per_s
+            cells += [spread(ours), f"{share:.0%}", _megabytes(row, "ours")]
+            for name in ("eager", "sdpa", "cdist"):
+                times = row.times[name]
+                cells += [spread(times), f"{times[1] / ours[1]:.2f}×", _megabytes(row, name)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _megabytes(row: KernelRow, name: str) -> str:
+    return f"{row.peaks_mb[name]:.0f}" if name in row.peaks_mb else ""
 
 
 def _save_plot(
@@ -124,10 +158,11 @@ def _save_plot(
 ) -> None:
     """The roofline, and the bandwidth that each op reaches with the bytes it moves."""
     figure, (roofline, bandwidth) = plt.subplots(1, 2, figsize=(10.4, 4.6), layout="constrained")
-    intensities = np.geomspace(0.05, 200, 200)
+    highest = max(200, *(2 * row.flops / row.bytes for row in rows))
+    intensities = np.geomspace(0.05, highest, 200)
     roof = np.minimum(intensities * limits.copy_bytes_per_s, limits.matmul_flops_per_s)
-    roofline.plot(intensities, roof / 1e9, color="black", label="copy and matmul, same run")
-    bandwidth.axhline(limits.copy_bytes_per_s / 1e9, color="black", label="copy, same run")
+    roofline.plot(intensities, roof / 1e9, color="black", label="copy and product, same run")
+    bandwidth.axhline(limits.copy_bytes_per_s / 1e9, color="black")
     for case in study.cases:
         shown = [(row, row.bytes_per_s) for row in rows if row.case == case]
         points = [(row, speed) for row, speed in shown if speed is not None]
@@ -136,11 +171,13 @@ def _save_plot(
         moved = [row.bytes / 1e6 for row, _ in points]
         intensity = [row.flops / row.bytes for row, _ in points]
         rate = [row.flops * speed / row.bytes / 1e9 for row, speed in points]
-        roofline.plot(intensity, rate, "o", markersize=4)
-        bandwidth.plot(moved, [speed / 1e9 for _, speed in points], "o-", ms=4, label=case.label)
+        (dots,) = roofline.plot(intensity, rate, "o", markersize=4, label=case.label)
+        if case.operation != "patch_posterior":  # which waits for arithmetic
+            speeds = [speed / 1e9 for _, speed in points]
+            bandwidth.plot(moved, speeds, "o-", markersize=4, color=dots.get_color())
     _decorate(roofline, "FLOP per byte that must be moved", "GFLOP/s", "roofline")
     _decorate(bandwidth, "MB that must be moved", "GB/s", device_name(device))
-    handles, labels = bandwidth.get_legend_handles_labels()
+    handles, labels = roofline.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     save_figure(figure, path)
     close_figure(figure)

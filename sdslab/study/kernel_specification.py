@@ -30,6 +30,8 @@ class KernelSettings:
     """Side of the float32 matrices whose product tells the processor's rate."""
     compile: bool = True
     """Whether torch.compile of the eager code is timed too."""
+    memory: bool = True
+    """Whether the peak memory of ops with rivals is measured too."""
     out: str = "figures"
     """Folder for the results."""
 
@@ -48,9 +50,12 @@ class KernelCase:
 
     name: str
     label: str
-    operation: Literal["perturb", "sds_gradient", "degenerate_sds_gradient", "sr_condition"]
+    operation: Literal[
+        "perturb", "sds_gradient", "degenerate_sds_gradient", "sr_condition", "patch_posterior"
+    ]
     """A name of ``sdslab.study.kernel_operations.OPERATIONS``."""
     channels: int = 3
+    """Of the picture; of patch_posterior the coordinates of a patch."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the picture; of sds_gradient the model's output, beside a float32 picture."""
     noise: Literal["key", "tensor"] = "key"
@@ -59,6 +64,17 @@ class KernelCase:
     """Whether a model's output has an unconditional half."""
     mode: Literal["castex", "pipeline"] = "castex"
     """Of sr_condition, which takes a render twice as large, and its quarter as the small size."""
+    keys: int = 4096
+    """Of patch_posterior, which has a query for each pixel."""
+    cpu_sizes: tuple[tuple[int, ...], ...] = ()
+    """Instead of the settings', where there are any."""
+    cuda_sizes: tuple[tuple[int, ...], ...] = ()
+    """The same on a GPU."""
+
+    def sizes_on(self, device_type: str, settings: KernelSettings) -> tuple[tuple[int, ...], ...]:
+        """The sizes for "cpu" or "cuda"."""
+        own = self.cuda_sizes if device_type == "cuda" else self.cpu_sizes
+        return own or settings.sizes_on(device_type)
 
 
 @dataclass(frozen=True)
@@ -95,11 +111,17 @@ def load_kernel_study(path: Path, preset: str | None = None) -> KernelStudy:
         settings=build(KernelSettings, settings, f"{path}: settings"),
         cases=tuple(build(KernelCase, row, f"{path}: cases") for row in rows),
     )
+    _check_sizes(study.settings, f"{path}: settings")
+    for case in study.cases:
+        _check_sizes(case, f"{path}: cases.{case.name}")
+    return study
+
+
+def _check_sizes(holder: KernelSettings | KernelCase, place: str) -> None:
     for name in ("cpu_sizes", "cuda_sizes"):
-        for size in getattr(study.settings, name):
+        for size in getattr(holder, name):
             if len(size) != 2 or size[0] < 1 or size[1] < 4:
                 raise UserError(
-                    f"{path}: settings.{name} must be pairs [batch, side] with a side of at least "
-                    f"4, got {list(size)}"
+                    f"{place}.{name} must be pairs [batch, side] with a side of at least 4, got "
+                    f"{list(size)}"
                 )
-    return study

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from sdslab.errors import UserError
-from sdslab.study import kernel_benchmark, kernel_operations
+from sdslab.study import kernel_benchmark, kernel_operations, kernel_posterior
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.kernel_benchmark import Limits, measure
-from sdslab.study.kernel_operations import OPERATIONS, Problem
+from sdslab.study.kernel_operations import OPERATIONS
+from sdslab.study.kernel_problem import Problem
 from sdslab.study.kernel_specification import KernelCase, KernelSettings, load_kernel_study
+from sdslab.study.peak_memory import peaks_mb
 from sdslab.study.timing import quantiles_ms, spread
 
 CPU = torch.device("cpu")
@@ -25,6 +27,7 @@ SETTINGS = KernelSettings(
     copy_mb=1,
     matmul_size=16,
     compile=False,
+    memory=False,
 )
 STUDY = """
 title = "A small kernel study"
@@ -61,6 +64,7 @@ CASES = {
     "degenerate": KernelCase("x", "x", "degenerate_sds_gradient"),
     "sr castex": KernelCase("x", "x", "sr_condition"),
     "sr pipeline": KernelCase("x", "x", "sr_condition", mode="pipeline", noise="tensor"),
+    "posterior": KernelCase("x", "x", "patch_posterior", channels=31, keys=300),
 }
 
 
@@ -104,6 +108,39 @@ def test_every_operation_equals_its_equation(name: str):
     assert row.eager_ms is not None
 
 
+def test_all_ways_to_write_the_posterior_agree():
+    problem = OPERATIONS["patch_posterior"](CASES["posterior"], 2, 16, CPU)
+    arguments = (argument.double() for argument in problem.arguments)
+    (truth,) = kernel_posterior.by_distances(*arguments)
+    assert list(problem.contenders) == ["ours", "eager", "sdpa", "cdist"]
+    for call in problem.contenders.values():
+        torch.testing.assert_close(call()[0].double(), truth, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's counters")
+def test_memory_is_what_a_call_takes_beyond_its_inputs():
+    case = replace(CASES["posterior"], keys=2048)
+    peaks = peaks_mb(case, 1, 64, CPU)
+    logits = 64**2 * 2048 * 4 / 1e6
+    assert logits < peaks["cdist"] < 5 * logits
+    assert peaks["ours"] < logits / 2
+
+
+def test_a_row_with_rivals_has_a_table_of_its_own(tmp_path: Path):
+    study = tmp_path / "small.toml"
+    posterior = 'channels = 31\nkeys = 300\noperation = "patch_posterior"\ncpu_sizes = [[1, 4]]'
+    text = STUDY.replace('operation = "perturb"', posterior)
+    study.write_text(text.replace("compile = false", "compile = false\nmemory = false"))
+    run(Selection(str(study)), Overrides(out=str(tmp_path / "out"), device="cpu"))
+    table: Any = pd.read_csv(tmp_path / "out" / "small.csv").set_index("row")
+    row = table.loc["perturb"]
+    assert row["sdpa_ratio"] == pytest.approx(row["sdpa_ms_q50"] / row["ours_ms_q50"], rel=1e-4)
+    assert row["share_of_matmul"] == pytest.approx(
+        row["flops"] / row["ours_ms_q50"] / row["matmul_gflop_per_s"] / 1e6, rel=1e-4
+    )
+    assert "| x_t | 1 × 4² |" in (tmp_path / "out" / "small.md").read_text()
+
+
 def test_bytes_are_those_of_the_tensors():
     n = 2 * 3 * 16**2
     bytes_of = {
@@ -119,6 +156,7 @@ def test_bytes_are_those_of_the_tensors():
         "degenerate": (4 + 2 + 4) * n,
         "sr castex": 4 * (n + n // 16),
         "sr pipeline": 4 * (4 * n + n + n),
+        "posterior": 4 * (2 * 16**2 * (31 + 1 + 31) + 300 * 31),
     }
 
 
