@@ -6,7 +6,8 @@ The ops' wrappers have checked the arguments and made the tensors contiguous.
 # Triton annotates with values (tl.constexpr), which a type checker takes for types of arguments.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -24,19 +25,42 @@ from sdslab.kernels.triton_kernels import (
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 # Unfused arithmetic rounds as the reference does; these kernels wait for memory anyway.
-_LAUNCH = {"BLOCK": 1024, "enable_fp_fusion": False}
+_LAUNCH = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": False}
+# A small sample, up to the size of 3 × 64² and a little more, is one program's: tiles of so many.
+SMALL_BLOCK, MOST_TILES = 4096, 4
 
 
-def _grid(b: int, n: int) -> tuple[int]:
-    return (b * triton.cdiv(n, _LAUNCH["BLOCK"]),)
+def launch_with_sums(n: int, dtype: torch.dtype) -> dict[str, Any]:
+    """How a kernel with sums over a sample is launched.
+
+    A small sample is a single program's, whose sums need no second launch to add them up; that
+    launch would cost more than the multiprocessors that idle.
+
+    Args:
+        n: Elements of a sample.
+        dtype: Of the computation.
+    """
+    tiles = triton.cdiv(n, SMALL_BLOCK)
+    if dtype == torch.float64 or n <= _LAUNCH["BLOCK"] or tiles > MOST_TILES:
+        return _LAUNCH | {"TILES": 1}
+    return _LAUNCH | {"BLOCK": SMALL_BLOCK, "TILES": tiles, "num_warps": 16}
 
 
-def _gradient_buffers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _grid(b: int, n: int, launch: Mapping[str, Any] = _LAUNCH) -> tuple[int]:
+    return (b * triton.cdiv(n, launch["BLOCK"] * launch.get("TILES", 1)),)
+
+
+def _gradient_buffers(x: Tensor, launch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient, and partial sums [b, programs] of the loss and of the count."""
     gradient = torch.empty_like(x, dtype=compute_dtype(x))
-    programs = triton.cdiv(x[0].numel(), _LAUNCH["BLOCK"])
+    (programs,) = _grid(1, x[0].numel(), launch)
     loss = gradient.new_empty(len(x), programs)
-    return gradient, loss, loss.new_empty(loss.shape, dtype=torch.int32)
+    return gradient, loss, loss.new_empty(loss.shape, dtype=torch.int64)
+
+
+def _added_up(partial: Tensor) -> Tensor:
+    """[b, programs] -> [b]."""
+    return partial[:, 0] if partial.shape[1] == 1 else partial.sum(1)
 
 
 def philox_bits_triton(sample: Tensor, words: Sequence[int], n: int) -> Tensor:
@@ -96,11 +120,12 @@ def sds_gradient_triton(
     clamp: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Body of `sds_gradient`."""
-    gradient, loss, nonfinite = _gradient_buffers(x)
     n = x[0].numel()
+    launch = launch_with_sums(n, compute_dtype(x))
+    gradient, loss, nonfinite = _gradient_buffers(x, launch)
     output_stride = model_output[0].numel()
     with torch.cuda.device_of(x):
-        sds_gradient_kernel[_grid(len(x), n)](
+        sds_gradient_kernel[_grid(len(x), n, launch)](
             x,
             model_output,
             alpha_bar,
@@ -120,19 +145,20 @@ def sds_gradient_triton(
             FORM=form,
             CLAMP=clamp,
             DTYPE=_TRITON_DTYPES[compute_dtype(x)],
-            **_LAUNCH,
+            **launch,
         )
-    return gradient, loss.sum(1), nonfinite.sum(1)
+    return gradient, _added_up(loss), _added_up(nonfinite)
 
 
 def degenerate_sds_gradient_triton(
     x: Tensor, target: Tensor, alpha_bar: Tensor, weight: Tensor, form: str, clamp: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Body of `degenerate_sds_gradient`."""
-    gradient, loss, nonfinite = _gradient_buffers(x)
     n = x[0].numel()
+    launch = launch_with_sums(n, compute_dtype(x))
+    gradient, loss, nonfinite = _gradient_buffers(x, launch)
     with torch.cuda.device_of(x):
-        degenerate_sds_gradient_kernel[_grid(len(x), n)](
+        degenerate_sds_gradient_kernel[_grid(len(x), n, launch)](
             x,
             target,
             alpha_bar,
@@ -145,6 +171,6 @@ def degenerate_sds_gradient_triton(
             FORM=form,
             CLAMP=clamp,
             DTYPE=_TRITON_DTYPES[compute_dtype(x)],
-            **_LAUNCH,
+            **launch,
         )
-    return gradient, loss.sum(1), nonfinite.sum(1)
+    return gradient, _added_up(loss), _added_up(nonfinite)

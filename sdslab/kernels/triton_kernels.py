@@ -1,12 +1,12 @@
 """The GPU programs behind `triton_bodies`.
 
-Each runs on a one-dimensional grid of b * programs programs. A program handles BLOCK consecutive
-elements of one sample, which are BLOCK / 4 Philox blocks. Sums leave one partial result for each
-program: no atomics, so the result is the same each time.
+Each runs on a one-dimensional grid of b * programs programs. A program handles one tile of BLOCK
+consecutive elements of a sample, which are BLOCK / 4 Philox blocks, or TILES of them. Sums leave
+one partial result for each program: no atomics, so the result is the same each time.
 """
 
 # Triton annotates with values (tl.uint32, tl.constexpr), which a type checker takes for mistakes.
-# pyright: reportInvalidTypeForm=false, reportArgumentType=false
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -21,8 +21,23 @@ def _program(n, BLOCK: tl.constexpr):
     programs = (n - 1) // BLOCK + 1
     row = (tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
+    offsets, mask = _tile(part, n, BLOCK)
+    return row, part, offsets, mask
+
+
+@triton.jit
+def _tile(part, n, BLOCK: tl.constexpr):
+    """The offsets of a tile within its sample, and their mask."""
     offsets = part.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return row, part, offsets, offsets < n
+    return offsets, offsets < n
+
+
+@triton.jit
+def _program_of_tiles(n, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    """This program's sample and its first tile there."""
+    programs = (n - 1) // (BLOCK * TILES) + 1
+    row = (tl.program_id(0) // programs).to(tl.int64)
+    return row, tl.program_id(0) % programs * TILES
 
 
 @triton.jit
@@ -65,29 +80,20 @@ def _clamp(x, BOUND: tl.constexpr):
 
 
 @triton.jit
-def _store_gradient(
-    gradient_ptr,
-    loss_ptr,
-    nonfinite_ptr,
-    row,
-    part,
-    offsets,
-    mask,
-    n,
-    gradient,
-    difference,
-    half_weight,
-    used,
-    BLOCK: tl.constexpr,
-):
-    """Writes the gradient and this program's share of the loss and of the non-finite count."""
-    partial = row * ((n - 1) // BLOCK + 1) + part
+def _store_gradient(gradient_ptr, row, offsets, mask, n, gradient, difference, used):
+    """Writes a tile of the gradient; the tile's sum of squares and non-finite count."""
     infinity = float("inf")
     finite = (tl.abs(used) < infinity) & (tl.abs(gradient) < infinity)
-    square_sum = tl.sum(tl.where(mask, difference * difference, 0.0), axis=0)
     tl.store(gradient_ptr + row * n + offsets, gradient, mask=mask)
-    tl.store(loss_ptr + partial, half_weight * square_sum)
-    tl.store(nonfinite_ptr + partial, tl.sum((mask & (finite == 0)).to(tl.int32), axis=0))
+    square_sum = tl.sum(tl.where(mask, difference * difference, 0.0), axis=0)
+    return square_sum, tl.sum((mask & (finite == 0)).to(tl.int32), axis=0)
+
+
+@triton.jit
+def _store_sums(loss_ptr, nonfinite_ptr, loss, nonfinite):
+    """Writes this program's share, in the order of the grid."""
+    tl.store(loss_ptr + tl.program_id(0).to(tl.int64), loss)
+    tl.store(nonfinite_ptr + tl.program_id(0).to(tl.int64), nonfinite)
 
 
 @triton.jit(do_not_specialize=KEY_WORDS)
@@ -190,70 +196,67 @@ def sds_gradient_kernel(
     CLAMP: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
 ):
     """The distillation gradient, loss and non-finite count from a model's output."""
-    row, part, offsets, mask = _program(n, BLOCK)
-    x = tl.load(x_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
-    eps = _noise(
-        noise_ptr,
-        sample_ptr,
-        row,
-        part,
-        offsets,
-        mask,
-        n,
-        seed_low,
-        seed_high,
-        stream,
-        step,
-        DTYPE,
-        BLOCK,
-    )
+    row, first = _program_of_tiles(n, BLOCK, TILES)
     signal, sigma = rates(alpha_bar_ptr, row, DTYPE)
     weight = tl.load(weight_ptr + row).to(DTYPE)
-    x_t = signal * x + sigma * eps
+    half_weight = 0.5 * weight
+    if FORM == "epsilon":
+        half_weight = half_weight * (sigma / signal)
 
-    output_ptrs = model_output_ptr + row * output_stride + offsets
-    output = tl.load(output_ptrs, mask=mask, other=0.0).to(DTYPE)
-    if GUIDED:
-        conditional = tl.load(output_ptrs + conditional_offset, mask=mask, other=0.0).to(DTYPE)
-        output = output + tl.full((), guidance_scale, DTYPE) * (conditional - output)
+    square_sum = tl.zeros((), DTYPE)
+    nonfinite = tl.zeros((), tl.int32)
+    for tile in tl.static_range(TILES):
+        part = first + tile
+        offsets, mask = _tile(part, n, BLOCK)
+        x = tl.load(x_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
+        eps = _noise(
+            noise_ptr,
+            sample_ptr,
+            row,
+            part,
+            offsets,
+            mask,
+            n,
+            seed_low,
+            seed_high,
+            stream,
+            step,
+            DTYPE,
+            BLOCK,
+        )
+        x_t = signal * x + sigma * eps
 
-    if PREDICTION_TYPE == "epsilon":
-        x0_hat = (x_t - sigma * output) / signal
-    elif PREDICTION_TYPE == "v":
-        x0_hat = signal * x_t - sigma * output
-    elif PREDICTION_TYPE == "flow":
-        x0_hat = (x_t - sigma * output) / (signal + sigma)
-    else:
-        x0_hat = output
-    x0_hat = _clamp(x0_hat, CLAMP)
+        output_ptrs = model_output_ptr + row * output_stride + offsets
+        output = tl.load(output_ptrs, mask=mask, other=0.0).to(DTYPE)
+        if GUIDED:
+            conditional = tl.load(output_ptrs + conditional_offset, mask=mask, other=0.0).to(DTYPE)
+            output = output + tl.full((), guidance_scale, DTYPE) * (conditional - output)
 
-    if FORM == "x0":
-        difference = x - x0_hat
-        half_weight = 0.5 * weight
-    else:
-        if PREDICTION_TYPE == "epsilon" and CLAMP is None:
+        if PREDICTION_TYPE == "epsilon":
+            x0_hat = (x_t - sigma * output) / signal
+        elif PREDICTION_TYPE == "v":
+            x0_hat = signal * x_t - sigma * output
+        elif PREDICTION_TYPE == "flow":
+            x0_hat = (x_t - sigma * output) / (signal + sigma)
+        else:
+            x0_hat = output
+        x0_hat = _clamp(x0_hat, CLAMP)
+
+        if FORM == "x0":
+            difference = x - x0_hat
+        elif PREDICTION_TYPE == "epsilon" and CLAMP is None:
             difference = output - eps
         else:
             difference = (x_t - signal * x0_hat) / sigma - eps
-        half_weight = 0.5 * weight * (sigma / signal)
-    gradient = weight * difference
-    _store_gradient(
-        gradient_ptr,
-        loss_ptr,
-        nonfinite_ptr,
-        row,
-        part,
-        offsets,
-        mask,
-        n,
-        gradient,
-        difference,
-        half_weight,
-        output,
-        BLOCK,
-    )
+        squares, count = _store_gradient(
+            gradient_ptr, row, offsets, mask, n, weight * difference, difference, output
+        )
+        square_sum += squares
+        nonfinite += count
+    _store_sums(loss_ptr, nonfinite_ptr, half_weight * square_sum, nonfinite)
 
 
 @triton.jit
@@ -271,29 +274,26 @@ def degenerate_sds_gradient_kernel(
     CLAMP: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
 ):
     """The same from the one image that the model predicts."""
-    row, part, offsets, mask = _program(n, BLOCK)
-    x = tl.load(x_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
-    target = tl.load(target_ptr + row * target_stride + offsets, mask=mask, other=0.0).to(DTYPE)
+    row, first = _program_of_tiles(n, BLOCK, TILES)
     weight = tl.load(weight_ptr + row).to(DTYPE)
     if FORM == "epsilon":
         alpha_bar = tl.load(alpha_bar_ptr + row).to(tl.float64)
         weight = weight * tl.sqrt(alpha_bar / (1.0 - alpha_bar)).to(DTYPE)
-    difference = x - _clamp(target, CLAMP)
-    gradient = weight * difference
-    _store_gradient(
-        gradient_ptr,
-        loss_ptr,
-        nonfinite_ptr,
-        row,
-        part,
-        offsets,
-        mask,
-        n,
-        gradient,
-        difference,
-        0.5 * weight,
-        target,
-        BLOCK,
-    )
+
+    square_sum = tl.zeros((), DTYPE)
+    nonfinite = tl.zeros((), tl.int32)
+    for tile in tl.static_range(TILES):
+        offsets, mask = _tile(first + tile, n, BLOCK)
+        x = tl.load(x_ptr + row * n + offsets, mask=mask, other=0.0).to(DTYPE)
+        target_ptrs = target_ptr + row * target_stride + offsets
+        target = tl.load(target_ptrs, mask=mask, other=0.0).to(DTYPE)
+        difference = x - _clamp(target, CLAMP)
+        squares, count = _store_gradient(
+            gradient_ptr, row, offsets, mask, n, weight * difference, difference, target
+        )
+        square_sum += squares
+        nonfinite += count
+    _store_sums(loss_ptr, nonfinite_ptr, 0.5 * weight * square_sum, nonfinite)

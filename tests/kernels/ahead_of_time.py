@@ -21,6 +21,7 @@ def compile_kernel(
     *,
     aligned: Collection[str],
     wide: Collection[str] = (),
+    warps: int = 4,
     fp_fusion: bool,
 ) -> CompiledKernel:
     """Compiles as the launcher would.
@@ -32,6 +33,7 @@ def compile_kernel(
         architecture: 80 for sm_80.
         aligned: Integers that are multiples of 16; all pointers are.
         wide: Integers of 64 bits.
+        warps: Of a program.
         fp_fusion: What the launcher says of fused multiplications and additions.
     """
     signature, attributes = {}, {}
@@ -51,7 +53,7 @@ def compile_kernel(
     return compile(
         ASTSource(kernel, signature, dict(constants), attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={"enable_fp_fusion": fp_fusion},
+        options={"enable_fp_fusion": fp_fusion, "num_warps": warps},
     )
 
 

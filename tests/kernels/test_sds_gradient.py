@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdslab.kernels import NoiseKey, SDSResult, perturb, philox_normal, sds_gradient
 
-SHAPES = [(1, 1, 1), (3, 3, 7, 5), (2, 4, 63), (5, 3, 17, 31)]
+SHAPES = [(1, 1, 1), (3, 3, 7, 5), (2, 4, 63), (5, 3, 17, 31), (2, 3, 50, 50), (1, 3, 80, 80)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 PREDICTION_TYPES = ["epsilon", "v", "x0", "flow"]
 FORMS = ["x0", "epsilon"]

@@ -20,7 +20,7 @@ tl = pytest.importorskip("triton.language")
 
 from triton.compiler import CompiledKernel  # noqa: E402
 
-from sdslab.kernels import triton_kernels, triton_sr_condition  # noqa: E402
+from sdslab.kernels import triton_bodies, triton_kernels, triton_sr_condition  # noqa: E402
 from tests.kernels.ahead_of_time import (  # noqa: E402
     ARCHITECTURES,
     compile_kernel,
@@ -31,7 +31,7 @@ from tests.kernels.ttir_addresses import accesses  # noqa: E402
 
 # What a block may have without asking for more, on every GPU.
 SHARED_MEMORY = 48 * 1024
-THREADS, VECTOR_BYTES = 128, 16
+VECTOR_BYTES = 16
 BLOCK = 1024
 BYTES = {"fp64": 8, "i64": 8, "fp32": 4, "i32": 4, "fp16": 2, "bf16": 2}
 SIZES = {
@@ -54,6 +54,7 @@ class Case:
         loads: Pointers through which a program loads a whole tile of BLOCK elements.
         stores: Pointers through which it stores one.
         wide: Integers of 64 bits.
+        warps: Of a program.
     """
 
     kernel: str
@@ -62,24 +63,28 @@ class Case:
     loads: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
+    warps: int = 4
 
     def element(self, pointer: str) -> str:
         return self.elements.get(pointer, ELEMENTS.get(pointer, "fp32"))
 
     def vectors(self, pointers: tuple[str, ...]) -> int:
         """How many 16-byte accesses each thread needs for the tiles of `pointers`."""
-        total = sum(BLOCK * BYTES[self.element(pointer)] for pointer in pointers)
-        return total // (THREADS * VECTOR_BYTES)
+        block = self.constants.get("BLOCK", BLOCK) * self.constants.get("TILES", 1)
+        total = sum(block * BYTES[self.element(pointer)] for pointer in pointers)
+        return total // (32 * self.warps * VECTOR_BYTES)
 
 
 ELEMENTS = {
     "sample_ptr": "i64",
     "bits_ptr": "i64",
-    "nonfinite_ptr": "i32",
+    "nonfinite_ptr": "i64",
     "alpha_bar_ptr": "fp64",
     "weight_ptr": "fp64",
 }
 FP32 = {"DTYPE": tl.float32, "BLOCK": BLOCK}
+# 3 × 64² elements are one program's.
+SMALL = FP32 | {"BLOCK": triton_bodies.SMALL_BLOCK, "TILES": 3}
 FP64 = {"DTYPE": tl.float64, "BLOCK": BLOCK}
 BY_KEY = {"noise_ptr": None}
 BY_TENSOR = {"sample_ptr": None}
@@ -92,7 +97,8 @@ ALL_FP64: dict[str, str] = dict.fromkeys(
 
 def sds(prediction_type: str, form: str, clamp: float | None, guided: bool) -> dict[str, Any]:
     return {
-        "PREDICTION_TYPE": prediction_type, "FORM": form, "CLAMP": clamp, "GUIDED": guided
+        "PREDICTION_TYPE": prediction_type, "FORM": form, "CLAMP": clamp, "GUIDED": guided,
+        "TILES": 1,
     }  # fmt: skip
 
 
@@ -139,6 +145,22 @@ CASES = {
         ("x_ptr", "model_output_ptr", "model_output_ptr"),
         ("gradient_ptr",),
     ),
+    "sds of one program": Case(
+        "sds_gradient_kernel",
+        BY_KEY | sds("epsilon", "x0", 1.0, True) | SMALL,
+        {"model_output_ptr": "fp16"},
+        ("x_ptr", "model_output_ptr", "model_output_ptr"),
+        ("gradient_ptr",),
+        warps=16,
+    ),
+    "degenerate of one program": Case(
+        "degenerate_sds_gradient_kernel",
+        SMALL | {"FORM": "x0", "CLAMP": None},
+        {},
+        ("x_ptr", "target_ptr"),
+        ("gradient_ptr",),
+        warps=16,
+    ),
     "sds guided fp16 by tensor": Case(
         "sds_gradient_kernel",
         FP32 | BY_TENSOR | sds("v", "epsilon", None, True),
@@ -155,14 +177,14 @@ CASES = {
     ),
     "degenerate": Case(
         "degenerate_sds_gradient_kernel",
-        FP32 | {"FORM": "x0", "CLAMP": None},
+        FP32 | {"FORM": "x0", "CLAMP": None, "TILES": 1},
         {},
         ("x_ptr", "target_ptr"),
         ("gradient_ptr",),
     ),
     "degenerate bf16": Case(
         "degenerate_sds_gradient_kernel",
-        FP32 | {"FORM": "epsilon", "CLAMP": 1.0},
+        FP32 | {"FORM": "epsilon", "CLAMP": 1.0, "TILES": 1},
         {"x_ptr": "bf16", "target_ptr": "bf16"},
         ("x_ptr", "target_ptr"),
         ("gradient_ptr",),
@@ -213,6 +235,7 @@ def compile_case(case: Case, architecture: int, wide: Collection[str] = ()) -> C
         architecture,
         aligned=SIZES,
         wide={*wide, *case.wide, "conditional_offset"},
+        warps=case.warps,
         fp_fusion=False,
     )
 
