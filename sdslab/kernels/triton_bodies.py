@@ -33,8 +33,7 @@ SMALL_BLOCK, MOST_TILES = 4096, 4
 def launch_with_sums(n: int, dtype: torch.dtype) -> dict[str, Any]:
     """How a kernel with sums over a sample is launched.
 
-    A small sample is a single program's, whose sums need no second launch to add them up; that
-    launch would cost more than the multiprocessors that idle.
+    A small sample is a single program's, whose sums need no second launch to add them up.
 
     Args:
         n: Elements of a sample.

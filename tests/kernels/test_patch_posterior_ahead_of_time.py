@@ -18,6 +18,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from triton.compiler import CompiledKernel  # noqa: E402
 
 from sdslab.kernels import triton_patch_posterior as module  # noqa: E402
+from sdslab.kernels import triton_posterior_kernels  # noqa: E402
 from tests.kernels.ahead_of_time import (  # noqa: E402
     ARCHITECTURES,
     compile_kernel,
@@ -86,7 +87,7 @@ class Case:
 
     def compile(self, architecture: int) -> CompiledKernel:
         return compile_kernel(
-            module.patch_posterior_kernel,
+            triton_posterior_kernels.patch_posterior_kernel,
             self.constants(architecture),
             INTEGERS | dict.fromkeys(FLOATS, ELEMENTS[self.dtype]),
             architecture,
@@ -128,7 +129,7 @@ def test_accesses_are_wide_and_nothing_spills(name: str, architecture: int, tmp_
 def test_shares_are_added_in_wide_accesses(tmp_path: Path):
     constants = CASES["context"].constants(90)
     compiled = compile_kernel(
-        module.sum_of_shares_kernel,
+        triton_posterior_kernels.sum_of_shares_kernel,
         {name: constants[name] for name in ("M", "D", "DTYPE")},
         {},
         90,
