@@ -85,7 +85,8 @@ def _markdown(
     """A row per op and size, with medians and, in brackets, the 20 % and 80 % quantiles."""
     body = "the GPU's kernels"
     if device.type == "cpu":
-        body = f"plain torch with a compiled Philox, as on any CPU (threads: {torch.get_num_threads()})"
+        threads = torch.get_num_threads()
+        body = f"plain torch with a compiled Philox, as on any CPU (threads: {threads})"
     lines = [
         f"# {study.title}",
         "",
