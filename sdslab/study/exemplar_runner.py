@@ -21,10 +21,17 @@ from sdslab.run_lock import RunLock
 from sdslab.run_record import run_record, write_json
 from sdslab.study.cell_store import code_digest
 from sdslab.study.exemplar_methods import Made, Photo, Problem, make
-from sdslab.study.exemplar_results import NUMERIC_SOURCES, Finished, Scores, markdown_of
+from sdslab.study.exemplar_results import Finished, markdown_of
+from sdslab.study.exemplar_scores import Scores
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy
 from sdslab.study.result_file import read_result, write_result
 
+# Code whose change makes old pictures and scores stale.
+NUMERIC_SOURCES = (
+    "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "optimize.py",
+    "optimizer_state.py", "parameterizations", "study/exemplar_methods.py",
+    "study/exemplar_scores.py", "texture_statistics.py",
+)  # fmt: skip
 PRESENTATION = ("name", "label", "pictured", "enlarges")  # no number depends on them
 
 progress_console = Console(stderr=True)
