@@ -120,7 +120,8 @@ def save_mode_seeking(study: ExemplarStudy, rows: Any, path: Path) -> None:
     if len(crops):
         for ax in axes[0]:
             ax.axhline(crops.mean(), color="grey", ls=":", label="a real crop")
-    axes[0][-1].legend(fontsize=8)
+    if axes[0][-1].get_legend_handles_labels()[0]:
+        axes[0][-1].legend(fontsize=8)
     save_figure(figure, path)
     close_figure(figure)
 

@@ -1,4 +1,4 @@
-"""Scores of the exemplar study's pictures, and their table."""
+"""The exemplar study's finished pictures, and the tables of their scores."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,52 +7,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from sdslab.study.exemplar_scores import Scores
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy
-from sdslab.texture_statistics import (
-    completeness,
-    contrast,
-    fidelity,
-    gradient_energy,
-    sliced_wasserstein,
-)
-
-NUMERIC_SOURCES = (
-    "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "optimize.py",
-    "optimizer_state.py", "parameterizations", "study/exemplar_methods.py",
-    "study/exemplar_results.py", "texture_statistics.py",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How alike a picture and a photograph of the same scale are."""
-
-    sliced_wasserstein: float
-    """Between 7 × 7 patches, in pixel values of [0, 1]; 0 is alike."""
-    contrast: float
-    """Standard deviation over the photograph's; 1 is alike."""
-    gradient_energy: float
-    """Over the photograph's; below 1 is blurred."""
-    fidelity: float
-    """Distance of the picture's patches from the photograph's nearest ones."""
-    completeness: float
-    """Distance of the photograph's patches from the picture's nearest ones."""
-
-    @classmethod
-    def of(cls, picture: Tensor, photo: Tensor) -> "Scores":
-        """Compares [1, 3, h, h] with [1, 3, h', h'], both in [0, 1]."""
-        # A uniform photograph has no contrast to be compared with.
-        return cls(
-            sliced_wasserstein(picture, photo),
-            _ratio(contrast(picture), contrast(photo)),
-            _ratio(gradient_energy(picture), gradient_energy(photo)),
-            fidelity(picture, photo),
-            completeness(picture, photo),
-        )
-
-
-def _ratio(value: float, reference: float) -> float:
-    return value / reference if reference > 0 else float("nan")
 
 
 @dataclass(frozen=True, eq=False)

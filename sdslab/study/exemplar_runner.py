@@ -21,10 +21,17 @@ from sdslab.run_lock import RunLock
 from sdslab.run_record import run_record, write_json
 from sdslab.study.cell_store import code_digest
 from sdslab.study.exemplar_methods import Made, Photo, Problem, make
-from sdslab.study.exemplar_results import NUMERIC_SOURCES, Finished, Scores, markdown_of
+from sdslab.study.exemplar_results import Finished, markdown_of
+from sdslab.study.exemplar_scores import Scores
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy
 from sdslab.study.result_file import read_result, write_result
 
+# Code whose change makes old pictures and scores stale.
+NUMERIC_SOURCES = (
+    "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "optimize.py",
+    "optimizer_state.py", "parameterizations", "study/exemplar_methods.py",
+    "study/exemplar_scores.py", "texture_statistics.py",
+)  # fmt: skip
 PRESENTATION = ("name", "label", "pictured", "enlarges")  # no number depends on them
 
 progress_console = Console(stderr=True)
@@ -94,6 +101,7 @@ def run_exemplar_study(
 
 
 def _jobs(study: ExemplarStudy, only: tuple[str, ...]) -> list[Job]:
+    """Everything of the first seed comes first: an interrupted study has some of all."""
     settings = study.settings
     jobs = [
         Job(case, photo, seed)
@@ -110,7 +118,8 @@ def _jobs(study: ExemplarStudy, only: tuple[str, ...]) -> list[Job]:
         for photo in settings.sweep_photos
         for seed in settings.sweep_seeds
     ]
-    return jobs
+    order = (*settings.seeds, *settings.sweep_seeds)
+    return sorted(jobs, key=lambda job: order.index(job.seed))
 
 
 def _run_jobs(jobs: list[Job], maker: "_Maker") -> Iterator[Finished]:
@@ -149,7 +158,8 @@ class _Maker:
         """The job's picture and scores, and whether they were on disk."""
         key = self._key(job.case, job.photo, job.seed)
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", Path(job.photo).stem)[:40]
-        path = self.folder / f"{job.case.name}-{stem}-{job.seed}-{key}.safetensors"
+        # Not by the case's name: a sweep passes through cases that are there already.
+        path = self.folder / f"{job.case.method}-{stem}-{job.seed}-{key}.safetensors"
         found = None if self.fresh and path not in self._made else _read(path)
         saved = found is not None
         if found is None:
