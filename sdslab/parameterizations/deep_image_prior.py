@@ -93,7 +93,7 @@ class DeepImagePrior(Parameterization):
         self.register_buffer("noise", noise)
         self.noise: Tensor
         # Otherwise each convolution on a CPU puts the channels of a pixel side by side first.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self) -> Maps:
         return self.network(self.noise)

@@ -21,7 +21,7 @@ from sdslab.study.figure2_speed_benchmark import SHARES, SpeedRow, measure_cell,
 from sdslab.study.figure2_speed_specification import Figure2SpeedStudy
 from sdslab.study.plots import close_figure, save_figure
 from sdslab.study.reconstruct import Problem, check_cell
-from sdslab.study.timing import spread
+from sdslab.study.timing import clock_name, spread
 
 progress_console = Console(stderr=True)
 
@@ -88,13 +88,12 @@ def _refusal(row: SpeedRow) -> str:
 
 def _markdown(study: Figure2SpeedStudy, rows: list[SpeedRow], device: torch.device) -> str:
     """A row per cell, with medians and, in brackets, the 20 % and 80 % quantiles."""
-    threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     lines = [
         f"# {study.title}",
         "",
-        f"{device_name(device)}{threads}; torch {torch.__version__}; preset {study.preset}; "
-        f"{study.image}, {study.size}². Milliseconds: median (20–80 % quantile) over "
-        f"{study.settings.repeats} steps, ours, straightforward and a float32 product of "
+        f"{device_name(device)}, {clock_name(device)}; torch {torch.__version__}; "
+        f"preset {study.preset}; {study.image}, {study.size}². Milliseconds: median (20–80 % "
+        f"quantile) over {study.settings.repeats} steps, ours, straightforward and a float32 product of "
         f"{study.settings.matmul_size}² in turn; the ratio is the median of the pairs'. Shares are "
         "of the operators' own time in torch's profile; a convolution's rate is its FLOP over its "
         "share of the step.",

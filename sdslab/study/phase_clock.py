@@ -1,10 +1,10 @@
 """Tells how a step's time is split into phases."""
 
-import time
-
 import torch
 
-PHASES = ("render", "condition", "unet", "gradient", "optimizer")
+from sdslab.study.timing import seconds_now
+
+PHASES: tuple[str, ...] = ("render", "condition", "unet", "gradient", "optimizer")
 """What a texture step does: views, pictures and their shading; resizing, noising and the condition
 of stage II; the UNet; guidance, x̂_0, the gradient and its way back to θ; Adam and projection."""
 
@@ -23,7 +23,7 @@ class PhaseClock:
     def mark(self, phase: str | None) -> None:
         """From here on the time is ``phase``'s; None ends the last one."""
         if not self._on_gpu:
-            self._marks.append((phase, time.perf_counter()))
+            self._marks.append((phase, seconds_now()))
             return
         event = torch.cuda.Event(enable_timing=True)
         event.record()

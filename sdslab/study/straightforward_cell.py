@@ -96,7 +96,7 @@ class StraightforwardCell:
 
 def as_printed(network: DeepImagePrior) -> None:
     """Makes the network compute what its description says, at full size; the same function."""
-    network.to(memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     for module in network.modules():
         if isinstance(module, torch.nn.Upsample) and module.mode == "nearest":
             module.mode = "nearest-exact"  # the same for a factor of two, but not recognised

@@ -19,7 +19,7 @@ from sdslab.study.phase_clock import PHASES
 from sdslab.study.plots import close_figure, save_figure
 from sdslab.study.texture_step_benchmark import StepRow, measure_step, numbers_of
 from sdslab.study.texture_step_specification import StepCase, TextureStepStudy
-from sdslab.study.timing import spread
+from sdslab.study.timing import clock_name, spread
 
 progress_console = Console(stderr=True)
 PHASE_LABELS = dict(
@@ -99,13 +99,12 @@ def _refusal(row: StepRow) -> str:
 
 def _markdown(study: TextureStepStudy, rows: list[StepRow], device: torch.device) -> str:
     """Two rows a step, with medians and, in brackets, the 20 % and 80 % quantiles."""
-    threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     graph = "; ours with the UNet as a CUDA graph" if study.settings.graph else ""
     lines = [
         f"# {study.title}",
         "",
-        f"{device_name(device)}{threads}; torch {torch.__version__}; preset {study.preset}{graph}. "
-        "Milliseconds: median (20–80 % quantile) over "
+        f"{device_name(device)}, {clock_name(device)}; torch {torch.__version__}; "
+        f"preset {study.preset}{graph}. Milliseconds: median (20–80 % quantile) over "
         f"{study.settings.repeats} steps, ours and eager in turn; the ratio is the median of the "
         "pairs'. UNets have random weights. Rendering includes stage II's picture of stage I's "
         "material.",
