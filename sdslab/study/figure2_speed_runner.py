@@ -93,10 +93,10 @@ def _markdown(study: Figure2SpeedStudy, rows: list[SpeedRow], device: torch.devi
         "",
         f"{device_name(device)}, {clock_name(device)}; torch {torch.__version__}; "
         f"preset {study.preset}; {study.image}, {study.size}². Milliseconds: median (20–80 % "
-        f"quantile) over {study.settings.repeats} steps, ours, straightforward and a float32 product of "
-        f"{study.settings.matmul_size}² in turn; the ratio is the median of the pairs'. Shares are "
-        "of the operators' own time in torch's profile; a convolution's rate is its FLOP over its "
-        "share of the step.",
+        f"quantile) over {study.settings.repeats} steps, ours, straightforward and a float32 "
+        f"product of {study.settings.matmul_size}² in turn; the ratio is the median of the "
+        "pairs'. Shares are of the operators' own time in torch's profile; a convolution's rate "
+        "is its FLOP over its share of the step.",
         "",
         "| diffusion | θ | ours, ms | straightforward, ms | ratio | "
         + " | ".join(SHARES)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition, Denoiser, Prediction
+from sdslab.denoisers.graphed import GraphedDenoiser
 from sdslab.denoisers.noise_schedule import (
     DEEPFLOYD_IF,
     NoiseSchedule,
@@ -17,8 +18,8 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.denoisers.prompts import Prompts
 from sdslab.denoisers.unet import GuidanceModel
 from sdslab.denoisers.view_prompts import VIEW_NAMES, view_of
+from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
-from sdslab.graphed_denoiser import GraphedDenoiser
 from sdslab.material_optimization import MaterialConfig, optimize_material
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
@@ -34,7 +35,6 @@ from sdslab.study.phase_clock import PhaseClock
 from sdslab.study.texture_step_specification import StepCase, TextureStepSettings
 from sdslab.study.unet_configurations import STAGE_TWO, build_unet
 from sdslab.tensor_types import Diffused, Timesteps
-from sdslab.texture.diffusion_guide import DiffusionGuide
 
 GUIDANCE_SCALE = {1: 15.0, 2: 10.0}
 LEARNING_RATE = 0.01

@@ -17,6 +17,7 @@ from sdslab.denoisers.noise_schedule import (
     UniformTimesteps,
 )
 from sdslab.denoisers.view_prompts import BACK, FRONT, SIDE, TOP, view_of
+from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, sr_condition
@@ -38,7 +39,6 @@ from sdslab.texture.arguments import (
     Rendering,
     Subject,
 )
-from sdslab.texture.diffusion_guide import DiffusionGuide
 from sdslab.texture.runner import run
 from sdslab.texture.stage_settings import resolved_settings
 from tests.tiny_pipelines import (
