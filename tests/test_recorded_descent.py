@@ -21,7 +21,11 @@ from sdslab.optimize import OptimizeConfig, optimize
 from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.recorded_descent import RecordedDescent
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NEEDS_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 STEPS = 12
 CONFIGS = {
     "sgd": OptimizeConfig(STEPS, "sgd", 0.1),
@@ -81,6 +85,7 @@ def test_its_steps_are_the_loop_s(name: str, device: str):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_is_one_graph_and_no_call_waits_for_it():
     theta, diffused, gradient, timesteps = pixel_cell("cuda")
     descent = RecordedDescent(

@@ -1,4 +1,4 @@
-"""The recorded denoiser: the same predictions through its buffers; captured where there is a GPU."""
+"""The recorded denoiser predicts the same through its buffers; captured where there is a GPU."""
 
 import pytest
 import torch
@@ -9,7 +9,11 @@ from sdslab.denoisers.graphed import GraphedDenoiser
 from sdslab.denoisers.noise_schedule import DEEPFLOYD_IF, NoiseSchedule
 from sdslab.errors import UserError
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NEEDS_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 
 
 class Linear(Denoiser):
