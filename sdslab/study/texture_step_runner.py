@@ -90,7 +90,7 @@ def _cases(study: TextureStepStudy, only: tuple[str, ...], device: torch.device)
 def _line_of(row: StepRow) -> str:
     if row.ours is None:
         return f"{row.case.name}: refused, {_refusal(row)}"
-    return f"{row.case.name}: {spread(row.ours.step)} ms, {row.ratio:.2f}× faster than eager"
+    return f"{row.case.name}: {spread(row.ours.step)} ms, {row.ratio:.2f}× the eager speed"
 
 
 def _refusal(row: StepRow) -> str:
