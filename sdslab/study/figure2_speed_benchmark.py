@@ -179,7 +179,7 @@ def _kind(operator: str) -> str:
     name = operator.lower()
     if "conv" in name or name.removeprefix("aten::") in ("mm", "addmm", "bmm", "baddbmm"):
         return "convolution"
-    if "norm" in name and "linalg" not in name:
+    if any(kind in name for kind in ("batch_norm", "group_norm", "layer_norm")):
         return "normalisation"
     return "optimiser" if "adam" in name or "sgd" in name else "other"
 

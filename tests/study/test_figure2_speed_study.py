@@ -56,6 +56,8 @@ def test_every_row_is_written(study: Path, tmp_path: Path, capsys: pytest.Captur
     shares = table[[f"{kind}_share" for kind in SHARES]]
     assert shares.sum(axis=1).to_list() == pytest.approx([1, 1, 1], abs=1e-5)
     assert table.loc["pixel_rgb_epsilon", "convolution_share"] == 0
+    assert table.loc["pixel_rgb_epsilon", "normalisation_share"] == 0
+    assert (table.loc[["pixel_dip", "latent_rgb"], "normalisation_share"] > 0.01).all()
     assert (table.loc[["pixel_dip", "latent_rgb"], "convolution_share"] > 0.2).all()
     rate = table["gflop"] / (table["convolution_share"] * table["ours_ms_q50"] / 1000)
     pd.testing.assert_series_equal(
