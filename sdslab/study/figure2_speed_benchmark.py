@@ -20,7 +20,7 @@ from sdslab.study.figure2_speed_specification import Figure2SpeedSettings
 from sdslab.study.reconstruct import Problem, gradient_of, initial_theta
 from sdslab.study.specification import Cell
 from sdslab.study.straightforward_cell import StraightforwardCell
-from sdslab.study.timing import Quantiles, quantile_columns, seconds_now
+from sdslab.study.timing import Quantiles, quantile_columns, quantiles_of, seconds_now
 
 WARM_UPS = 2
 SEED = 0
@@ -89,8 +89,8 @@ def measure_cell(cell: Cell, problem: Problem, settings: Figure2SpeedSettings) -
         next(run)
     return dataclasses.replace(
         row,
-        ours_ms=_quantiles(ours),
-        straightforward_ms=_quantiles(theirs),
+        ours_ms=quantiles_of(ours),
+        straightforward_ms=quantiles_of(theirs),
         ratio=float(np.median(theirs / ours)),
         shares=_shares(lambda: next(run), settings.repeats),
         gflop=counter.get_total_flops() / 1e9,
@@ -182,11 +182,6 @@ def _kind(operator: str) -> str:
     if any(kind in name for kind in ("batch_norm", "group_norm", "layer_norm")):
         return "normalisation"
     return "optimiser" if "adam" in name or "sgd" in name else "other"
-
-
-def _quantiles(values: np.ndarray) -> Quantiles:
-    low, middle, high = np.quantile(values, (0.2, 0.5, 0.8))
-    return float(low), float(middle), float(high)
 
 
 def numbers_of(row: SpeedRow, size: int, device: torch.device) -> dict[str, Any]:

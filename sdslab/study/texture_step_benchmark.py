@@ -15,7 +15,7 @@ from sdslab.study.eager_texture_step import EagerStep
 from sdslab.study.phase_clock import PHASES, PhaseClock
 from sdslab.study.texture_step_problem import SEED, OurStep, StepProblem
 from sdslab.study.texture_step_specification import StepCase, TextureStepSettings
-from sdslab.study.timing import Quantiles, quantile_columns
+from sdslab.study.timing import Quantiles, quantile_columns, quantiles_of
 from sdslab.study.unet_configurations import parameter_count
 
 WARM_UPS = 2
@@ -34,8 +34,8 @@ class SplitTimes:
     @classmethod
     def of(cls, steps: list[dict[str, float]]) -> "SplitTimes":
         """From the phases' times of several steps."""
-        phases = {phase: _quantiles([step[phase] for step in steps]) for phase in PHASES}
-        return cls(_quantiles([sum(step.values()) for step in steps]), phases)
+        phases = {phase: quantiles_of([step[phase] for step in steps]) for phase in PHASES}
+        return cls(quantiles_of([sum(step.values()) for step in steps]), phases)
 
     @property
     def share_outside_unet(self) -> float:
@@ -146,11 +146,6 @@ def _eager_gradient(
 def _distance(gradient: Tensor, truth: Tensor) -> float:
     difference = (gradient.double() - truth.double()).norm() / truth.double().norm()
     return difference.item()
-
-
-def _quantiles(values: list[float]) -> Quantiles:
-    low, middle, high = np.quantile(values, (0.2, 0.5, 0.8))
-    return float(low), float(middle), float(high)
 
 
 def numbers_of(row: StepRow, settings: TextureStepSettings, device: torch.device) -> dict[str, Any]:
