@@ -259,3 +259,10 @@ def test_models_of_the_wrong_stage_are_refused(
     with pytest.raises(UserError, match=message):
         run(arguments(tmp_path / "run", models / one, second))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_graph_needs_a_gpu(models: Path, tmp_path: Path):
+    given = arguments(tmp_path / "run", models / "if-1", "none")
+    with pytest.raises(UserError, match="--graph needs a CUDA device, got cpu; leave it out"):
+        run(replace(given, model=replace(given.model, graph=True)))
+    assert not (tmp_path / "run").exists()
