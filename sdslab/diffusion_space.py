@@ -145,6 +145,9 @@ class LatentSpace(DiffusionSpace):
     @torch.no_grad()
     def _of_model(cls, vae: Autoencoder, source: str) -> "LatentSpace":
         """Makes the space and tries it, for diffusers has autoencoders of many other shapes."""
+        if vae.device.type == "cpu":
+            # Its convolutions want the channels of a pixel side by side.
+            vae.to(memory_format=torch.channels_last)
         try:
             space = cls(vae)
             image = torch.zeros(1, 3, 8 * space.factor, 8 * space.factor)

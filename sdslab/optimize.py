@@ -145,7 +145,7 @@ def optimize(
         for index in range(state.index, config.steps):
             raise_if_interrupted()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _decay(config, index)
+                group["lr"] = learning_rate_at(config, index)
             loss = backward()
             assert latest is not None
             result, z = latest
@@ -207,6 +207,11 @@ def _optimizer(parameters: list[Tensor], config: OptimizeConfig) -> torch.optim.
             return torch.optim.LBFGS(
                 parameters, lr=config.learning_rate, max_iter=1, line_search_fn="strong_wolfe"
             )
+
+
+def learning_rate_at(config: OptimizeConfig, index: int) -> float:
+    """Of step ``index``, from 0."""
+    return config.learning_rate * _decay(config, index)
 
 
 def _decay(config: OptimizeConfig, index: int) -> float:

@@ -204,4 +204,5 @@ def test_a_hub_id_that_was_downloaded_before_loads_without_network(
 def test_the_saved_and_loaded_models_agree(latent_space: LatentSpace, tiny_vae_folder: Path):
     image = random_image(1, 3, 16, 16)
     model = AutoencoderKL.from_pretrained(tiny_vae_folder)
-    assert latent_space.encode(image).equal(LatentSpace(model).encode(image))
+    # Not bit for bit: one has its channels last in memory.
+    torch.testing.assert_close(latent_space.encode(image), LatentSpace(model).encode(image))

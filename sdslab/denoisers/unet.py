@@ -102,6 +102,9 @@ class UNetDenoiser(Denoiser):
             )
         if model.kind == "SDXL" and prompts.pooled is None:
             raise UserError("SDXL needs pooled prompt embeddings, got none in --embeddings")
+        # SDXL: original size, no crop, target size: a whole picture at the model's own resolution.
+        size = float(model.size)
+        self._time_ids = torch.tensor([size, size, 0, 0, size, size]).to(self.prompts.embeddings)
 
     @torch.no_grad()
     def predict(
@@ -122,12 +125,9 @@ class UNetDenoiser(Denoiser):
             options["class_labels"] = condition.noise_level
         if self.model.kind == "SDXL":
             assert self.prompts.pooled is not None
-            size = float(self.model.size)
-            # Original size, no crop, target size: a whole picture at the model's own resolution.
-            time_ids = torch.tensor([size, size, 0, 0, size, size], device=x_t.device, dtype=dtype)
             options["added_cond_kwargs"] = {
                 "text_embeds": self.prompts.pooled[condition.prompt],
-                "time_ids": time_ids.expand(len(x_t), 6),
+                "time_ids": self._time_ids.expand(len(x_t), 6),
             }
         if self.model.offload:
             unet.to(x_t.device)

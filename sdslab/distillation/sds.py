@@ -10,6 +10,7 @@ from sdslab.kernels import (
     SDSResult,
     degenerate_sds_gradient,
     perturb,
+    philox_normal,
 )
 from sdslab.kernels import sds_gradient as sds_gradient_kernel
 from sdslab.tensor_types import Diffused, Timesteps
@@ -46,6 +47,10 @@ def sds_gradient(
     Source: CasTex Eq. 1 (arXiv 2504.06856); ε-form: DreamFusion Eq. 3 (arXiv 2209.14988).
     """
     alpha_bar = denoiser.schedule.alpha_bar(t)
+    if isinstance(noise, NoiseKey) and z.device.type == "cpu":
+        # To draw it twice costs more there than to keep it.
+        dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+        noise = philox_normal(noise, tuple(z.shape[1:]), dtype, z.device)
     z_t = perturb(z, alpha_bar, noise)
     prediction = denoiser.predict(z_t, t, condition)
     return sds_gradient_kernel(

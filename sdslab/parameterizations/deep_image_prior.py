@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sdslab.errors import UserError
 from sdslab.parameterizations.parameterization import Parameterization
@@ -90,7 +91,9 @@ class DeepImagePrior(Parameterization):
             else:
                 noise = 0.1 * torch.rand(size)
         self.register_buffer("noise", noise)
-        self.noise: torch.Tensor
+        self.noise: Tensor
+        # Otherwise each convolution on a CPU puts the channels of a pixel side by side first.
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self) -> Maps:
         return self.network(self.noise)
@@ -139,15 +142,58 @@ def _convolution(
     ]
 
 
-class _Branches(nn.Module):
-    """Concatenates the outputs of a skip path and a deeper path."""
+class _Join(nn.Module):
+    """A skip path and a deeper one of half the size: upsampled, concatenated and convolved.
 
-    def __init__(self, skip: nn.Module, deeper: nn.Module) -> None:
+    Each value that is upsampled to the nearest is convolved, with the 3×3 kernel's taps that fall
+    on it summed, at its own size: 16 products instead of 36. Batch statistics are the same there.
+    """
+
+    def __init__(
+        self,
+        skip: nn.Module,
+        deeper: nn.Module,
+        upsampling: nn.Upsample,
+        norm: nn.BatchNorm2d,
+        convolution: nn.Conv2d,
+    ) -> None:
         super().__init__()
-        self.skip, self.deeper = skip, deeper
+        self.skip, self.deeper, self.upsampling = skip, deeper, upsampling
+        self.norm, self.convolution = norm, convolution
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.skip(x), self.deeper(x)), dim=1)
+    def forward(self, x: Tensor) -> Tensor:
+        skip, deeper = self.skip(x), self.deeper(x)
+        if self.upsampling.mode != "nearest":
+            joined = torch.cat((skip, self.upsampling(deeper)), dim=1)
+            return self.convolution(self.norm(joined))
+        ours, theirs = slice(skip.shape[1]), slice(skip.shape[1], None)
+        kernel, bias = self.convolution.weight, self.convolution.bias
+        skip = F.pad(self._normalized(skip, ours), (1, 1, 1, 1), mode="reflect")
+        fine = F.conv2d(skip, kernel[:, ours], bias)
+        return fine.add_(convolve_upsampled(self._normalized(deeper, theirs), kernel[:, theirs]))
+
+    def _normalized(self, x: Tensor, channels: slice) -> Tensor:
+        norm = self.norm
+        weight, bias = norm.weight[channels], norm.bias[channels]
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=norm.eps)
+
+
+def convolve_upsampled(x: Tensor, kernel: Tensor) -> Tensor:
+    """A reflection-padded 3×3 convolution of ``x`` upsampled ×2 to the nearest.
+
+    Args:
+        x: [b, c, h, w], not yet upsampled.
+        kernel: [k, c, 3, 3].
+
+    Returns:
+        [b, k, 2h, 2w].
+    """
+    # Row i: where the taps of an axis reach from a value whose two copies lie side by side.
+    spread = kernel.new_tensor([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
+    taps = kernel.transpose(0, 1).flatten(2) @ torch.kron(spread, spread)
+    # The reflection of an upsampled picture at its border is the border's own value.
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return F.conv_transpose2d(padded, taps.unflatten(2, (4, 4)), stride=2, padding=3)
 
 
 def _scale(architecture: Architecture, index: int) -> list[nn.Module]:
@@ -156,14 +202,15 @@ def _scale(architecture: Architecture, index: int) -> list[nn.Module]:
     width, skip_width = architecture.width, architecture.skip_width
     inner = _scale(architecture, index + 1) if index + 1 < architecture.scales else []
     deeper = nn.Sequential(
-        *_convolution(channels_in, width, 3, stride=2),
-        *_convolution(width, width, 3),
-        *inner,
-        nn.Upsample(scale_factor=2, mode=architecture.upsampling),
+        *_convolution(channels_in, width, 3, stride=2), *_convolution(width, width, 3), *inner
     )
+    skip = nn.Sequential(*_convolution(channels_in, skip_width, 1))
+    norm = nn.BatchNorm2d(width + skip_width, track_running_stats=False)
+    convolution, *after = _convolution(width + skip_width, width, 3)
+    assert isinstance(convolution, nn.Conv2d)
+    upsampling = nn.Upsample(scale_factor=2, mode=architecture.upsampling)
     return [
-        _Branches(nn.Sequential(*_convolution(channels_in, skip_width, 1)), deeper),
-        nn.BatchNorm2d(width + skip_width, track_running_stats=False),
-        *_convolution(width + skip_width, width, 3),
+        _Join(skip, deeper, upsampling, norm, convolution),
+        *after,
         *_convolution(width, width, 1),
     ]

@@ -194,7 +194,7 @@ def _run_exemplar(
 def _run_measurements(
     kind: str, name: str, preset: str | None, selection: Selection, overrides: Overrides
 ) -> None:
-    """Runs a study of the renderer or the kernels: a device and a folder, no images or cells."""
+    """Runs a study of speeds: a device and a folder, no images or cells."""
     unset = Overrides()
     foreign = [
         field.name
@@ -211,12 +211,23 @@ def _run_measurements(
         )
     import torch
 
-    if kind == "renderer":
-        from sdslab.study.renderer_runner import run_renderer_study as run_rows
-        from sdslab.study.renderer_specification import load_renderer_study as load_rows
-    else:
-        from sdslab.study.kernel_runner import run_kernel_study as run_rows
-        from sdslab.study.kernel_specification import load_kernel_study as load_rows
+    match kind:
+        case "renderer":
+            from sdslab.study.renderer_runner import run_renderer_study as run_rows
+            from sdslab.study.renderer_specification import load_renderer_study as load_rows
+        case "texture_step":
+            from sdslab.study.texture_step_runner import run_texture_step_study as run_rows
+            from sdslab.study.texture_step_specification import (
+                load_texture_step_study as load_rows,
+            )
+        case "figure2_speed":
+            from sdslab.study.figure2_speed_runner import run_figure2_speed_study as run_rows
+            from sdslab.study.figure2_speed_specification import (
+                load_figure2_speed_study as load_rows,
+            )
+        case _:
+            from sdslab.study.kernel_runner import run_kernel_study as run_rows
+            from sdslab.study.kernel_specification import load_kernel_study as load_rows
 
     if overrides.threads is not None:
         torch.set_num_threads(overrides.threads)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.checkpoint import Checkpoints
+from sdslab.cpu_memory import keep_freed_memory
 from sdslab.devices import device_name, resolve_device
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.disk_cache import content_hash
@@ -65,6 +66,7 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
         raise UserError(f"--image must name different pictures, got {', '.join(settings.images)}")
     device = resolve_device(settings.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
+    keep_freed_memory()
     dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
     images = {name: load_image(name, settings.size).to(device, dtype) for name in settings.images}
     vae = None

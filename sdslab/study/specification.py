@@ -85,7 +85,9 @@ class Study:
 
 
 STUDY_KEYS = ("title", "kind", "settings", "cells", "presets")
-KINDS = ("reconstruction", "renderer", "kernels", "exemplar")
+KINDS = (
+    "reconstruction", "renderer", "kernels", "exemplar", "texture_step", "figure2_speed"
+)  # fmt: skip
 
 
 def studies_folder() -> Path:

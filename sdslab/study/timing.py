@@ -39,6 +39,23 @@ def quantiles_of(values: Sequence[float]) -> Quantiles:
     return float(low), float(middle), float(high)
 
 
+def seconds_now() -> float:
+    """A clock for steps on a CPU; only differences mean something.
+
+    With one thread (``--threads 1``) it is the process's own CPU time, which other processes on a
+    busy machine do not stretch; with more it is the wall's.
+    """
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def clock_name(device: torch.device) -> str:
+    """What times on ``device`` are of, for a table's head."""
+    if device.type != "cpu":
+        return "times are the GPU's own"
+    threads = torch.get_num_threads()
+    return "times are CPU time of one thread" if threads == 1 else f"{threads} threads"
+
+
 def _cpu_ms(call: Callable[[], object], repeats: int) -> list[float]:
     times = []
     for _ in range(repeats):

@@ -117,6 +117,8 @@ class Model:
     """Keep each model on the CPU but while it runs."""
     compile: bool = False
     """Compile the UNet (torch.compile): a minute first, then faster steps."""
+    graph: bool = False
+    """Record the UNet and its guidance as a CUDA graph at the first step, and replay it."""
 
 
 @dataclass(frozen=True)

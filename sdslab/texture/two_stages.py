@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Denoiser
 from sdslab.denoisers.dynamic_thresholding import DynamicThresholding
+from sdslab.denoisers.graphed import GraphedDenoiser
 from sdslab.denoisers.model_table import StageSettings
 from sdslab.denoisers.noise_schedule import weighting_named
 from sdslab.denoisers.perp_neg import PerpendicularNegatives
@@ -17,6 +18,8 @@ from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.prompts import Prompts, encode_prompts
 from sdslab.denoisers.unet import PIXEL_KINDS, GuidanceModel, check_stage, load_guidance
 from sdslab.denoisers.view_prompts import OTHER_SIDES, VIEW_NAMES, view_of, view_prompts
+from sdslab.diffusion_guide import DiffusionGuide
+from sdslab.errors import UserError
 from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.optimize import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
@@ -25,7 +28,6 @@ from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.unseen_texels import fill_unseen
 from sdslab.texture.arguments import Arguments
-from sdslab.texture.diffusion_guide import DiffusionGuide
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Outcome, Stage, run_stage
 from sdslab.texture.stage_settings import model_dtype, resolved_settings
@@ -41,6 +43,7 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
     Raises:
         UserError: a model cannot be had or does not fit, or the optimisation diverged.
     """
+    _check_graph(workspace)
     settings = resolved_settings(workspace.arguments)
     dtype = model_dtype(workspace.arguments, workspace.device)
     assert settings.stage_one.model is not None
@@ -82,6 +85,16 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
     stage = _stage(workspace, settings.stage_two, 2, theta, model, sr_prompts, stage_one)
     stage_two = _run(stage, workspace, outcomes, progress)
     return _textured({NAMES[2]: stage_two, NAMES[1]: stage_one}, outcomes)
+
+
+def _check_graph(workspace: Workspace) -> None:
+    options = workspace.arguments.model
+    if not options.graph:
+        return
+    if workspace.device.type != "cuda":
+        raise UserError(f"--graph needs a CUDA device, got {workspace.device}; leave it out")
+    if options.offload:
+        raise UserError("--graph and --offload exclude each other: a graph's weights stay in place")
 
 
 def _prompts(
@@ -135,6 +148,8 @@ def _stage(
     arguments = workspace.arguments
     in_pixels = model.kind in PIXEL_KINDS
     denoiser = _guided(model.denoiser(prompts), prompts, settings, number, arguments)
+    if arguments.model.graph:
+        denoiser = GraphedDenoiser(denoiser, workspace.device)
     if in_pixels and settings.x0_bound == "dynamic":
         denoiser = DynamicThresholding(denoiser, *model.thresholds)
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sdslab.errors import UserError
-from sdslab.parameterizations.deep_image_prior import DeepImagePrior
+from sdslab.parameterizations.deep_image_prior import DeepImagePrior, convolve_upsampled
 
 
 def parameter_count(network: torch.nn.Module) -> int:
@@ -92,3 +93,30 @@ def test_unknown_network_and_bad_width_are_refused():
         DeepImagePrior((1, 3, 64, 64), 0, "unet")
     with pytest.raises(UserError, match="positive number of channels, got 0"):
         DeepImagePrior((1, 3, 64, 64), 0, width=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 8)], ids=str)
+def test_convolving_what_is_upsampled_is_done_at_its_own_size(size: tuple[int, int]):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, generator=generator, requires_grad=True)
+    kernel = torch.randn(4, 3, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    ours = convolve_upsampled(x, kernel)
+    upsampled = F.interpolate(x, scale_factor=2, mode="nearest")
+    direct = F.conv2d(F.pad(upsampled, (1, 1, 1, 1), mode="reflect"), kernel)
+    torch.testing.assert_close(ours, direct)
+    cotangent = torch.randn(direct.shape, dtype=torch.float64, generator=generator)
+    gradients = (torch.autograd.grad(y, (x, kernel), cotangent) for y in (ours, direct))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_joining_at_half_size_changes_nothing(batch: int):
+    network = DeepImagePrior((batch, 3, 64, 96), 0, width=8).double()
+    joins = [layer for layer in network.modules() if hasattr(layer, "upsampling")]
+    ours = network()
+    assert len(joins) == 5
+    for join in joins:
+        # The same for a factor of two, but under another name: at full size, concatenated.
+        join.upsampling = torch.nn.Upsample(scale_factor=2, mode="nearest-exact")
+    torch.testing.assert_close(network(), ours)

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from sdslab.errors import UserError
+from sdslab.study.exemplar_specification import load_exemplar_study
+from sdslab.study.figure2_speed_specification import load_figure2_speed_study
 from sdslab.study.kernel_specification import load_kernel_study
 from sdslab.study.renderer_specification import load_renderer_study
 from sdslab.study.specification import (
@@ -12,6 +14,7 @@ from sdslab.study.specification import (
     select_cells,
     study_kind,
 )
+from sdslab.study.texture_step_specification import load_texture_step_study
 
 STUDY = """
 title = "A study"
@@ -112,7 +115,7 @@ def test_unknown_presets_and_studies_list_the_valid_ones(path: Path):
     with pytest.raises(UserError, match="preset must be one of small, got 'big'"):
         load_study(path, "big")
     with pytest.raises(
-        UserError, match=r"STUDY must be one of figure2.*, or a .toml file, got 'fig3'"
+        UserError, match=r"STUDY must be one of .*figure2.*, or a .toml file, got 'fig3'"
     ):
         find_study("fig3")
     with pytest.raises(UserError, match=r"existing .toml file, got 'missing.toml'"):
@@ -132,6 +135,12 @@ def test_the_studies_that_come_with_sdslab_are_valid_in_every_preset(name: str):
                 assert load_renderer_study(file, preset).steps
             case "kernels":
                 assert load_kernel_study(file, preset).cases
+            case "exemplar":
+                assert load_exemplar_study(file, preset).cases
+            case "texture_step":
+                assert load_texture_step_study(file, preset).steps
+            case "figure2_speed":
+                assert load_figure2_speed_study(file, preset).cells
             case _:
                 assert load_study(file, preset).cells
 
@@ -139,6 +148,6 @@ def test_the_studies_that_come_with_sdslab_are_valid_in_every_preset(name: str):
 def test_a_study_is_of_a_known_kind(tmp_path: Path):
     (tmp_path / "x.toml").write_text('title = "x"\nkind = "opera"\n')
     with pytest.raises(
-        UserError, match="kind must be one of reconstruction, renderer, kernels, got 'opera'"
+        UserError, match=r"kind must be one of reconstruction, renderer, kernels, .*, got 'opera'"
     ):
         study_kind(tmp_path / "x.toml")

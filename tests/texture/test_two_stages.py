@@ -17,6 +17,7 @@ from sdslab.denoisers.noise_schedule import (
     UniformTimesteps,
 )
 from sdslab.denoisers.view_prompts import BACK, FRONT, SIDE, TOP, view_of
+from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, sr_condition
@@ -38,7 +39,6 @@ from sdslab.texture.arguments import (
     Rendering,
     Subject,
 )
-from sdslab.texture.diffusion_guide import DiffusionGuide
 from sdslab.texture.runner import run
 from sdslab.texture.stage_settings import resolved_settings
 from tests.tiny_pipelines import (
@@ -258,4 +258,11 @@ def test_models_of_the_wrong_stage_are_refused(
     second = two if two == "none" else models / two
     with pytest.raises(UserError, match=message):
         run(arguments(tmp_path / "run", models / one, second))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_graph_needs_a_gpu(models: Path, tmp_path: Path):
+    given = arguments(tmp_path / "run", models / "if-1", "none")
+    with pytest.raises(UserError, match="--graph needs a CUDA device, got cpu; leave it out"):
+        run(replace(given, model=replace(given.model, graph=True)))
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,157 @@
+"""Runs the speed study of Figure 2 and writes its table, picture and numbers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from rich.console import Console
+
+from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.cpu_memory import keep_freed_memory
+from sdslab.devices import device_name, resolve_device
+from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
+from sdslab.errors import UserError
+from sdslab.image_io import load_image
+from sdslab.run_record import run_record, write_json
+from sdslab.study.figure2_speed_benchmark import SHARES, SpeedRow, measure_cell, numbers_of
+from sdslab.study.figure2_speed_specification import Figure2SpeedStudy
+from sdslab.study.plots import close_figure, save_figure
+from sdslab.study.reconstruct import Problem, check_cell
+from sdslab.study.timing import clock_name, spread
+
+progress_console = Console(stderr=True)
+
+
+def run_figure2_speed_study(study: Figure2SpeedStudy, only: tuple[str, ...] = ()) -> None:
+    """Runs every row (or those named in ``only``) and writes ``NAME.{csv,md,json,png}``.
+
+    Raises:
+        UserError: something cannot run here, or a gradient was wrong; such rows are written too,
+            but have no times.
+    """
+    names = [cell.name for cell in study.cells]
+    for name in only:
+        if name not in names:
+            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    device = resolve_device(study.settings.device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
+    keep_freed_memory()
+    image = load_image(study.image, study.size).to(device)
+    source = SHIPPED_VAE if study.vae == "shipped" else study.vae
+    problem = Problem.of(study.image, image, LatentSpace.load(source, device))
+    for cell in study.cells:
+        check_cell(cell, study.size, problem.vae)
+    out = Path(study.settings.out)
+    check_writable(out)
+    record = run_record(dataclasses.asdict(study), device)
+    versions = {name: record["packages"][name] for name in ("torch", "diffusers")}
+    rows: list[SpeedRow] = []
+    numbers: list[dict[str, Any]] = []
+    for cell in study.cells:
+        if only and cell.name not in only:
+            continue
+        row = measure_cell(cell, problem, study.settings)
+        rows.append(row)
+        numbers.append(numbers_of(row, study.size, device) | versions)
+        # After each row: what was measured survives an interruption.
+        write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
+        progress_console.print(_line_of(row), markup=False, highlight=False)
+    with atomic_write(out / f"{study.name}.csv") as temporary:
+        pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")
+    text = _markdown(study, rows, device)
+    with atomic_write(out / f"{study.name}.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    _save_plot(rows, device, out / f"{study.name}.png")
+    print(text)  # noqa: T201
+    print(f"written to {out}/{study.name}.*")  # noqa: T201
+    wrong = [row.cell.name for row in rows if not row.accepted]
+    if wrong:
+        raise UserError(
+            f"θ's gradient must equal the straightforward step's, got a larger difference in "
+            f"{', '.join(wrong)}; no speed is reported of a wrong result"
+        )
+
+
+def _line_of(row: SpeedRow) -> str:
+    if row.ours_ms is None:
+        return f"{row.cell.name}: refused, {_refusal(row)}"
+    return f"{row.cell.name}: {spread(row.ours_ms)} ms, {row.ratio:.2f}× the straightforward speed"
+
+
+def _refusal(row: SpeedRow) -> str:
+    return f"difference {row.disagreement:.2g} exceeds {row.budget:.2g}"
+
+
+def _markdown(study: Figure2SpeedStudy, rows: list[SpeedRow], device: torch.device) -> str:
+    """A row per cell, with medians and, in brackets, the 20 % and 80 % quantiles."""
+    lines = [
+        f"# {study.title}",
+        "",
+        f"{device_name(device)}, {clock_name(device)}; torch {torch.__version__}; "
+        f"preset {study.preset}; {study.image}, {study.size}². Milliseconds: median (20–80 % "
+        f"quantile) over {study.settings.repeats} steps, ours, straightforward and a float32 "
+        f"product of {study.settings.matmul_size}² in turn; the ratio is the median of the "
+        "pairs'. Shares are of the operators' own time in torch's profile; a convolution's rate "
+        "is its FLOP over its share of the step.",
+        "",
+        "| diffusion | θ | ours, ms | straightforward, ms | ratio | "
+        + " | ".join(SHARES)
+        + " | GFLOP | convolution, GFLOP/s | matmul, GFLOP/s | of matmul |",
+        "|" + " --- |" * (9 + len(SHARES)),
+    ]
+    for row in rows:
+        head = [row.cell.diffusion, row.cell.label]
+        if row.ours_ms is None or row.straightforward_ms is None or row.shares is None:
+            cells = [*head, f"refused: {_refusal(row)}", *[""] * (len(SHARES) + 6)]
+            lines.append("| " + " | ".join(cells) + " |")
+            continue
+        cells = [*head, spread(row.ours_ms), spread(row.straightforward_ms), f"{row.ratio:.2f}×"]
+        cells += [f"{row.shares[kind]:.0%}" for kind in SHARES]
+        rate, matmul = row.convolution_gflop_per_s, row.matmul_gflop_per_s
+        cells.append(f"{row.gflop:.3g}")
+        cells.append("" if rate is None else f"{rate:.0f}")
+        cells.append(f"{matmul:.0f}")
+        cells.append("" if rate is None or matmul is None else f"{rate / matmul:.0%}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _save_plot(rows: list[SpeedRow], device: torch.device, path: Path) -> None:
+    """The steps side by side, and what ours spend their time on."""
+    shown = [(row, row.ours_ms, row.straightforward_ms, row.shares) for row in rows]
+    figure, (times_ax, shares_ax) = plt.subplots(
+        1, 2, figsize=(10.4, 1.6 + 0.45 * len(rows)), sharey=True, layout="constrained"
+    )
+    colors = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for place, (_, ours, theirs, shares) in enumerate(shown):
+        if ours is None or theirs is None or shares is None:
+            continue
+        labelled = place == 0
+        for offset, times, label, color in (
+            (-0.2, theirs, "straightforward", "silver"),
+            (0.2, ours, "ours", "black"),
+        ):
+            times_ax.barh(
+                place + offset, times[1], 0.36, color=color, label=label if labelled else None
+            )
+        left = 0.0
+        for kind, color in zip(SHARES, colors, strict=False):
+            shares_ax.barh(
+                place, shares[kind], 0.7, left=left, color=color, label=kind if labelled else None
+            )
+            left += shares[kind]
+    names = [f"{row.cell.diffusion}, {row.cell.label}" for row in rows]
+    times_ax.set_yticks(range(len(rows)), names, fontsize=8)
+    times_ax.invert_yaxis()
+    times_ax.set(xscale="log", xlabel="ms a step (medians)", title=device_name(device))
+    shares_ax.set(xlim=(0, 1), xlabel="share of our step")
+    for ax in (times_ax, shares_ax):
+        ax.grid(alpha=0.3, axis="x")
+    if any(ours is not None for _, ours, _, _ in shown):
+        figure.legend(loc="outside lower center", ncols=6, fontsize=8)
+    save_figure(figure, path)
+    close_figure(figure)

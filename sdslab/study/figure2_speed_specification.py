@@ -1,0 +1,99 @@
+"""A study of how fast a reconstruction study's steps are, as data. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdslab.errors import UserError
+from sdslab.study.specification import (
+    Cell,
+    apply_preset,
+    build,
+    check_keys,
+    find_study,
+    load_study,
+    read_toml,
+    rows_of_tables,
+)
+
+KEYS = ("title", "kind", "settings", "cells", "presets")
+
+
+@dataclass(frozen=True)
+class Figure2SpeedSettings:
+    """What every row shares."""
+
+    study: str = "figure2"
+    """The study whose cells are timed: a name, or a .toml file."""
+    image: str | None = None
+    """A picture, in place of the study's first."""
+    size: int | None = None
+    """Height and width of the image, in place of the study's."""
+    device: str = "cpu"
+    """"auto" is cuda where there is one."""
+    repeats: int = 15
+    """Timed steps of each cell, after two that are not."""
+    matmul_size: int = 1024
+    """Side of the float32 matrices whose product tells the processor's rate."""
+    out: str = "figures"
+    """Folder for the results."""
+
+
+@dataclass(frozen=True)
+class TimedCell:
+    """A row."""
+
+    name: str
+    """Of one of the study's cells."""
+
+
+@dataclass(frozen=True)
+class Figure2SpeedStudy:
+    """A parsed study file with one preset applied."""
+
+    name: str
+    title: str
+    preset: str
+    settings: Figure2SpeedSettings
+    cells: tuple[Cell, ...]
+    """Of the study that is timed."""
+    image: str
+    size: int
+    vae: str
+
+
+def load_figure2_speed_study(path: Path, preset: str | None = None) -> Figure2SpeedStudy:
+    """Reads a study file of kind "figure2_speed", and the one that it is about.
+
+    Raises:
+        UserError: a key or value that is not one of the valid ones.
+    """
+    table = read_toml(path)
+    check_keys(table, KEYS, str(path))
+    presets = table.get("presets", {})
+    if preset is not None and preset not in presets:
+        valid = ", ".join(presets) or "none here"
+        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
+    rows = rows_of_tables(table.get("cells", []), f"{path}: cells")
+    given = dict(table.get("settings", {}))
+    if preset is not None:
+        apply_preset(presets[preset], given, {"cells": rows}, f"{path}: presets.{preset}")
+    settings = build(Figure2SpeedSettings, given, f"{path}: settings")
+    timed = load_study(find_study(settings.study))
+    cells = {cell.name: cell for cell in timed.cells}
+    chosen = [build(TimedCell, row, f"{path}: cells").name for row in rows]
+    for name in chosen:
+        if name not in cells:
+            raise UserError(
+                f"{path}: cells must be named one of {', '.join(cells)}, as in {settings.study}, "
+                f"got {name!r}"
+            )
+    return Figure2SpeedStudy(
+        name=path.stem,
+        title=str(table.get("title", path.stem)),
+        preset=preset or "default",
+        settings=settings,
+        cells=tuple(cells[name] for name in chosen),
+        image=settings.image or timed.settings.images[0],
+        size=settings.size or timed.settings.size,
+        vae=timed.settings.vae,
+    )

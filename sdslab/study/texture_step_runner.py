@@ -1,0 +1,159 @@
+"""Runs the texture-step study and writes its table, picture and numbers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from rich.console import Console
+
+from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.cpu_memory import keep_freed_memory
+from sdslab.devices import device_name, resolve_device
+from sdslab.errors import UserError
+from sdslab.run_record import run_record, write_json
+from sdslab.study.phase_clock import PHASES
+from sdslab.study.plots import close_figure, save_figure
+from sdslab.study.texture_step_benchmark import StepRow, measure_step, numbers_of
+from sdslab.study.texture_step_specification import StepCase, TextureStepStudy
+from sdslab.study.timing import clock_name, spread
+
+progress_console = Console(stderr=True)
+PHASE_LABELS = dict(
+    zip(
+        PHASES,
+        ("render", "resize + condition", "UNet", "gradient + backward", "optimiser"),
+        strict=True,
+    )
+)
+
+
+def run_texture_step_study(study: TextureStepStudy, only: tuple[str, ...] = ()) -> None:
+    """Runs the rows for this device (or those named) and writes ``NAME.{csv,md,json,png}``.
+
+    Raises:
+        UserError: something cannot run here, or a gradient was wrong; such rows are written too,
+            but have no times.
+    """
+    device = resolve_device(study.settings.device)
+    if study.settings.graph and device.type != "cuda":
+        raise UserError(f"graph = true needs a CUDA device, got {device}; leave it out")
+    cases = _cases(study, only, device)
+    out = Path(study.settings.out)
+    check_writable(out)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: it is what half is judged by
+    keep_freed_memory()
+    record = run_record(dataclasses.asdict(study), device)
+    versions = {name: record["packages"][name] for name in ("torch", "diffusers", "triton")}
+    rows: list[StepRow] = []
+    numbers: list[dict[str, Any]] = []
+    for case in cases:
+        row = measure_step(case, study.settings, device)
+        rows.append(row)
+        numbers.append(numbers_of(row, study.settings, device) | versions)
+        # After each row: what was measured survives an interruption.
+        write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
+        progress_console.print(_line_of(row), markup=False, highlight=False)
+    with atomic_write(out / f"{study.name}.csv") as temporary:
+        pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")
+    text = _markdown(study, rows, device)
+    with atomic_write(out / f"{study.name}.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    _save_plot(rows, device, out / f"{study.name}.png")
+    print(text)  # noqa: T201
+    print(f"written to {out}/{study.name}.*")  # noqa: T201
+    wrong = [row.case.name for row in rows if not row.accepted]
+    if wrong:
+        raise UserError(
+            f"θ's gradient must equal the eager step's, got a larger difference in "
+            f"{', '.join(wrong)}; no speed is reported of a wrong result"
+        )
+
+
+def _cases(study: TextureStepStudy, only: tuple[str, ...], device: torch.device) -> list[StepCase]:
+    here = [case for case in study.steps if case.device == device.type]
+    names = [case.name for case in here]
+    for name in only:
+        if name not in names:
+            raise UserError(
+                f"--only must name one of {', '.join(names)} on a {device.type} device, got "
+                f"{name!r}"
+            )
+    if not here:
+        raise UserError(f"the study has no rows for a {device.type} device; give another --device")
+    return [case for case in here if not only or case.name in only]
+
+
+def _line_of(row: StepRow) -> str:
+    if row.ours is None:
+        return f"{row.case.name}: refused, {_refusal(row)}"
+    return f"{row.case.name}: {spread(row.ours.step)} ms, {row.ratio:.2f}× the eager speed"
+
+
+def _refusal(row: StepRow) -> str:
+    return f"difference {row.disagreement:.2g} exceeds {row.budget:.2g}"
+
+
+def _markdown(study: TextureStepStudy, rows: list[StepRow], device: torch.device) -> str:
+    """Two rows a step, with medians and, in brackets, the 20 % and 80 % quantiles."""
+    graph = "; ours with the UNet as a CUDA graph" if study.settings.graph else ""
+    lines = [
+        f"# {study.title}",
+        "",
+        f"{device_name(device)}, {clock_name(device)}; torch {torch.__version__}; "
+        f"preset {study.preset}{graph}. Milliseconds: median (20–80 % quantile) over "
+        f"{study.settings.repeats} steps, ours and eager in turn; the ratio is the median of the "
+        "pairs'. UNets have random weights. Rendering includes stage II's picture of stage I's "
+        "material.",
+        "",
+        "| step | parameters | size | code | "
+        + " | ".join(PHASE_LABELS.values())
+        + " | step | ratio | outside the UNet |",
+        "|" + " --- |" * (7 + len(PHASES)),
+    ]
+    for row in rows:
+        case = row.case
+        head = [case.label, f"{row.parameters / 1e6:.3g} M {row.dtype}", case.shape]
+        if row.ours is None or row.eager is None:
+            cells = [*head, f"refused: {_refusal(row)}", *[""] * (len(PHASES) + 3)]
+            lines.append("| " + " | ".join(cells) + " |")
+            continue
+        for name, times in (("ours", row.ours), ("eager", row.eager)):
+            cells = [*head, name, *(spread(times.phases[phase]) for phase in PHASES)]
+            ratio = f"{row.ratio:.2f}×" if name == "ours" else ""
+            cells += [spread(times.step), ratio, f"{times.share_outside_unet:.0%}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    left = [case.name for case in study.steps if case.device != device.type]
+    if left:
+        lines += ["", f"Not measured, for they need another device: {', '.join(left)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _save_plot(rows: list[StepRow], device: torch.device, path: Path) -> None:
+    """A bar for each implementation of each step, split into phases."""
+    bars = [
+        (f"{row.case.label}\n{row.case.shape}, {name}", times)
+        for row in rows
+        for name, times in (("ours", row.ours), ("eager", row.eager))
+        if times is not None
+    ]
+    figure, ax = plt.subplots(figsize=(8.6, 1.2 + 0.55 * max(1, len(bars))), layout="constrained")
+    colors = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for place, (_, times) in enumerate(bars):
+        left = 0.0
+        for phase, color in zip(PHASES, colors, strict=False):
+            width = times.phases[phase][1]
+            label = PHASE_LABELS[phase] if place == 0 else None
+            ax.barh(place, width, left=left, color=color, label=label)
+            left += width
+    ax.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="ms a step (medians)", title=device_name(device))
+    ax.grid(alpha=0.3, axis="x")
+    if bars:
+        figure.legend(loc="outside lower center", ncols=len(PHASES), fontsize=8)
+    save_figure(figure, path)
+    close_figure(figure)

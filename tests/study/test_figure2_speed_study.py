@@ -1,0 +1,114 @@
+"""The speed study of Figure 2: its rows, and that a wrong gradient has no speed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from sdslab.errors import UserError
+from sdslab.image_io import load_image
+from sdslab.parameterizations.deep_image_prior import DeepImagePrior
+from sdslab.study import figure2_speed_benchmark
+from sdslab.study.__main__ import Overrides, Selection, run
+from sdslab.study.figure2_speed_benchmark import SHARES
+from sdslab.study.figure2_speed_specification import load_figure2_speed_study
+from sdslab.study.reconstruct import Problem
+from sdslab.study.straightforward_cell import StraightforwardCell, as_printed
+
+STUDY = """
+title = "Small steps"
+kind = "figure2_speed"
+[settings]
+size = 64
+repeats = 2
+matmul_size = 32
+[[cells]]
+name = "pixel_rgb_epsilon"
+[[cells]]
+name = "pixel_dip"
+[[cells]]
+name = "latent_rgb"
+[presets.quick]
+repeats = 1
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_every_row_is_written(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(Selection(str(study), preset="quick"), Overrides(out="results"))
+    out = tmp_path / "results"
+    assert {path.name for path in out.iterdir()} == {
+        "small.csv", "small.json", "small.md", "small.png",
+    }  # fmt: skip
+    table: Any = pd.read_csv(out / "small.csv").set_index("row")
+    assert list(table.index) == ["pixel_rgb_epsilon", "pixel_dip", "latent_rgb"]
+    assert table["accepted"].all()
+    shares = table[[f"{kind}_share" for kind in SHARES]]
+    assert shares.sum(axis=1).to_list() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert table.loc["pixel_rgb_epsilon", "convolution_share"] == 0
+    assert table.loc["pixel_rgb_epsilon", "normalisation_share"] == 0
+    assert (table.loc[["pixel_dip", "latent_rgb"], "normalisation_share"] > 0.01).all()
+    assert (table.loc[["pixel_dip", "latent_rgb"], "convolution_share"] > 0.2).all()
+    rate = table["gflop"] / (table["convolution_share"] * table["ours_ms_q50"] / 1000)
+    pd.testing.assert_series_equal(
+        table["convolution_gflop_per_s"].iloc[1:], rate.iloc[1:], rtol=1e-3, check_names=False
+    )
+    assert table["torch"].eq(torch.__version__).all()
+    assert len(json.loads((out / "small.json").read_text())["rows"]) == 3
+    assert (out / "small.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_a_wrong_gradient_is_reported_and_has_no_speed(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    right = figure2_speed_benchmark.gradient_of
+
+    def wrong(*arguments: Any) -> Any:
+        gradient = right(*arguments)
+        return lambda z, index: gradient(1.1 * z, index)
+
+    monkeypatch.setattr(figure2_speed_benchmark, "gradient_of", wrong)
+    with pytest.raises(UserError, match=r"larger difference in pixel_rgb_epsilon; no speed"):
+        run(Selection(str(study), only=("pixel_rgb_epsilon",)), Overrides(out="results"))
+    table: Any = pd.read_csv(tmp_path / "results" / "small.csv")
+    assert not table["accepted"].any()
+    assert "ours_ms_q50" not in table
+    assert "refused: difference" in (tmp_path / "results" / "small.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["pixel_rgb", "latent_rgb"])
+def test_the_straightforward_step_goes_where_the_study_goes(name: str, latent_space):
+    cells = {c.name: c for c in load_figure2_speed_study(Path("studies/figure2_speed.toml")).cells}
+    problem = Problem.of("astronaut", load_image("astronaut", 32), latent_space)
+    steps = figure2_speed_benchmark._our_steps(cells[name], problem)
+    straightforward = StraightforwardCell(cells[name], problem, seed=0)
+    for _ in range(4):
+        z = next(steps).z
+        theta = straightforward.theta()
+        ours = problem.space(cells[name]).encode(theta).detach()
+        torch.testing.assert_close(z, ours, rtol=1e-3, atol=1e-3)
+        straightforward()
+
+
+def test_as_printed_is_the_same_function():
+    network = DeepImagePrior((1, 3, 64, 64), 0, width=8).double()
+    ours = network()
+    as_printed(network)
+    torch.testing.assert_close(network(), ours)
+    assert network.noise.is_contiguous()
+
+
+def test_a_cell_of_no_study_is_refused(study: Path):
+    study.write_text(STUDY.replace('"pixel_dip"', '"pixel"'))
+    with pytest.raises(UserError, match=r"named one of pixel_rgb, .* as in figure2, got 'pixel'"):
+        load_figure2_speed_study(study)
