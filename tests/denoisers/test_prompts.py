@@ -179,5 +179,5 @@ def test_empty_and_endless_prompts_are_refused(deepfloyd: Path):
 def test_pickled_encoders_are_refused(deepfloyd: Path):
     for file in (deepfloyd / "text_encoder").glob("*.safetensors"):
         file.rename(file.with_suffix(".bin"))
-    with pytest.raises(UserError, match="must have safetensors weights"):
+    with pytest.raises(UserError, match="must be safetensors"):
         encode(deepfloyd, "a cow")

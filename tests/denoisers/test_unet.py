@@ -283,7 +283,7 @@ def break_index(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_pickled, "must have safetensors weights"),
+        (break_pickled, "must be safetensors"),
         (break_truncated, "the UNet cannot be loaded"),
         (break_missing_part, "must have a scheduler folder"),
         (break_class, "must be one of IFPipeline, .* a FluxPipeline"),
@@ -297,7 +297,7 @@ def test_broken_pipelines_are_one_line(damage: Any, message: str, folders: Path,
     with pytest.raises(UserError, match=message) as info:
         load(folder)
     assert "\n" not in str(info.value)
-    assert "--model" in str(info.value)
+    assert "--model" in str(info.value) or str(folder) in str(info.value)
 
 
 def test_embeddings_of_another_model_are_refused(folders: Path):
