@@ -30,6 +30,7 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, TexelGrid
+from sdslab.pickles import refuse_pickle
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer
@@ -198,6 +199,7 @@ class Workspace:
         )
 
     def _material(self, source: str, must: str) -> Tensor:
+        refuse_pickle(Path(source))
         try:
             return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU))
         except UserError as error:

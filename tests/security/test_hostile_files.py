@@ -67,7 +67,8 @@ def doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ALL_DOORS.paths, ALL_DOORS.addresses, ALL_DOORS.watching = [], [], True
     yield ALL_DOORS
     ALL_DOORS.watching = False
-    strange = [path for path in ALL_DOORS.paths if path.parent == tmp_path]
+    home = tmp_path / "home"
+    strange = [path for path in ALL_DOORS.paths if path.parent == tmp_path and path != home]
     assert strange == []
     assert ALL_DOORS.addresses == []
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -134,7 +135,7 @@ def test_an_obj_names_nothing_outside_its_folder(reference: str, doors: Doors):
     other = reference.replace(".png", ".mtl")
     Path("mesh.obj").write_text(f"mtllib mesh.mtl\nmtllib {other}\nusemtl m\n{SQUARE}")
     mesh = load_mesh("mesh.obj")
-    assert mesh.source_material is None or (mesh.source_material.maps[..., :3] == 1).all()
+    assert mesh.source_material is None or (mesh.source_material.maps[..., :3] > 0.99).all()
     assert any("outside the mesh's folder" in note for note in mesh.notes)
     assert doors.paths
 
@@ -169,11 +170,11 @@ def test_a_gltf_names_nothing_outside_its_folder(reference: str, what: str, door
 
 def test_archives_are_no_meshes(tmp_path: Path):
     packed = gzip.compress(bytes(10**7))
-    with zipfile.ZipFile(tmp_path / "zip.obj", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(tmp_path / "archive", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("mesh.obj", bytes(10**7))
     for kind in ("obj", "glb", "gltf", "ply", "stl", "off"):
         (tmp_path / f"gzip.{kind}").write_bytes(packed)
-        shutil.copyfile(tmp_path / "zip.obj", tmp_path / f"zip.{kind}")
+        shutil.copyfile(tmp_path / "archive", tmp_path / f"zip.{kind}")
         for name in ("gzip", "zip"):
             with pytest.raises(UserError, match="mesh must be a sound"):
                 load_mesh(tmp_path / f"{name}.{kind}")
@@ -245,7 +246,8 @@ def test_pickles_are_refused_wherever_a_file_is_read(
         next(path.parent.glob("*.safetensors")).unlink()
     path.write_bytes(pickle.dumps(Bomb()))
     options = {
-        "embeddings.pt": ("--prompt=a cow", "--embeddings", str(path), "--model=models/if-1"),
+        "embeddings.pt": ("--prompt=a cow", "--embeddings", str(path), "--model=models/if-1",
+                          "--sr-model=none"),
         "maps.pth": ("--target=coffee", "--init", str(path)),
         "run.ckpt": ("--resume", str(path)),
     }.get(place, ("--prompt=a cow", "--model=models/if-1", "--sr-model=models/if-2", "--unlit",
@@ -286,11 +288,7 @@ def test_prompts_name_a_folder_below_runs(
     prompt: str, folder: str, models: Path, doors: Doors, monkeypatch
 ):
     options = ("--model", models / "if-1", "--sr-model=none", "--unlit", "--steps=1", *SMALL)
-    code = texture(monkeypatch, "sphere", "--prompt", prompt, *options)
-    if len(prompt) > 1000:  # longer than what an encoder is asked to read
-        assert code == 2
-        return
-    assert code == 0
+    assert texture(monkeypatch, "sphere", "--prompt", prompt, *options) == 0
     assert [path.name for path in Path("runs").iterdir()] == [folder]
     assert doors.paths
 

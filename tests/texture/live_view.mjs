@@ -71,7 +71,5 @@ try {
   await browser.close();
   await rm(profile, { recursive: true, force: true });
 }
-if (problems.length) {
-  console.error(problems.join("\n"));
-  process.exitCode = 1;
-}
+if (problems.length) console.error(problems.join("\n"));
+process.exit(problems.length ? 1 : 0); // stdin may still be open
