@@ -134,7 +134,8 @@ def browser() -> Iterator[Callable[[str], Callable[[str], str]]]:
     yield opened
     for process in processes:
         process.kill()
-        process.wait()
+        with process:  # closes its pipes
+            pass
 
 
 @pytest.mark.slow
@@ -188,5 +189,7 @@ def test_a_person_turns_pauses_steps_saves_and_leaves(
     assert np.abs(pictures[2] - pictures[1]).mean() > 3
     page("pause")
     assert page("leave") == "0"  # no error on its console
-    assert run.wait(timeout=300) == 0
+    with run:
+        run.communicate(timeout=300)
+    assert run.returncode == 0
     assert (tmp_path / "run" / "maps" / "albedo.png").exists()
