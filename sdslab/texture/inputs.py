@@ -1,10 +1,12 @@
 """What the files that a run reads hold: an edited one makes another run of the same command."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.exemplar_texturing.exemplars import tag_and_file
 from sdslab.meshes.mesh_file import LARGEST_FILE, MeshFolder
 from sdslab.meshes.mesh_io import READERS
 from sdslab.texture.arguments import Arguments
@@ -20,12 +22,20 @@ def input_digests(arguments: Arguments) -> dict[str, str]:
     Names of what ships, of hub models and of what is not there are left out. Of a model's folder,
     gigabytes, names, sizes and times of the files count instead of their content.
     """
-    subject, model = arguments.subject, arguments.model
-    named = (subject.mesh, subject.target, subject.init, *subject.exemplar, model.embeddings)
+    subject, exemplar, model = arguments.subject, arguments.exemplar, arguments.model
+    named = (
+        subject.mesh,
+        subject.target,
+        subject.init,
+        *(tag_and_file(source)[1] for source in subject.exemplar),
+        *exemplar.exemplar_normal,
+        *exemplar.exemplar_roughness,
+        *exemplar.exemplar_mask,
+        *arguments.rendering.light,
+        model.embeddings,
+    )
     digests = {
-        name: _digest(Path(name))
-        for name in (*named, *arguments.rendering.light)
-        if name is not None and Path(name).exists()
+        name: _digest(Path(name)) for name in named if name is not None and os.path.exists(name)
     }
     for name in (model.model, model.sr_model):
         if name is not None and (source := PipelineSource(name)).is_local:

@@ -1,7 +1,8 @@
 """One stage of optimisation as a user sees it: a bar, a log, previews, and Ctrl-C."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,10 +104,8 @@ def run_stage(
 
     def save() -> None:
         tensors, loop = state.snapshot()
-        # One may be carried under two names, but the file holds each by itself.
-        carried = {name: tensor.clone() for name, tensor in stage.carried.items()}
         workspace.checkpoints.save(
-            {**tensors, **guide.snapshot(state.index), **carried, "seen": seen.marks},
+            {**tensors, **guide.snapshot(state.index), **stage.carried, "seen": seen.marks},
             {"stage": stage.name, "loop": loop},
         )
 
@@ -124,7 +123,8 @@ def run_stage(
         state,
         stage.picture,
     )
-    with MetricsLog(workspace.out, stage.name, state.index) as log:
+    faults = _faults_told(stage, state, save, memory_remedy(workspace.guidance))
+    with MetricsLog(workspace.out, stage.name, state.index) as log, faults:
         try:
             for step in steps:
                 log.add(step)
@@ -142,22 +142,6 @@ def run_stage(
             with interrupts_held() as raise_if_interrupted:
                 save()
                 raise_if_interrupted()
-        except FloatingPointError as error:
-            saved = ""
-            if all(parameter.isfinite().all() for parameter in stage.theta.parameters()):
-                save()
-                saved = f"; the material before step {state.index} is saved"
-            raise UserError(f"{stage.name}: {error}{saved}") from error
-        except (MemoryError, RuntimeError) as error:
-            message = out_of_memory_message(error, memory_remedy(workspace.guidance))
-            if message is None:
-                raise
-            if state.begun:
-                save()
-            raise UserError(
-                f"{stage.name}: {message} (step {state.index} of {total} is saved: the same "
-                f"command goes on from there)"
-            ) from error
         except KeyboardInterrupt as error:
             interrupt = error
             if state.begun:
@@ -169,6 +153,40 @@ def run_stage(
             progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
     progress.remove_task(task)
     return Outcome(state.index, state.skipped, state.seconds, interrupt)
+
+
+@contextmanager
+def _faults_told(
+    stage: Stage, state: OptimizerState, save: Callable[[], None], remedy: str
+) -> Iterator[None]:
+    """Saves and says where the stage is, when numbers or memory give out.
+
+    Args:
+        stage: that runs in the block.
+        state: of its loop.
+        save: writes a checkpoint.
+        remedy: what helps where memory runs out.
+
+    Raises:
+        UserError: one of the two happened.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        saved = ""
+        if all(parameter.isfinite().all() for parameter in stage.theta.parameters()):
+            save()
+            saved = f"; the material before step {state.index} is saved"
+        raise UserError(f"{stage.name}: {error}{saved}") from error
+    except (MemoryError, RuntimeError) as error:
+        message = out_of_memory_message(error, remedy)
+        if message is None:
+            raise
+        if state.begun:
+            save()
+            where = f"step {state.index} of {stage.config.optimization.steps}"
+            message += f" ({where} is saved: the same command goes on from there)"
+        raise UserError(f"{stage.name}: {message}") from error
 
 
 def memory_remedy(guidance: GuidanceName) -> str:
