@@ -1,7 +1,8 @@
 """Kills `small_run` over and over: ``python -m tests.faults.kill_runs FOLDER WHAT=COUNT...``.
 
 A process that has loaded torch once forks each run, which takes milliseconds instead of seconds.
-Prints one JSON object: what was found, by WHAT.
+Jobs ``exemplar`` and ``prompt`` kill the whole texture program instead. Prints one JSON object:
+what was found, by WHAT.
 """
 
 import json
@@ -13,16 +14,24 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 
 from sdslab.checkpoint import Checkpoints
 from sdslab.interrupts import exit_code
+from sdslab.texture.__main__ import main as main_of_texture
 from tests.faults.small_run import EVERY, STAGES, identity, result_path, run
+from tests.texture_runs import SMALL
+from tests.tiny_pipelines import save_deepfloyd_one, save_deepfloyd_two
 
+EXEMPLAR = ("sphere", "--exemplar=gravel", "--steps=6", *SMALL, "--texture-size=64")
+PROMPT = (
+    "sphere", "--prompt=a cow", "--light=white", "--steps=6", "--sr-steps=6", *SMALL,
+)  # fmt: skip
 KILLED_HERE = 9  # exit code of a child that ended itself
 torch.set_num_threads(1)
 
@@ -36,6 +45,8 @@ def forked(work: Callable[[], None]) -> int:
         work()
     except KeyboardInterrupt as interrupt:
         os._exit(exit_code(interrupt))
+    except SystemExit as end:
+        os._exit(int(end.code or 0))
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -108,6 +119,62 @@ def at_random_moments(folder: Path, count: int, number: int) -> dict[str, Any]:
         "went_back": went_back,
         "every": EVERY,
     }
+
+
+def program(folder: Path, *arguments: str) -> None:
+    """``python -m sdslab.texture``, in this process."""
+    sys.argv = ["texture", *arguments, f"--out={folder}", "--checkpoint-every=0"]
+    main_of_texture()
+
+
+def maps_in(folder: Path) -> list[bytes]:
+    """What a finished run left; empty for one that is not finished."""
+    if not (folder / "mesh.glb").exists() or list(folder.glob("checkpoint-*")):
+        return []
+    return [file.read_bytes() for file in sorted((folder / "maps").iterdir())]
+
+
+def program_at_random_moments(folder: Path, count: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """Kills the whole program until ``count`` of its processes ended because of it.
+
+    From the start to the last output: also while it loads, and while it writes its results.
+    """
+    folder.mkdir()
+    program(folder / "warm", *arguments)  # compiles what the children then find in memory
+    start = time.perf_counter()
+    assert ended(forked(lambda: program(folder / "uninterrupted", *arguments))) == 0
+    longest = time.perf_counter() - start
+    expected = maps_in(folder / "uninterrupted")
+    moments = random.Random(1)
+    codes: dict[int, int] = {}
+    reached: dict[str, int] = {}
+    finished = different = hit = 0
+    while hit < count or maps_in(folder / str(finished - 1)) != expected:
+        current = folder / str(finished)
+        pid = forked(lambda: program(current, *arguments))  # noqa: B023
+        if hit < count:
+            time.sleep(moments.uniform(0.0, longest))
+            os.kill(pid, signal.SIGKILL)
+        code = ended(pid)
+        codes[code] = codes.get(code, 0) + 1
+        hit += code == -signal.SIGKILL
+        where = stage_of(current)
+        reached[where] = reached.get(where, 0) + 1
+        if code == 1:
+            break
+        if code == 0:
+            finished += 1
+            different += maps_in(current) != expected
+    return {"codes": codes, "finished": finished, "different": different, "reached": reached}
+
+
+def stage_of(folder: Path) -> str:
+    """Of the latest checkpoint, for the tally of where the program was killed."""
+    files = sorted(folder.glob("checkpoint-*.safetensors"))
+    if not files:
+        return "finished" if maps_in(folder) else "nothing saved"
+    with safetensors.safe_open(files[-1], "pt") as file:
+        return json.loads(file.metadata()["state"])["stage"]
 
 
 def save(folder: Path, index: int) -> None:
@@ -200,6 +267,13 @@ def main() -> None:
         folder = Path(sys.argv[1]) / what
         if what == "checkpoint":
             found[what] = during_a_checkpoint(folder, int(count))
+        elif what == "exemplar":
+            found[what] = program_at_random_moments(folder, int(count), EXEMPLAR)
+        elif what == "prompt":
+            one = save_deepfloyd_one(folder.parent / "if-1")
+            two = save_deepfloyd_two(folder.parent / "if-2")
+            models = (f"--model={one}", f"--sr-model={two}")
+            found[what] = program_at_random_moments(folder, int(count), (*PROMPT, *models))
         else:
             found[what] = at_random_moments(folder, int(count), getattr(signal, what))
     print(json.dumps(found))  # noqa: T201

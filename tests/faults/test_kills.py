@@ -49,6 +49,20 @@ def test_killed_a_thousand_times_it_ends_bit_for_bit_the_same(tmp_path: Path):
     check_random_kills(kill_runs(tmp_path, "SIGKILL=1000")["SIGKILL"], 1000)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["exemplar", "prompt"])
+def test_the_whole_program_killed_in_either_stage_ends_bit_for_bit_the_same(
+    what: str, tmp_path: Path
+):
+    """Two stages with their optimisers and guides, from loading to the last output."""
+    found = kill_runs(tmp_path, f"{what}=50")[what]
+    assert found["codes"].keys() <= {"0", "-9"}
+    assert found["codes"]["-9"] == 50
+    assert found["finished"] >= 1
+    assert found["different"] == 0
+    assert {"stage1", "stage2"} <= {name[:6] for name in found["reached"]}
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", "143"), ("SIGINT", "130")])
 def test_a_run_that_is_asked_to_stop_saves_first(name: str, code: str, found: dict[str, Any]):
     stopped = found[name]
