@@ -5,6 +5,7 @@ Jobs ``exemplar`` and ``prompt`` kill the whole texture program instead. Prints 
 what was found, by WHAT.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -124,7 +125,8 @@ def at_random_moments(folder: Path, count: int, number: int) -> dict[str, Any]:
 def program(folder: Path, *arguments: str) -> None:
     """``python -m sdslab.texture``, in this process."""
     sys.argv = ["texture", *arguments, f"--out={folder}", "--checkpoint-every=0"]
-    main_of_texture()
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for what is found
+        main_of_texture()
 
 
 def maps_in(folder: Path) -> list[bytes]:

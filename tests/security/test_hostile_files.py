@@ -200,7 +200,14 @@ print(after.ru_utime - before.ru_utime, (after.ru_maxrss - before.ru_maxrss) / 1
 
 @pytest.mark.parametrize(
     ("start", "word"),
-    [(b"v", b" 1"), (b"f", b" 1"), (b"# ", b"ab"), (b"o ", b"ab"), (b"v ", b"11"), (b"", b"\\\n")],
+    [
+        (b"v", b" 1"),
+        pytest.param(b"f", b" 1", marks=pytest.mark.slow),
+        pytest.param(b"# ", b"ab", marks=pytest.mark.slow),
+        pytest.param(b"o ", b"ab", marks=pytest.mark.slow),
+        pytest.param(b"v ", b"11", marks=pytest.mark.slow),
+        (b"", b"\\\n"),
+    ],
     ids=["v", "f", "comment", "name", "number", "continued"],
 )
 def test_an_obj_of_one_line_of_100_mb_is_bounded(start: bytes, word: bytes, tmp_path: Path):
