@@ -29,9 +29,9 @@ from tests.faults.small_run import EVERY, STAGES, identity, result_path, run
 from tests.texture_runs import SMALL
 from tests.tiny_pipelines import save_deepfloyd_one, save_deepfloyd_two
 
-EXEMPLAR = ("sphere", "--exemplar=gravel", "--steps=6", *SMALL, "--texture-size=64")
+EXEMPLAR = ("sphere", "--exemplar=gravel", "--steps=15", *SMALL, "--texture-size=64")
 PROMPT = (
-    "sphere", "--prompt=a cow", "--light=white", "--steps=6", "--sr-steps=6", *SMALL,
+    "sphere", "--prompt=a cow", "--light=white", "--steps=15", "--sr-steps=15", *SMALL,
 )  # fmt: skip
 KILLED_HERE = 9  # exit code of a child that ended itself
 torch.set_num_threads(1)
