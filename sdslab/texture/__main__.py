@@ -9,7 +9,8 @@ import tyro
 
 from sdslab.errors import exit_on_user_error
 from sdslab.interrupts import exit_code, terminations_raised
-from sdslab.texture.arguments import Arguments, check
+from sdslab.texture.argument_checks import check
+from sdslab.texture.arguments import Arguments
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from sdslab.devices import out_of_memory_message
 from sdslab.errors import UserError
 from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.run_record import write_json
-from sdslab.texture.arguments import Arguments, GuidanceName, default_out, guidance_of
+from sdslab.texture.argument_checks import default_out, guidance_of
+from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.inputs import input_digests
 from sdslab.texture.outputs import FIXED_OUTPUTS, check_outputs_writable, write_outputs
 from sdslab.texture.program import Program, Textured

@@ -4,6 +4,7 @@ A target returns whether its input was taken, and raises whatever else happens. 
 them on edited files; ``run_atheris.py`` runs them for as long as one likes.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -18,10 +19,33 @@ from sdslab.checkpoint import Checkpoints
 from sdslab.errors import UserError
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.run_lock import LOCK_NAME, RunLock
+from sdslab.study.exemplar_specification import load_exemplar_study
+from sdslab.study.kernel_specification import load_kernel_study
 from sdslab.study.renderer_specification import load_renderer_study
 from sdslab.study.specification import load_study, study_kind
+from sdslab.texture.argument_checks import check
+from sdslab.texture.arguments import (
+    Arguments,
+    Distillation,
+    Exemplar,
+    Model,
+    Optimization,
+    Output,
+    Rendering,
+    Subject,
+)
+from sdslab.texture.resume import resumed_run
 
+STUDY_LOADERS: dict[str, Callable[[Path, str | None], object]] = {
+    "reconstruction": load_study,
+    "renderer": load_renderer_study,
+    "kernels": load_kernel_study,
+    "exemplar": load_exemplar_study,
+}
 REPOSITORY = Path(__file__).parents[2]
+DEFAULTS = Arguments(
+    Subject(), Exemplar(), Model(), Distillation(), Optimization(), Rendering(), Output()
+)
 IDENTITY = {"code": "abc", "views": 4}
 CHECKPOINT = "checkpoint-000001.safetensors"
 
@@ -41,11 +65,11 @@ def _taken(action: Callable[[Path], object], name: str, data: bytes) -> bool:
 
 
 def study_toml(data: bytes) -> bool:
-    """A study file of either kind, with and without its presets."""
+    """A study file of any kind, with and without its presets."""
 
     def load(path: Path) -> None:
-        loader = {"reconstruction": load_study, "renderer": load_renderer_study}[study_kind(path)]
-        loader(path)
+        loader = STUDY_LOADERS[study_kind(path)]
+        loader(path, None)
         loader(path, "quick")
 
     return _taken(load, "study.toml", data)
@@ -64,6 +88,16 @@ def checkpoint_header(data: bytes) -> bool:
         content[slice(*match.span(1))] = b"0" * 64
         content[slice(*match.span(1))] = hashlib.sha256(content).hexdigest().encode()
     return checkpoint(bytes(content))
+
+
+def run_json(data: bytes) -> bool:
+    """The record of a texture run, as ``--resume`` reads it."""
+
+    def resume(path: Path) -> None:
+        given = dataclasses.replace(DEFAULTS, output=Output(resume=str(path.parent)))
+        check(resumed_run(given, lambda own: own).arguments)
+
+    return _taken(resume, "run.json", data)
 
 
 def run_lock(data: bytes) -> bool:
@@ -88,7 +122,15 @@ def mesh_glb(data: bytes) -> bool:
 
 TARGETS: dict[str, Callable[[bytes], bool]] = {
     target.__name__: target
-    for target in (study_toml, checkpoint, checkpoint_header, run_lock, mesh_obj, mesh_glb)
+    for target in (
+        study_toml,
+        run_json,
+        checkpoint,
+        checkpoint_header,
+        run_lock,
+        mesh_obj,
+        mesh_glb,
+    )
 }
 
 
@@ -111,9 +153,13 @@ def valid_inputs() -> dict[str, list[bytes]]:
         mesh = load_mesh(str(folder / "mesh.obj"), "never")
         export_glb(mesh, constant_material(1, 1), folder / "mesh.glb")
         glb = (folder / "mesh.glb").read_bytes()
+    record = json.dumps(
+        {"config": dataclasses.asdict(DEFAULTS), "details": {"inputs": {}, "folder": "/"}}
+    ).encode()
     studies = [path.read_bytes() for path in sorted((REPOSITORY / "studies").glob("*.toml"))]
     return {
         "study_toml": studies,
+        "run_json": [record],
         "checkpoint": [content],
         "checkpoint_header": [content[8 : 8 + header_size]],
         "run_lock": [lock, json.dumps({"host": "node7"}).encode()],

@@ -16,6 +16,10 @@ TOKENS = {
         b"cells.one = 1\n", b"presets = 2\n", b'kind = "renderer"\n', b"kind = {}\n", b"\xff",
         b"settings = []\n", b"images = [[1]]\n", b'"\\u0000" = 1\n', b"paper_psnr_db = [1]\n",
     ],
+    "run_json": [
+        b"{}", b"[]", b"null", b'"', b"-1", b"1e999", b"NaN", b"true", b"[" * 3000, b"\0", b"\xff",
+        b'"config": {}', b'"steps": "3"', b'"mesh": 3', b'"exemplar": [[]]', b'"folder": "\\u0000"',
+    ],
     "checkpoint": [b"\0", b"\xff" * 8, b'"sha256":"' + b"0" * 64 + b'"', b"{}"],
     "checkpoint_header": [
         b"{}", b"[]", b"null", b'"', b"\\", b"9" * 30, b"-1", b'"F64"', b'"__metadata__":{}',

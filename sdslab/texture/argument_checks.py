@@ -1,0 +1,154 @@
+"""Which of the command line goes together, and what cannot be meant."""
+
+import importlib.util
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from sdslab.errors import UserError
+from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName
+
+
+def guidance_of(arguments: Arguments) -> GuidanceName:
+    """Which guidance runs: the one named, or the one that what is given asks for.
+
+    Raises:
+        UserError: what is given does not go together.
+    """
+    subject = arguments.subject
+    given = {
+        name: value
+        for name, value in (
+            ("--prompt", subject.prompt),
+            ("--exemplar", subject.exemplar),
+            ("--target", subject.target),
+        )
+        if value not in (None, ())
+    }
+    if len(given) > 1:
+        raise UserError(
+            f"one of --prompt, --exemplar and --target must lead, got {' and '.join(given)}; "
+            f"give one"
+        )
+    needed: dict[GuidanceName, str] = {
+        "exemplar": "--exemplar",
+        "deepfloyd": "--prompt",
+        "stable-diffusion": "--prompt",
+        "degenerate": "--target",
+        "none": "--exemplar",
+    }
+    if subject.guidance is None:
+        asked = next(iter(given), "--exemplar")
+        guidance: GuidanceName = next(name for name in needed if needed[name] == asked)
+    else:
+        guidance = subject.guidance
+    if needed[guidance] != "--exemplar" and needed[guidance] not in given:
+        what = {
+            "--prompt": "the text that leads the model",
+            "--target": "the material that it knows: a textured GLB or OBJ of the mesh, or a "
+            "picture such as brick",
+        }
+        raise UserError(
+            f"--guidance {guidance} needs {needed[guidance]}, {what[needed[guidance]]}, got "
+            f"{next(iter(given), 'none')}"
+        )
+    if needed[guidance] == "--exemplar" and given and "--exemplar" not in given:
+        raise UserError(
+            f"--guidance {guidance} needs --exemplar, a photo, got {next(iter(given))}; a prompt "
+            f"needs --guidance deepfloyd or stable-diffusion"
+        )
+    for section, owner in (
+        (arguments.model, "--prompt"),
+        (arguments.distillation, "--prompt"),
+        (arguments.exemplar, "--exemplar"),
+    ):
+        changed = [f.name for f in fields(section) if getattr(section, f.name) != f.default]
+        if changed and needed[guidance] != owner:
+            raise UserError(
+                f"--{changed[0].replace('_', '-')} is for {owner}, got --guidance {guidance}; "
+                f"leave it out"
+            )
+    if subject.prompt is not None and not subject.prompt.strip():
+        raise UserError("--prompt must say something, got an empty text")
+    for name, text in (
+        ("--prompt", subject.prompt),
+        ("--negative-prompt", arguments.model.negative_prompt),
+        *(("--view-names", text) for text in arguments.model.view_names or ()),
+    ):
+        if text is not None and not text.isprintable():
+            raise UserError(
+                f"{name} must be one line of text that can be printed, got control characters: "
+                f"{text[:60]!a}; leave them out"
+            )
+    return guidance
+
+
+def check(arguments: Arguments) -> None:
+    """Refuses what cannot be meant, before anything is loaded.
+
+    Raises:
+        UserError: says what must hold.
+    """
+    guidance = guidance_of(arguments)
+    optimization, rendering = arguments.optimization, arguments.rendering
+    distillation, output = arguments.distillation, arguments.output
+    size = optimization.texture_size
+    if not 1 <= size <= 8192 or size & (size - 1):
+        raise UserError(f"--texture-size must be a power of two up to 8192, got {size}")
+    limits = {
+        "--steps": (optimization.steps, 1, 10**6),
+        "--sr-steps": (optimization.sr_steps, 1, 10**6),
+        "--views": (optimization.views, 1, 1024),
+        "--seed": (optimization.seed, 0, 2**40),
+        "--render-size": (rendering.render_size, 1, 4096),
+        "--exemplar-scale": (arguments.exemplar.exemplar_scale, 0.01, 100),
+        "--tag-guidance": (arguments.exemplar.tag_guidance, 0, 100),
+        "--guidance-scale": (distillation.guidance_scale, 0, 1000),
+        "--sr-guidance-scale": (distillation.sr_guidance_scale, 0, 1000),
+        "--perp-neg": (distillation.perp_neg, 0, 100),
+        "--gradient-clamp": (distillation.gradient_clamp, 1e-9, 1e9),
+        "--turntable": (output.turntable, 0, 720),
+        "--preview-every": (output.preview_every, 0, 10**6),
+        "--checkpoint-every": (output.checkpoint_every, 0, 10**6),
+        "--live-port": (output.live_port, 0, 65535),
+        "--threads": (output.threads, 1, (os.cpu_count() or 1) * 4),
+    }
+    for name, (value, low, high) in limits.items():
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{name} must be a number from {low} to {high}, got {value}")
+    if distillation.timesteps is not None:
+        low, high = distillation.timesteps
+        if not 1 <= low < high <= 1000:
+            raise UserError(
+                f"--timesteps must be two numbers from 1 to 1000, the lower one first, got {low} "
+                f"{high}"
+            )
+    if output.live and importlib.util.find_spec("viser") is None:
+        raise UserError(
+            '--live needs viser, which is not installed; install it: pip install "sdslab[live]"'
+        )
+    if rendering.unlit and (rendering.light or rendering.fixed_light):
+        raise UserError("--unlit and --light or --fixed-light exclude each other: give one")
+    if arguments.subject.init == "triplanar" and guidance not in ("exemplar", "none"):
+        raise UserError(
+            f"--init triplanar lays an --exemplar on the object, got --guidance {guidance}; use "
+            f"--init grey or source"
+        )
+    if rendering.lamp != "none" and (rendering.unlit or rendering.fixed_light):
+        raise UserError("--lamp and --unlit or --fixed-light exclude each other: give one")
+    if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar", "none"):
+        raise UserError(f"--sr-steps is for --prompt, got --guidance {guidance}; leave it out")
+
+
+def default_out(arguments: Arguments) -> Path:
+    """runs/MESH-WHAT."""
+    subject = arguments.subject
+    if subject.prompt is not None:
+        words = re.findall(r"[a-z0-9]+", subject.prompt.lower())
+        what = "-".join(words)[:60].strip("-") or "prompt"
+    elif subject.target is not None:
+        what = Path(subject.target).stem
+    else:
+        what = "-".join(Path(name).stem for name in subject.exemplar or (DEFAULT_EXEMPLAR,))
+    return Path("runs") / "-".join(stem for stem in (Path(subject.mesh).stem, what) if stem)
