@@ -51,16 +51,14 @@ def test_killed_a_thousand_times_it_ends_bit_for_bit_the_same(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["exemplar", "prompt"])
-def test_the_whole_program_killed_in_either_stage_ends_bit_for_bit_the_same(
-    what: str, tmp_path: Path
-):
+def test_the_whole_program_killed_anywhere_ends_bit_for_bit_the_same(what: str, tmp_path: Path):
     """Two stages with their optimisers and guides, from loading to the last output."""
     found = kill_runs(tmp_path, f"{what}=50")[what]
     assert found["codes"].keys() <= {"0", "-9"}
     assert found["codes"]["-9"] == 50
     assert found["finished"] >= 1
     assert found["different"] == 0
-    assert {"stage1", "stage2"} <= {name[:6] for name in found["reached"]}
+    assert sum(found["reached"].values()) > found["reached"].get("nothing saved", 0) + 5
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", "143"), ("SIGINT", "130")])

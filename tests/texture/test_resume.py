@@ -1,5 +1,6 @@
 """A texture run that was stopped goes on, from anywhere, and ends as if nothing had happened."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from sdslab.texture.arguments import Arguments
 from tests.conftest import random_image
 from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, saved_steps, texture
 from tests.tiny_pipelines import save_deepfloyd_one, save_deepfloyd_two
@@ -17,7 +19,7 @@ TARGET = ("torus", "--target", "coffee", "--unlit", "--steps=6", *SMALL)
 DIP = (*TARGET, "--parameterization=dip", "--texture-size=64", "--freeze=metallic")
 EXEMPLAR = ("sphere", "--exemplar", "gravel", "--steps=3", *SMALL, "--texture-size=64")
 PROMPT = ("sphere", "--prompt", "a cow", "--light", "white", "--steps=3", "--sr-steps=3", *SMALL)
-SECTIONS = ("subject", "exemplar", "model", "optimization", "rendering", "output")
+SECTIONS = [field.name for field in dataclasses.fields(Arguments)]
 PHOTO = Path(__file__).parents[2] / "figures" / "figure2.png"
 
 
