@@ -184,6 +184,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
         (("torus", "--target", "brick", "--steps=0"), "--steps must be a number from 1"),
         (("torus", "--target", "brick", "--light", "moon"), "moon"),
         (("torus", "--target", "brick", "--unlit", "--light", "sky"), "exclude each other"),
+        (("torus", "--target", "brick", "--unlit", "--lamp", "point"), "--lamp and --unlit or"),
         (("torus", "--target", "brick", "--device", "cuda:99"), "needs a CUDA GPU"),
         (("torus", "--target", "brick", "--renderer", "nvdiffrast"), "needs a CUDA device"),
         (("torus", "--target", "brick", "--learning-rate=-1"), "learning_rate must be a positive"),
@@ -191,8 +192,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     ],
     ids=[
         "no target", "two leads", "empty prompt", "model", "no prompt", "mesh", "target",
-        "target mesh", "init", "texture size", "steps", "light", "unlit", "device", "renderer",
-        "learning rate", "out",
+        "target mesh", "init", "texture size", "steps", "light", "unlit", "lamp", "device",
+        "renderer", "learning rate", "out",
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_write_nothing(
