@@ -1,6 +1,7 @@
 """What the files that a run reads hold: an edited one makes another run of the same command."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def input_digests(arguments: Arguments) -> dict[str, str]:
     digests = {
         name: _digest(Path(name))
         for name in (*named, *arguments.rendering.light)
-        if name is not None and Path(name).exists()
+        if name is not None and os.path.exists(name)  # False, too, for a name that is too long
     }
     for name in (model.model, model.sr_model):
         if name is not None and (source := PipelineSource(name)).is_local:
