@@ -10,12 +10,14 @@ from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
     grey_material,
     held_out_scenes,
+    light_sampler,
     map_psnr_db,
     measure,
     recover,
+    recovery_optimization,
     view_psnr_db,
 )
-from sdslab.meshes.material import ALBEDO, MAPS, constant_material, picture_material
+from sdslab.meshes.material import ALBEDO, MAPS, constant_material, picture_material, without
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.optimize import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
@@ -93,6 +95,23 @@ def test_an_unlit_albedo_is_recovered(renderer: Renderer):
     assert measurement.map_psnr_db["albedo"] > 30
     assert measurement.view_psnr_db > 40
     assert measurement.white_room_psnr_db is None
+
+
+@pytest.mark.slow
+def test_several_lights_tell_paint_from_shading(renderer: Renderer):
+    """Where nothing is metal: under one light, a darker albedo and a turned normal look alike."""
+    known = target(64)
+    albedo_db = []
+    for names, fixed in ((("studio",), True), (("studio", "sky"), False)):
+        sampled = light_sampler(names, fixed, 0, torch.device("cpu"))
+        sampler = SceneSampler(CameraSampler(radius=(3.5, 3.5)), sampled, "random", 64, seed=0)
+        theta = TexelGrid(without(grey_material(64, unlit=False), ("metallic",)))
+        config = MaterialConfig(4, recovery_optimization(500, 0.025), frozen=("metallic",))
+        for _ in recover(theta, known, renderer, sampler, PixelSpace(), config, unseen(64)):
+            pass
+        everywhere = torch.ones(64, 64, dtype=torch.bool)  # the torus fills its atlas
+        albedo_db.append(map_psnr_db(maps_of(theta).detach(), known, everywhere)["albedo"])
+    assert albedo_db[1] > albedo_db[0] + 2
 
 
 def test_a_texel_without_gradient_was_seen_all_the_same(renderer: Renderer):

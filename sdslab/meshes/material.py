@@ -56,6 +56,15 @@ def picture_material(picture: Tensor, *, roughness: float = 0.5, metallic: float
     return maps
 
 
+def without(maps: Tensor, names: tuple[str, ...]) -> Tensor:
+    """[h, w, 8] with some of `MAPS` neutral: white, roughness 0.5, no metal, no bumps."""
+    neutral = constant_material(1, 1, albedo=(1.0, 1.0, 1.0))
+    result = maps.clone()
+    for name in names:
+        result[..., MAPS[name]] = neutral[..., MAPS[name]]
+    return result
+
+
 def encode_normals(direction: Tensor, dim: int = -1) -> Tensor:
     """Directions of any length but 0, x, y and z along ``dim``, as a normal map's values."""
     return (F.normalize(direction, dim=dim) + 1) / 2

@@ -1,5 +1,7 @@
 """Wavefront OBJ and its material libraries."""
 
+from array import array
+
 import numpy as np
 
 from sdslab.meshes.mesh_file import (
@@ -13,14 +15,16 @@ from sdslab.meshes.mesh_file import (
 from sdslab.meshes.polygons import triangulate
 
 LONGEST_LINE = 1_000_000
+WIDTHS = {"v": 3, "vt": 2, "vn": 3}
+MOST_ROWS = 3 * MOST_FACES  # of each kind; corners, too
 
 
 class _Lines:
-    """The statements of an OBJ file, as lists of numbers."""
+    """The statements of an OBJ file, as flat arrays of numbers."""
 
     def __init__(self, text: str) -> None:
-        self.values: dict[str, list[list[float]]] = {"v": [], "vt": [], "vn": []}
-        self.corners: list[tuple[int, int, int]] = []
+        self.values = {keyword: array("d") for keyword in WIDTHS}
+        self.corners = array("q")  # v, vt and vn of each
         self.sizes: list[int] = []
         self.parts: dict[tuple[str, str, str], int] = {}
         self.polygon_part: list[int] = []
@@ -32,23 +36,27 @@ class _Lines:
             keyword, _, rest = line.strip().partition(" ")
             try:
                 if keyword in self.values:
-                    width = 2 if keyword == "vt" else 3
+                    width = WIDTHS[keyword]
                     row = [float(word) for word in rest.split("#")[0].split()[:width]]
                     row += [0.0] * (width - len(row) if keyword == "vt" and row else 0)
                     if len(row) != width:
                         raise ValueError(f"it needs {width} numbers")
-                    self.values[keyword].append(row)
+                    self.values[keyword].extend(row)
+                    if len(self.values[keyword]) > width * MOST_ROWS:
+                        raise MeshFileError(f"it has more than {MOST_ROWS:,} lines of {keyword}")
                 elif keyword in ("f", "fo"):
                     self._polygon(rest.split("#")[0].split(), tuple(names.values()))
                 elif keyword in names:
                     names[keyword] = rest.strip()
                 elif keyword == "mtllib":
                     self.libraries.append(rest.strip())
+            except MeshFileError:
+                raise
             except ValueError as error:
                 raise MeshFileError(f"line {number} is {line.strip()[:60]!r}: {error}") from error
 
     def _polygon(self, words: list[str], key: tuple[str, ...]) -> None:
-        counts = [len(rows) for rows in self.values.values()]
+        counts = [len(self.values[keyword]) // width for keyword, width in WIDTHS.items()]
         for word in words:
             fields = word.split("/")
             corner = [-1, -1, -1]
@@ -60,9 +68,9 @@ class _Lines:
                         raise ValueError(f"there is no index {index}")
             if corner[0] < 0:
                 raise ValueError("a corner needs a vertex")
-            self.corners.append((corner[0], corner[1], corner[2]))
+            self.corners.extend(corner)
         self.sizes.append(len(words))
-        if len(self.sizes) > MOST_FACES:
+        if len(self.sizes) > MOST_FACES or len(self.corners) > 3 * MOST_ROWS:
             raise MeshFileError(f"it has more than {MOST_FACES:,} faces")
         name, group, material = key
         self.polygon_part.append(self.parts.setdefault((name, group, material), len(self.parts)))
@@ -75,13 +83,13 @@ def read_obj(content: bytes, folder: MeshFolder) -> MeshFile:
     """
     lines = _Lines(content.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n"))
     positions, uv, normals = (
-        np.array(lines.values[k], np.float64).reshape(-1, width)
-        for k, width in (("v", 3), ("vt", 2), ("vn", 3))
+        np.array(lines.values[keyword], np.float64).reshape(-1, width)
+        for keyword, width in WIDTHS.items()
     )
     corners = np.array(lines.corners, np.int64).reshape(-1, 3)
-    for k, (array, what) in enumerate(((positions, "v"), (uv, "vt"), (normals, "vn"))):
-        if (corners[:, k] >= len(array)).any():
-            raise MeshFileError(f"a face names {what} {corners[:, k].max() + 1} of {len(array)}")
+    for k, (rows, what) in enumerate(((positions, "v"), (uv, "vt"), (normals, "vn"))):
+        if (corners[:, k] >= len(rows)).any():
+            raise MeshFileError(f"a face names {what} {corners[:, k].max() + 1} of {len(rows)}")
     triangles, polygon = triangulate(np.array(lines.sizes, np.int64), positions[corners[:, 0]])
     part = np.array(lines.polygon_part, np.int64)[polygon]
     order = np.argsort(part, kind="stable")

@@ -22,7 +22,7 @@ from sdslab.material_recovery import (
     recover,
     recovery_optimization,
 )
-from sdslab.meshes.material import picture_material
+from sdslab.meshes.material import picture_material, without
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.subdivide import subdivide
@@ -249,10 +249,11 @@ class _Run:
         self.renderer = Renderer(mesh, make_backend("auto", device), device)
         picture = load_image(settings.target, case.texture_size)[0]
         self.target = picture_material(picture).to(device)
-        self.theta = TexelGrid(grey_material(case.texture_size, case.unlit)).to(device)
+        initial = without(grey_material(case.texture_size, case.unlit), case.disable)
+        self.theta = TexelGrid(initial).to(device)
         self.seen = SeenTexels((case.texture_size, case.texture_size), device)
         self.config = MaterialConfig(
-            case.views, recovery_optimization(case.steps, case.learning_rate)
+            case.views, recovery_optimization(case.steps, case.learning_rate), case.disable
         )
 
     def steps(self) -> Iterator[Step]:

@@ -70,6 +70,8 @@ class Recovery:
     lights: tuple[str, ...] = ()
     unlit: bool = False
     fixed_light: bool = False
+    disable: tuple[Literal["albedo", "roughness", "metallic", "normal"], ...] = ()
+    """Maps that are known to be neutral: no metal, no bumps, roughness 0.5."""
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ class Optimization:
     """Optimisation steps of stage II."""
     views: Annotated[int | None, _option("N", "4 with a target, else the preset's")] = None
     """Pictures a step."""
-    learning_rate: Annotated[float | None, _option("RATE", "0.05 with a target")] = None
+    learning_rate: Annotated[float | None, _option("RATE", "0.025 with a target")] = None
     """Of Adam, at the first step."""
     frozen: Annotated[
         tuple[MapName, ...],

@@ -35,7 +35,9 @@ def input_digests(arguments: Arguments) -> dict[str, str]:
         model.embeddings,
     )
     digests = {
-        name: _digest(Path(name)) for name in named if name is not None and os.path.exists(name)
+        name: _digest(Path(name))
+        for name in named
+        if name is not None and os.path.exists(name)  # False, too, for a name that is too long
     }
     for name in (model.model, model.sr_model):
         if name is not None and (source := PipelineSource(name)).is_local:

@@ -19,7 +19,7 @@ from sdslab.texture.program import Textured
 from sdslab.texture.stage import Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
-STEPS, VIEWS, LEARNING_RATE, RENDER_SIZE = 300, 4, 0.05, 256
+STEPS, VIEWS, LEARNING_RATE, RENDER_SIZE = 300, 4, 0.025, 256
 
 
 def recover_target(workspace: Workspace, progress: Progress) -> Textured:

@@ -24,7 +24,7 @@ from sdslab.devices import resolve_device
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_uniform
 from sdslab.material_recovery import grey_material, light_sampler
-from sdslab.meshes.material import ALBEDO, MAPS, constant_material
+from sdslab.meshes.material import ALBEDO, without
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
@@ -171,11 +171,7 @@ class Workspace:
         Raises:
             UserError: ``--init`` names nothing that fits the mesh.
         """
-        maps = self._named_maps()
-        neutral = constant_material(1, 1, albedo=(1.0, 1.0, 1.0))
-        for name in self.arguments.optimization.disable:
-            maps[..., MAPS[name]] = neutral[..., MAPS[name]]
-        return maps
+        return without(self._named_maps(), self.arguments.optimization.disable)
 
     def _named_maps(self) -> Tensor:
         """What ``--init`` names."""

@@ -427,3 +427,18 @@ def test_indices_that_are_only_promised_are_bounded(
     (tmp_path / "mesh.gltf").write_text(json.dumps(document))
     with pytest.raises(UserError, match="accessor 1 promises 3,000 elements"):
         load_mesh(tmp_path / "mesh.gltf")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("v 0 0 0", "more than 30 lines of v"), ("f" + " 1" * 40, "more than 10 faces")],
+    ids=["vertices", "corners"],
+)
+def test_obj_files_are_bounded(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sdslab.meshes.obj_file.MOST_FACES", 10)
+    monkeypatch.setattr("sdslab.meshes.obj_file.MOST_ROWS", 30)
+    path = write(tmp_path / "mesh.obj", SQUARE + "f 1 2 3\n" + f"{line}\n" * 40)
+    with pytest.raises(UserError, match=message):
+        load_mesh(path)

@@ -48,6 +48,16 @@ render_size = 48
 texture_size = 16
 steps = 10
 learning_rate = 0.1
+[[recoveries]]
+name = "no_metal"
+label = "no metal"
+lights = ["white"]
+disable = ["metallic"]
+views = 1
+render_size = 32
+texture_size = 16
+steps = 2
+learning_rate = 0.1
 [presets.quick.settings]
 repeats = 1
 [presets.quick.recoveries.unlit]
@@ -72,13 +82,14 @@ def test_every_row_is_written(
         "small.csv", "small.json", "small.md", "small.png",
     }  # fmt: skip
     table = pd.read_csv(out / "small.csv").set_index("row")
-    assert list(table.index) == ["visibility", "texture", "step", "unlit"]
+    assert list(table.index) == ["visibility", "texture", "step", "unlit", "no_metal"]
     assert table["disagreement"].dropna().to_numpy().max() <= 1e-4
     ratio = table.loc["texture", "reference_ms_q50"] / table.loc["texture", "ours_ms_q50"]
     assert table.loc["texture", "ratio"] == pytest.approx(ratio, rel=1e-4)
     assert table.loc["step", "faces"] == 4 * 3968
     assert table.loc["step", "peak_mb"] > 100
     assert table.loc["unlit", "view_psnr_db"] > 15
+    assert table.loc["no_metal", "metallic_psnr_db"] == math.inf
     assert all(isinstance(device, str) for device in table["device"])
     assert json.loads((out / "small.json").read_text())["run"]["config"]["settings"]["repeats"] == 2
     printed = capsys.readouterr().out

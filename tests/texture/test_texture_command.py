@@ -118,6 +118,9 @@ def test_unlit_runs_start_from_the_files_own_maps(finished: tuple[Path, str], tm
     assert code == 0, err
     assert "held-out views: inf dB" in out
     assert "roughness" not in out
+    results = json.loads((tmp_path / "runs" / "mesh-mesh" / "results.json").read_text())
+    assert results["interrupted"] is False  # it ended at once, for there is nothing to move
+    assert results["seen_texels"] > 0
 
 
 def test_ctrl_c_writes_what_was_reached(tmp_path: Path):
@@ -184,6 +187,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
         (("torus", "--target", "brick", "--steps=0"), "--steps must be a number from 1"),
         (("torus", "--target", "brick", "--light", "moon"), "moon"),
         (("torus", "--target", "brick", "--unlit", "--light", "sky"), "exclude each other"),
+        (("torus", "--target", "brick", "--unlit", "--lamp", "point"), "--lamp and --unlit or"),
         (("torus", "--target", "brick", "--device", "cuda:99"), "needs a CUDA GPU"),
         (("torus", "--target", "brick", "--renderer", "nvdiffrast"), "needs a CUDA device"),
         (("torus", "--target", "brick", "--learning-rate=-1"), "learning_rate must be a positive"),
@@ -191,8 +195,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     ],
     ids=[
         "no target", "two leads", "empty prompt", "model", "no prompt", "mesh", "target",
-        "target mesh", "init", "texture size", "steps", "light", "unlit", "device", "renderer",
-        "learning rate", "out",
+        "target mesh", "init", "texture size", "steps", "light", "unlit", "lamp", "device",
+        "renderer", "learning rate", "out",
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_write_nothing(
