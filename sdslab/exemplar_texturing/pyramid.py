@@ -40,7 +40,7 @@ LEAST_PIXELS_PER_UNIT = 24.0
 FIRST_U = 0.98  # where the first level starts: nearly pure noise
 KEPT_U = 0.5  # where levels start at most, if they start from a texture
 POSES = 16
-ADAM_EPS = 1e-4  # of gradients of about .1 a texel: rounding errors alone must not move one
+ADAM_EPS = 1e-3  # of gradients of about .1 a texel: rounding errors alone must not move one
 ROUGHNESS = 0.8  # of the material where nothing is known: stone, bark, plaster, cloth
 
 
