@@ -82,8 +82,9 @@ STAGE_ONE = (
     Level("stage1-middle", 8, 64, 4, (0.6, 0.03), 30),
     Level("stage1-fine", 4, 128, 2, (0.6, 0.03), 40),
 )
+# Stage II starts at little noise: more would blur what the views before have agreed on.
 STAGE_TWO = Level(
-    "stage2", 1, 256, 1, (0.6, 0.03), 30, patch=5, directional_patch=5, super_resolution=True,
+    "stage2", 1, 256, 1, (0.4, 0.02), 30, patch=5, directional_patch=5, super_resolution=True,
     anchored=False,
 )  # fmt: skip
 LEVELS = (*STAGE_ONE, STAGE_TWO)
