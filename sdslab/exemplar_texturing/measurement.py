@@ -33,7 +33,7 @@ class TextureMeasurement:
     Attributes:
         sliced_wasserstein: mean over ``SCALES`` of the distance between patches of straight views
             and of the photograph, in pixel values of [0, 1].
-        crop: the same between a part of the photograph and the whole: what can be had at best.
+        crop: the same between the photograph's middle and the whole: what can be had at best.
         contrast: standard deviation over the photograph's, at the finest scale.
         gradient_energy: over the photograph's, at the finest scale.
         seam_jump: difference of colours across seams of the atlas over that across other edges;
@@ -75,9 +75,9 @@ def measure_texture(
         pictures, mask = straight_views(renderer, maps, density, RESOLUTION)
         distance = sliced_wasserstein(pictures, photo, mask_a=mask)
         if not math.isnan(distance):  # else the object has no straight place as large as a patch
-            rows, columns = (2 * side // 3 for side in photo.shape[-2:])
+            top, left = (side // 6 for side in photo.shape[-2:])
             distances.append(distance)
-            crops.append(sliced_wasserstein(photo[..., :rows, :columns], photo))
+            crops.append(sliced_wasserstein(photo[..., top:-top, left:-left], photo))
         if coarseness == 1:
             sharpness = (
                 contrast(pictures, mask=mask) / max(contrast(photo), 1e-9),

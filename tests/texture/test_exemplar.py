@@ -16,6 +16,7 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.texture import stage
 from sdslab.texture.arguments import (
     Arguments,
+    Distillation,
     Exemplar,
     Model,
     Optimization,
@@ -48,8 +49,9 @@ def arguments(
         # So large a photo that all levels but the first show enough of it on so small a texture.
         replace(Exemplar(exemplar_scale=8.0), **options),  # type: ignore[arg-type]
         Model(),
+        Distillation(),
         Optimization(texture_size=64, steps=2, views=2),
-        Rendering(light=("white",)),
+        Rendering(unlit=True),
         Output(out=str(out), turntable=0, preview_every=0, device="cpu"),
     )
 
