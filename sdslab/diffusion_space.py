@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdslab.errors import UserError, first_line
 from sdslab.pickles import refuse_pickle
-from sdslab.tensor_types import Diffused, Image
+from sdslab.tensor_types import Diffused, Image, Maps
 
 # AutoencoderKL, AutoencoderTiny and their like; diffusers annotates their outputs wrongly.
 Autoencoder = Any
@@ -44,7 +44,7 @@ class PixelSpace(DiffusionSpace):
     def __init__(self, size: int | None = None) -> None:
         self.size = size
 
-    def encode(self, image: Image) -> Diffused:
+    def encode(self, image: Maps) -> Diffused:
         if self.size is not None:
             image = resize(image, self.size)
         return 2 * image - 1

@@ -36,6 +36,8 @@ class OptimizeConfig:
     """Stop when the norm of θ's gradient is at most this: 0 stops at the exact optimum only."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's running means of the gradient and of its square."""
+    adam_eps: float = 1e-8
+    """Gradients much smaller than this move θ little: Adam scales all others alike."""
     nonfinite_limit: int = 10
     """Stop when the model's output is not finite in so many steps in a row; fewer are skipped."""
 
@@ -67,6 +69,8 @@ class OptimizeConfig:
             )
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise UserError(f"adam_betas must be within [0, 1), got {self.adam_betas}")
+        if not 0 <= self.adam_eps < math.inf:
+            raise UserError(f"adam_eps must be a number of at least 0, got {self.adam_eps}")
         if self.nonfinite_limit < 1:
             raise UserError(
                 f"nonfinite_limit must be a positive number of steps, got {self.nonfinite_limit}"
@@ -199,7 +203,11 @@ def _optimizer(parameters: list[Tensor], config: OptimizeConfig) -> torch.optim.
     match config.optimizer:
         case "adam":
             return torch.optim.Adam(
-                parameters, lr=config.learning_rate, betas=config.adam_betas, fused=True
+                parameters,
+                lr=config.learning_rate,
+                betas=config.adam_betas,
+                eps=config.adam_eps,
+                fused=True,
             )
         case "sgd":
             return torch.optim.SGD(parameters, lr=config.learning_rate)

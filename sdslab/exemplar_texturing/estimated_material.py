@@ -4,7 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.meshes.material import ALBEDO, METALLIC, NORMAL, ROUGHNESS, encode_normals
+from sdslab.meshes.material import (
+    ALBEDO,
+    METALLIC,
+    NORMAL,
+    ROUGHNESS,
+    encode_normals,
+)
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 ROUGH = 0.8  # what most photographed surfaces are: stone, plaster, bark, cloth

@@ -154,10 +154,14 @@ def anisotropy(picture: Tensor, mask: Tensor | None = None) -> float:
     size = (side, max(1, round(side * picture.shape[2] / picture.shape[1])))
     grey = picture.mean(0, keepdim=True)
     small = F.interpolate(grey[None], size=size, mode="bilinear", antialias=True)[0, 0]
-    along_y, along_x = small.diff(dim=0)[:, :-1], small.diff(dim=1)[:-1]
+    if side < 3:
+        return 0.0
+    # Central differences: neighbouring ones along both axes would share a pixel, and its noise.
+    along_y = small[2:, 1:-1] - small[:-2, 1:-1]
+    along_x = small[1:-1, 2:] - small[1:-1, :-2]
     if mask is not None:
         share = F.interpolate(mask[None].float(), size=size, mode="area")[0, 0]
-        inside = share[:-1, :-1] > 0.999
+        inside = share[1:-1, 1:-1] > 0.999
         along_y, along_x = along_y[inside], along_x[inside]
     xx, yy = float(along_x.square().sum()), float(along_y.square().sum())
     xy = float((along_x * along_y).sum())

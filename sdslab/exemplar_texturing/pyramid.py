@@ -40,6 +40,7 @@ LEAST_PIXELS_PER_UNIT = 24.0
 FIRST_U = 0.98  # where the first level starts: nearly pure noise
 KEPT_U = 0.5  # where levels start at most, if they start from a texture
 POSES = 16
+ADAM_EPS = 1e-3  # of gradients of about .1 a texel: rounding errors alone must not move one
 ROUGHNESS = 0.8  # of the material where nothing is known: stone, bark, plaster, cloth
 
 
@@ -81,8 +82,9 @@ STAGE_ONE = (
     Level("stage1-middle", 8, 64, 4, (0.6, 0.03), 30),
     Level("stage1-fine", 4, 128, 2, (0.6, 0.03), 40),
 )
+# Stage II starts at little noise: more would blur what the views before have agreed on.
 STAGE_TWO = Level(
-    "stage2", 1, 256, 1, (0.6, 0.03), 30, patch=5, directional_patch=5, super_resolution=True,
+    "stage2", 1, 256, 1, (0.4, 0.02), 30, patch=5, directional_patch=5, super_resolution=True,
     anchored=False,
 )  # fmt: skip
 LEVELS = (*STAGE_ONE, STAGE_TWO)
@@ -258,6 +260,7 @@ class ExemplarPyramid:
             learning_rate=config.learning_rate,
             learning_rate_schedule="cosine",
             adam_betas=(0.9, 0.99),
+            adam_eps=ADAM_EPS,
         )
         return LevelRun(
             TexelGrid(resize_maps(maps, size)).to(device),

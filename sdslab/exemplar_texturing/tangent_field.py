@@ -84,6 +84,7 @@ def _smoothest(mesh: Mesh, normals: Tensor) -> Tensor:
     Source: Knöppel et al. 2013, "Globally optimal direction fields", with unit edge weights.
     """
     from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
     from scipy.sparse.linalg import splu
 
     place = weld(mesh.positions)
@@ -110,14 +111,15 @@ def _smoothest(mesh: Mesh, normals: Tensor) -> Tensor:
         shape=(count, count),
     )
     solver = splu(laplacian)
+    piece = connected_components(abs(laplacian), directed=False)[1]  # each has a field of its own
     field = np.full(count, 1j)  # up
     for _ in range(SOLVES):
         field = solver.solve(field)
-        field /= np.linalg.norm(field)
+        field /= np.sqrt(np.bincount(piece, np.abs(field) ** 2))[piece]
     unit = field / np.maximum(np.abs(field), 1e-12)
-    mean = unit.mean()
-    unit = unit * (1j * abs(mean) / mean if abs(mean) > 1e-9 else 1.0)
-    direction = torch.from_numpy(unit)
+    mean = np.bincount(piece, unit.real) + 1j * np.bincount(piece, unit.imag)
+    mean = np.where(np.abs(mean) > 1e-9, mean, 1j)
+    direction = torch.from_numpy(unit * (1j * np.abs(mean) / mean)[piece])
     vectors = direction.real[:, None] * right + direction.imag[:, None] * up
     return vectors[place]
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.exemplar_texturing.exemplars import ExemplarSet
-from sdslab.meshes.material import NORMAL
+from sdslab.meshes.material import NORMAL, encode_normals
 from sdslab.meshes.mesh import Mesh
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.texel_coverage import rasterize_texels
@@ -84,5 +84,4 @@ def _in_tangent_frame(
     bitangent = side * torch.linalg.cross(normal, tangent[:, :3])
     leaning = bump[:, :1] * right + bump[:, 1:2] * up
     x, y = (leaning * tangent[:, :3]).sum(1), (leaning * bitangent).sum(1)
-    direction = torch.stack((x, y, bump[:, 2].clamp_min(0.1)), 1)
-    return (F.normalize(direction, dim=1) + 1) / 2
+    return encode_normals(torch.stack((x, y, bump[:, 2].clamp_min(0.1)), 1))

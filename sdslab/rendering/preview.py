@@ -125,12 +125,14 @@ def save_turntable(
     return Turntable(path, f"{path.name} is written instead of a video: {reason}")
 
 
-def contact_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]], maps: Tensor, path: Path) -> None:
+def contact_sheet(
+    rows: Sequence[Sequence[tuple[str, Tensor]]], maps: Tensor | None, path: Path
+) -> None:
     """Writes one PNG with labelled views and, below them, the maps.
 
     Args:
         rows: of (label, [3, h, w] picture, sRGB-encoded, in [0, 1]); at least one row of one.
-        maps: [h, w, 8] as `material.py` describes.
+        maps: [h, w, 8] as `material.py` describes; None leaves them out.
         path: ends in .png.
 
     Raises:
@@ -140,13 +142,15 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]], maps: Tensor, pa
     views = [
         [(label, Image.fromarray(_eight_bit(picture))) for label, picture in row] for row in rows
     ]
-    pictures = map_pictures(maps)
-    layers = [
-        (name, Image.fromarray(pictures[name]).convert("RGB"))
-        for name in ("albedo", "roughness", "metallic", "normal")
-    ]
     columns = max(len(row) for row in views)
-    strips = [_strip(row, columns) for row in views] + [_strip(layers, len(layers))]
+    strips = [_strip(row, columns) for row in views]
+    if maps is not None:
+        pictures = map_pictures(maps)
+        layers = [
+            (name, Image.fromarray(pictures[name]).convert("RGB"))
+            for name in ("albedo", "roughness", "metallic", "normal")
+        ]
+        strips.append(_strip(layers, len(layers)))
     sheet = Image.new("RGB", (SHEET_WIDTH, GAP + sum(strip.height for strip in strips)), PAGE)
     top = GAP
     for strip in strips:

@@ -51,6 +51,10 @@ class Overrides:
         tuple[str, ...], tyro.conf.UseAppendAction, _option("IMAGE", "the study's; repeatable")
     ] = ()
     """A picture file, or the name of a photograph that scikit-image ships."""
+    mesh: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, _option("MESH", "the study's; repeatable")
+    ] = ()
+    """A mesh file, or the name of a built-in mesh, for a study of meshes."""
     size: Annotated[int | None, _option("PIXELS", "the study's")] = None
     """Height and width of the image."""
     vae: Annotated[str | None, _option("VAE", "the study's")] = None
@@ -111,8 +115,12 @@ def run(selection: Selection, overrides: Overrides) -> None:
     preset = "quick" if selection.quick else selection.preset
     _check_threads(overrides.threads)
     kind = study_kind(find_study(selection.study))
-    if kind == "exemplar":
-        _run_exemplar(selection.study, preset, selection, overrides)
+    if kind != "exemplar_mesh" and overrides.mesh:
+        raise UserError(
+            f"--mesh is for the study exemplar_mesh, got {selection.study}; leave it out"
+        )
+    if kind in ("exemplar", "exemplar_mesh"):
+        _run_exemplar(kind, selection.study, preset, selection, overrides)
         return
     if kind != "reconstruction":
         _run_measurements(kind, selection.study, preset, selection, overrides)
@@ -156,9 +164,12 @@ def _check_threads(threads: int | None) -> None:
 
 
 def _run_exemplar(
-    name: str, preset: str | None, selection: Selection, overrides: Overrides
+    kind: str, name: str, preset: str | None, selection: Selection, overrides: Overrides
 ) -> None:
-    """Runs a study of the exemplar denoiser: photographs and seeds, no VAE and no steps."""
+    """Runs a study of the exemplar denoiser: photographs and seeds, no VAE and no steps.
+
+    In two dimensions, or on meshes.
+    """
     for option in ("size", "vae", "steps", "dtype"):
         if getattr(overrides, option) is not None:
             raise UserError(
@@ -167,13 +178,18 @@ def _run_exemplar(
             )
     import torch
 
-    from sdslab.study.exemplar_runner import run_exemplar_study
-    from sdslab.study.exemplar_specification import load_exemplar_study
+    if kind == "exemplar":
+        from sdslab.study.exemplar_runner import run_exemplar_study as run_rows
+        from sdslab.study.exemplar_specification import load_exemplar_study as load_rows
+    else:
+        from sdslab.study.exemplar_mesh_runner import run_mesh_study as run_rows
+        from sdslab.study.exemplar_mesh_specification import load_mesh_study as load_rows
 
     if overrides.threads is not None:
         torch.set_num_threads(overrides.threads)
-    study = load_exemplar_study(find_study(name), preset)
+    study: Any = load_rows(find_study(name), preset)
     replaced: dict[str, Any] = {
+        "meshes": overrides.mesh or None,
         "photos": overrides.image or None,
         "seeds": overrides.seeds or None,
         "device": overrides.device,
@@ -188,7 +204,7 @@ def _run_exemplar(
         preset=f"{study.preset}, changed" if changed else study.preset,
         settings=dataclasses.replace(study.settings, **replaced),
     )
-    run_exemplar_study(study, selection.only, fresh=selection.fresh)
+    run_rows(study, selection.only, fresh=selection.fresh)
 
 
 def _run_measurements(

@@ -86,7 +86,8 @@ class Study:
 
 STUDY_KEYS = ("title", "kind", "settings", "cells", "presets")
 KINDS = (
-    "reconstruction", "renderer", "kernels", "exemplar", "texture_step", "figure2_speed"
+    "reconstruction", "renderer", "kernels", "exemplar", "exemplar_mesh", "texture_step",
+    "figure2_speed",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from sdslab.errors import UserError
+from sdslab.study.exemplar_mesh_specification import load_mesh_study
 from sdslab.study.exemplar_specification import load_exemplar_study
 from sdslab.study.figure2_speed_specification import load_figure2_speed_study
 from sdslab.study.kernel_specification import load_kernel_study
@@ -137,6 +138,8 @@ def test_the_studies_that_come_with_sdslab_are_valid_in_every_preset(name: str):
                 assert load_kernel_study(file, preset).cases
             case "exemplar":
                 assert load_exemplar_study(file, preset).cases
+            case "exemplar_mesh":
+                assert load_mesh_study(file, preset).methods
             case "texture_step":
                 assert load_texture_step_study(file, preset).steps
             case "figure2_speed":

@@ -1,0 +1,181 @@
+"""How like a photograph a textured mesh is, seen from near by, and whether its seams show."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdslab.exemplar_texturing.exemplars import ExemplarSet
+from sdslab.meshes.material import ALBEDO
+from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.surface_frame import weld
+from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.surface_views import SurfaceViews
+from sdslab.texture_statistics import contrast, gradient_energy, sliced_wasserstein
+
+VIEWS = 24
+RESOLUTION = 96
+SCALES = (1, 2, 4)  # how many times coarser than the finest pictures
+STEEPEST = 0.85  # n·v of pixels that count
+HELD_OUT_SEED = 2**50  # of views that no level has drawn
+SAME_UV = 1e-5
+DEEPEST = 0.4  # how far into a face is looked at most, as a share of its height
+ALONG_EDGE = (0.25, 0.5, 0.75)  # where edges are looked at
+
+
+@dataclass(frozen=True)
+class TextureMeasurement:
+    """A textured mesh beside its photograph.
+
+    Attributes:
+        sliced_wasserstein: mean over ``SCALES`` of the distance between patches of straight views
+            and of the photograph, in pixel values of [0, 1].
+        crop: the same between the photograph's middle and the whole: what can be had at best.
+        contrast: standard deviation over the photograph's, at the finest scale.
+        gradient_energy: over the photograph's, at the finest scale.
+        seam_jump: difference of colours across seams of the atlas over that across other edges;
+            NaN where there is no seam.
+    """
+
+    sliced_wasserstein: float
+    crop: float
+    contrast: float
+    gradient_energy: float
+    seam_jump: float
+
+
+def measure_texture(
+    renderer: Renderer,
+    maps: Tensor,
+    exemplars: ExemplarSet,
+    scale: float,
+    pixels_per_unit: float,
+    texels_per_unit: float,
+) -> TextureMeasurement:
+    """Measures the albedo of a material.
+
+    Args:
+        renderer: of the mesh.
+        maps: [h, w, 8], dilated across seams.
+        exemplars: the first is what it should look like.
+        scale: world size of its height.
+        pixels_per_unit: of the finest pictures.
+        texels_per_unit: of the atlas.
+    """
+    distances: list[float] = []
+    crops: list[float] = []
+    sharpness = (math.nan, math.nan)
+    for coarseness in SCALES:
+        density = pixels_per_unit / coarseness
+        height = max(16, round(scale * density))
+        photo = (exemplars.exemplars[0].at_height(height, 1)[0][None, ALBEDO] + 1) / 2
+        pictures, mask = straight_views(renderer, maps, density, RESOLUTION)
+        distance = sliced_wasserstein(pictures, photo, mask_a=mask)
+        if not math.isnan(distance):  # else the object has no straight place as large as a patch
+            top, left = (side // 6 for side in photo.shape[-2:])
+            distances.append(distance)
+            crops.append(sliced_wasserstein(photo[..., top:-top, left:-left], photo))
+        if coarseness == 1:
+            sharpness = (
+                contrast(pictures, mask=mask) / max(contrast(photo), 1e-9),
+                gradient_energy(pictures, mask=mask) / max(gradient_energy(photo), 1e-9),
+            )
+    return TextureMeasurement(
+        sum(distances) / len(distances) if distances else math.nan,
+        sum(crops) / len(crops) if crops else math.nan,
+        *sharpness,
+        seam_jump(renderer.mesh, maps, texels_per_unit),
+    )
+
+
+def straight_views(
+    renderer: Renderer, maps: Tensor, pixels_per_unit: float, resolution: int
+) -> tuple[Tensor, Tensor]:
+    """Unlit pictures along the normals of random places, and where they see the surface straight.
+
+    Returns:
+        [n, 3, h, h] in [0, 1] and [n, 1, h, h] bool.
+    """
+    background = torch.full((3,), 0.5)
+    views = SurfaceViews.of(renderer.mesh, pixels_per_unit, resolution, background, HELD_OUT_SEED)
+    scene = views.sample(0, 2 * VIEWS, renderer.extreme_points)
+    straight = slice(0, None, 2)  # the others look from around the object
+    scene = replace(scene, cameras=scene.cameras[straight], background=scene.background[straight])
+    surface = renderer.see(scene.cameras, resolution)
+    towards = F.normalize(surface.eye[surface.view] - surface.position, dim=1)
+    cosine = (towards * surface.normal).sum(1, keepdim=True)
+    mask = surface.fill(cosine, cosine.new_zeros(VIEWS, 1, resolution, resolution)) > STEEPEST
+    with torch.no_grad():
+        albedo = renderer.look_up(surface, maps.to(renderer.device))[:, ALBEDO]
+    pictures = surface.fill(albedo, scene.background.to(albedo)).clamp(0, 1)
+    return pictures.cpu(), mask.cpu()
+
+
+def seam_jump(mesh: Mesh, maps: Tensor, texels_per_unit: float) -> float:
+    """How much more colours differ across the atlas's seams than across other edges.
+
+    On either side of each edge, a texel away from it, the albedo is looked up at three places.
+
+    Args:
+        mesh: whose texture it is.
+        maps: [h, w, 8] on the CPU, dilated across seams.
+        texels_per_unit: of the atlas, on average.
+    """
+    faces, uv = mesh.faces.long(), mesh.uv
+    places = weld(mesh.positions)[faces]  # [f, 3]
+    # Edge k of a face runs from its corner k to the next one; reversed in the face beside it.
+    start, end = places, places.roll(-1, 1)
+    total = int(places.max()) + 1
+    key = (torch.minimum(start, end) * total + torch.maximum(start, end)).flatten()
+    order = key.argsort(stable=True)
+    _, counts = key[order].unique_consecutive(return_counts=True)
+    first = counts.cumsum(0) - counts
+    pair = first[counts == 2]
+    one, other = order[pair], order[pair + 1]
+    points = [_beside_edges(mesh, edge, 1 / texels_per_unit) for edge in (one, other)]
+    a_start, a_end = uv[faces[one // 3, one % 3]], uv[faces[one // 3, (one + 1) % 3]]
+    b_end, b_start = uv[faces[other // 3, other % 3]], uv[faces[other // 3, (other + 1) % 3]]
+    apart = torch.maximum(_uv_distance(a_start, b_start), _uv_distance(a_end, b_end))
+    is_seam = apart > SAME_UV
+    backend = make_backend("cpu", torch.device("cpu"))
+    colours = []
+    for number, uv_points in enumerate(points):
+        # The second face's edge runs the other way: its places along the edge come in reverse.
+        along = uv_points if number == 0 else uv_points.flip(1)
+        flat = along.reshape(-1, 2).float().contiguous()
+        texels = backend.sample_texture(maps.contiguous(), flat, torch.zeros(len(flat), 4))
+        colours.append(texels[:, ALBEDO].view(len(along), len(ALONG_EDGE), 3))
+    jump = (colours[0] - colours[1]).abs().mean((1, 2))
+    across, within = jump[is_seam], jump[~is_seam]
+    if not len(across) or not len(within):
+        return math.nan
+    return float(across.mean() / within.mean().clamp_min(1e-9))
+
+
+def _beside_edges(mesh: Mesh, edge: Tensor, distance: float) -> Tensor:
+    """Texture coordinates [e, 3, 2] inside the face of each edge, ``distance`` from the edge.
+
+    Args:
+        mesh: whose edges they are.
+        edge: [e], 3 · face + number of the edge in it.
+        distance: in the units of `Mesh.render_positions`; less in faces that are too narrow.
+    """
+    face, corner = edge // 3, edge % 3
+    corners = [mesh.faces.long()[face, (corner + k) % 3] for k in range(3)]
+    a, b, c = (mesh.render_positions[index].double() for index in corners)
+    base = (b - a).norm(dim=1)
+    height = torch.linalg.cross(b - a, c - a).norm(dim=1) / base.clamp_min(1e-12)
+    share = (distance / height.clamp_min(1e-12)).clamp_max(DEEPEST)[:, None, None]
+    along = torch.tensor(ALONG_EDGE, dtype=torch.float64).view(1, -1, 1)
+    ua, ub, uc = (mesh.uv[index].double()[:, None] for index in corners)
+    on_edge = (1 - along) * ua + along * ub
+    return (1 - share) * on_edge + share * uc
+
+
+def _uv_distance(a: Tensor, b: Tensor) -> Tensor:
+    """[e], of texture coordinates that repeat."""
+    difference = a - b
+    return (difference - difference.round()).abs().amax(1)

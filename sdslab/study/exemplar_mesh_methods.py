@@ -1,0 +1,109 @@
+"""Textures one mesh like one photograph, in one of the study's ways."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdslab.diffusion_space import PixelSpace
+from sdslab.exemplar_texturing.exemplars import ExemplarSet
+from sdslab.exemplar_texturing.pyramid import (
+    LEVELS,
+    PLAIN_SDS,
+    STAGE_ONE,
+    ExemplarConfig,
+    ExemplarPyramid,
+    finished_level,
+    texels_per_unit,
+)
+from sdslab.exemplar_texturing.triplanar import triplanar
+from sdslab.material_optimization import optimize_material
+from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.study.exemplar_mesh_specification import MeshSettings, Method
+
+LEVELS_OF = {
+    "two_stages": LEVELS, "stage_one": STAGE_ONE, "plain_sds": PLAIN_SDS, "triplanar": LEVELS
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class TexturedMesh:
+    """What a method made.
+
+    Attributes:
+        maps: [size, size, 8], dilated across seams.
+        pixels_per_unit: of the finest pictures that two stages are guided by: where all methods
+            are measured.
+        seconds: of wall clock, without loading the mesh.
+        core_seconds: of all cores together.
+    """
+
+    maps: Tensor
+    pixels_per_unit: float
+    seconds: float
+    core_seconds: float
+
+
+def texture_mesh(
+    method: Method,
+    renderer: Renderer,
+    covered: Tensor,
+    exemplars: ExemplarSet,
+    settings: MeshSettings,
+    seed: int,
+    progress: Callable[[str], None],
+) -> TexturedMesh:
+    """Runs a method.
+
+    Args:
+        method: which.
+        renderer: of the mesh.
+        covered: [size, size] bool, texels that a face covers.
+        exemplars: what it should look like.
+        settings: of the study.
+        seed: of views and noise.
+        progress: is called with a level's name before it.
+    """
+    wall, cores = time.perf_counter(), time.process_time()
+    size = settings.texture_size
+    config = ExemplarConfig(
+        scale=settings.scale,
+        orient=method.orient,
+        texture_size=size,
+        steps=settings.steps,
+        seed=seed,
+    )
+    pyramid = ExemplarPyramid.of(renderer, covered, exemplars, config, LEVELS_OF[method.method])
+    maps = stage_one = pyramid.grey()
+    if method.method == "triplanar":
+        density = texels_per_unit(renderer.mesh, covered)
+        maps = triplanar(renderer.mesh, maps, exemplars, settings.scale, density)
+    else:
+        for number, level in enumerate(pyramid.levels):
+            progress(level.name)
+            run = pyramid.run(number, maps, stage_one)
+            seen = SeenTexels((size, size), renderer.device)
+            for _ in optimize_material(
+                run.theta,
+                renderer,
+                run.scenes,
+                PixelSpace(),
+                run.guide,
+                run.config,
+                seen,
+                picture=run.picture,
+            ):
+                pass
+            maps = finished_level(run, seen, pyramid, level)
+            if not level.super_resolution:
+                stage_one = maps
+    return TexturedMesh(
+        dilate_seams(maps, covered.to(torch.bool)),
+        pyramid.pixels_per_unit,
+        time.perf_counter() - wall,
+        time.process_time() - cores,
+    )

@@ -1,0 +1,277 @@
+"""Runs the study of textured meshes: what is not on disk yet, then its table and picture."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.devices import device_name, resolve_device
+from sdslab.disk_cache import content_hash
+from sdslab.errors import UserError
+from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
+from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
+from sdslab.exemplar_texturing.pyramid import texels_per_unit
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.rendering.cameras import six_views
+from sdslab.rendering.preview import Previewer, contact_sheet
+from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.run_lock import RunLock
+from sdslab.run_record import run_record, write_json
+from sdslab.study.cell_store import code_digest
+from sdslab.study.exemplar_mesh_methods import texture_mesh
+from sdslab.study.exemplar_mesh_specification import MeshStudy, Method
+from sdslab.study.result_file import read_result, write_result
+
+NUMERIC_SOURCES = (
+    "denoisers", "diffusion_space.py", "distillation", "exemplar_texturing", "image_io.py",
+    "kernels", "material_optimization.py", "meshes", "optimize.py", "optimizer_state.py",
+    "parameterizations", "rendering", "study/exemplar_mesh_methods.py", "texture_statistics.py",
+)  # fmt: skip
+SHOWN_SIZE = 256  # of the pictures on the contact sheet
+COLUMNS = {
+    "sliced_wasserstein": 3, "crop": 3, "contrast": 2, "gradient_energy": 2, "seam_jump": 2,
+    "core_seconds": 1,
+}  # fmt: skip
+
+progress_console = Console(stderr=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A textured mesh and its numbers; the picture is [3, h, h] in [0, 1]."""
+
+    mesh: str
+    photo: str
+    method: Method
+    seed: int
+    measurement: TextureMeasurement
+    seconds: float
+    core_seconds: float
+    picture: Tensor
+
+    def numbers(self) -> dict[str, Any]:
+        """A row of the CSV."""
+        return {
+            "mesh": Path(self.mesh).stem,
+            "photo": Path(self.photo).stem,
+            "method": self.method.name,
+            "seed": self.seed,
+            **asdict(self.measurement),
+            "seconds": self.seconds,
+            "core_seconds": self.core_seconds,
+        }
+
+
+def run_mesh_study(study: MeshStudy, only: tuple[str, ...] = (), *, fresh: bool = False) -> None:
+    """Runs ``study`` and writes ``NAME.{csv,md,json,png}`` and NAME/.
+
+    Args:
+        study: meshes, photographs and methods.
+        only: names of the methods to run; all, where it is empty.
+        fresh: run again what is saved from before.
+
+    Raises:
+        UserError: something cannot work, or another process is at it.
+        KeyboardInterrupt: what was finished is saved.
+    """
+    settings = study.settings
+    names = [method.name for method in study.methods]
+    for name in only:
+        if name not in names:
+            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    methods = [method for method in study.methods if not only or method.name in only]
+    seeds = settings.seeds
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**40:
+        raise UserError(f"--seeds must be different and within [0, 2^40), got {list(seeds)}")
+    device = resolve_device(settings.device)
+    photos = {name: load_exemplars([name]) for name in settings.photos}
+    out = Path(settings.out)
+    check_writable(out)
+    with RunLock(out / study.name) as lock:
+        if lock.note:
+            progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
+        record = run_record(dataclasses.asdict(study), device)
+        maker = _Maker(study, photos, device, fresh)
+        finished: list[Finished] = []
+        for item in maker.all_of(methods):
+            finished.append(item)
+            # After each one: the rows so far survive an interruption.
+            rows = [done.numbers() for done in finished]
+            write_json(out / f"{study.name}.json", {"run": record, "rows": rows})
+        _write(study, photos, finished, out, device_name(device))
+
+
+class _Maker:
+    """Textures meshes, or finds what was made before on disk."""
+
+    def __init__(
+        self, study: MeshStudy, photos: dict[str, ExemplarSet], device: torch.device, fresh: bool
+    ) -> None:
+        self.study, self.photos, self.device, self.fresh = study, photos, device, fresh
+        self.folder = Path(study.settings.out) / study.name
+        self.common = {
+            "device": device_name(device),
+            "code": code_digest(NUMERIC_SOURCES),
+            "torch": torch.__version__,
+            **{n: getattr(study.settings, n) for n in ("texture_size", "scale", "steps")},
+        }
+        self.renderer = cache(self._load)  # a mesh is loaded, and unwrapped, once
+
+    def all_of(self, methods: list[Method]) -> Iterator[Finished]:
+        """One after the other, with a bar."""
+        settings = self.study.settings
+        jobs = [
+            (mesh, photo, method, seed)
+            for mesh in settings.meshes
+            for photo in settings.photos
+            for method in methods
+            for seed in settings.seeds
+        ]
+        with Progress(console=progress_console, transient=True) as progress:
+            task = progress.add_task("", total=len(jobs))
+            for number, (mesh, photo, method, seed) in enumerate(jobs, start=1):
+                title = f"{Path(mesh).stem} {Path(photo).stem} {method.name} seed {seed}"
+                progress.update(task, description=title, completed=number - 1)
+                item, saved = self._finish(mesh, photo, method, seed)
+                how = "saved from before" if saved else f"{item.core_seconds:.1f} core seconds"
+                line = (
+                    f"{number}/{len(jobs)} {title}: sliced Wasserstein "
+                    f"{item.measurement.sliced_wasserstein:.3f}, {how}"
+                )
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                yield item
+
+    def _load(self, mesh: str) -> tuple[Renderer, Tensor]:
+        size = (self.study.settings.texture_size,) * 2
+        loaded = load_mesh(mesh, "auto", lambda _: None)
+        covered = covered_texels(
+            loaded, (size[0], size[1]), make_backend("cpu", torch.device("cpu"))
+        )
+        return Renderer(loaded, make_backend("auto", self.device), self.device), covered
+
+    def _finish(self, mesh: str, photo: str, method: Method, seed: int) -> tuple[Finished, bool]:
+        renderer, covered = self.renderer(mesh)
+        exemplars = self.photos[photo]
+        own = renderer.mesh
+        numeric = {n: v for n, v in asdict(method).items() if n not in ("name", "label")}
+        key = content_hash(
+            numeric, seed, self.common,
+            own.positions, own.faces, own.uv, exemplars.exemplars[0].channels,
+        )[:16]  # fmt: skip
+        stem = re.sub(r"[^A-Za-z0-9_]+", "_", f"{Path(mesh).stem}-{Path(photo).stem}")[:60]
+        path = self.folder / f"{stem}-{method.name}-{seed}-{key}.safetensors"
+        found = None if self.fresh else read_result(path)
+        if found is not None:
+            tensors, numbers = found
+            measurement = TextureMeasurement(**numbers["measurement"])
+            times = (numbers["seconds"], numbers["core_seconds"])
+            return Finished(
+                mesh, photo, method, seed, measurement, *times, tensors["picture"]
+            ), True
+        settings = self.study.settings
+        made = texture_mesh(method, renderer, covered, exemplars, settings, seed, lambda _: None)
+        measurement = measure_texture(
+            renderer, made.maps, exemplars, settings.scale, made.pixels_per_unit,
+            texels_per_unit(own, covered),
+        )  # fmt: skip
+        shown = Renderer(own, renderer.backend, self.device, supersampling=2)
+        front = six_views(renderer.bounding_radius)[0:1]
+        picture = Previewer(shown, None, SHOWN_SIZE).picture(front, made.maps)[0]
+        numbers = {
+            "measurement": asdict(measurement),
+            "seconds": made.seconds,
+            "core_seconds": made.core_seconds,
+        }
+        write_result(path, {"picture": picture}, numbers)
+        times = (made.seconds, made.core_seconds)
+        return Finished(mesh, photo, method, seed, measurement, *times, picture), False
+
+
+def _square(exemplars: ExemplarSet) -> Tensor:
+    """The photograph as large as the other pictures, [3, h, h]."""
+    picture = exemplars.exemplars[0].channels[None]
+    side = min(picture.shape[-2:])
+    size = (SHOWN_SIZE, SHOWN_SIZE)
+    return F.interpolate(picture[..., :side, :side], size=size, mode="bilinear", antialias=True)[0]
+
+
+def _write(
+    study: MeshStudy,
+    photos: dict[str, ExemplarSet],
+    finished: list[Finished],
+    out: Path,
+    device: str,
+) -> None:
+    rows = pd.DataFrame([item.numbers() for item in finished])
+    with atomic_write(out / f"{study.name}.csv") as temporary:
+        rows.to_csv(temporary, index=False, float_format="%.6g")
+    text = _markdown(study, rows, device)
+    with atomic_write(out / f"{study.name}.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    first = study.settings.seeds[0]
+    sheet = [
+        [
+            (f"{Path(photo).stem}: the photo", _square(photos[photo])),
+            *(
+                (f"{Path(mesh).stem}, {item.method.label}", item.picture)
+                for item in finished
+                if (item.mesh, item.photo, item.seed) == (mesh, photo, first)
+            ),
+        ]
+        for mesh in study.settings.meshes
+        for photo in study.settings.photos
+    ]
+    contact_sheet(sheet, None, out / f"{study.name}.png")
+    print(text)  # noqa: T201
+    print(f"written to {out}/{study.name}.*")  # noqa: T201
+
+
+def _markdown(study: MeshStudy, rows: pd.DataFrame, device: str) -> str:
+    """One line per mesh, photograph and method: mean ± standard deviation over the seeds."""
+    settings = study.settings
+    labels = {method.name: method.label for method in study.methods}
+    lines = [
+        f"# {study.title}",
+        "",
+        f"{device}; preset {study.preset}; {settings.texture_size}² texels; seeds "
+        f"{', '.join(map(str, settings.seeds))}: mean ± standard deviation.",
+        "",
+        "| mesh | photo | method | sliced Wasserstein | a real crop's | contrast | gradient energy "
+        "| seam jump | core seconds |",
+        "|" + " --- |" * 9,
+    ]
+    groups: Any = rows.groupby(["mesh", "photo", "method"], sort=False)
+    for (mesh, photo, method), group in groups:
+        cells = [_spread(group[name], digits) for name, digits in COLUMNS.items()]
+        lines.append(f"| {mesh} | {photo} | {labels[method]} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Sliced Wasserstein: between 7 × 7 patches of views along the normal and of the "
+        "photograph, in pixel values of [0, 1], mean over three scales. Contrast and gradient "
+        "energy: over the photograph's; 1 is alike. Seam jump: the difference of colours across "
+        "seams of the atlas over that across other edges; 1 does not show.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(values: Any, digits: int) -> str:
+    known = values.dropna()
+    if not len(known):
+        return ""
+    if len(known) == 1:
+        return f"{known.iloc[0]:.{digits}f}"
+    return f"{known.mean():.{digits}f} ± {known.std():.{digits}f}"

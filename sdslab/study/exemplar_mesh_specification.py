@@ -1,0 +1,89 @@
+"""A study of exemplar guidance on meshes, as data. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sdslab.errors import UserError
+from sdslab.study.specification import apply_preset, build, check_keys, read_toml, rows_of_tables
+
+KEYS = ("title", "kind", "settings", "methods", "presets")
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """What every row shares."""
+
+    meshes: tuple[str, ...]
+    """Files, or built-in meshes."""
+    photos: tuple[str, ...]
+    """Files, or names of the photographs that scikit-image ships."""
+    seeds: tuple[int, ...]
+    """Of views and noise."""
+    texture_size: int = 1024
+    """Height and width of the maps, a power of two."""
+    scale: float = 1.5
+    """World size of a photo's height; an object's largest extent is 2."""
+    steps: int | None = None
+    """Of each level, in place of its own."""
+    device: str = "cpu"
+    """"auto" is cuda where there is one."""
+    out: str = "figures"
+    """Folder for the results."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of texturing a mesh like a photograph."""
+
+    name: str
+    label: str
+    method: Literal["two_stages", "stage_one", "triplanar", "plain_sds"]
+    """All levels; without super-resolution; projected; one scale, fresh noise, random t."""
+    orient: Literal["up", "free", "flow"] = "up"
+    """Where the photo's up points."""
+
+
+@dataclass(frozen=True)
+class MeshStudy:
+    """A parsed study file with one preset applied."""
+
+    name: str
+    title: str
+    preset: str
+    settings: MeshSettings
+    methods: tuple[Method, ...]
+
+
+def load_mesh_study(path: Path, preset: str | None = None) -> MeshStudy:
+    """Reads a study file of kind "exemplar_mesh".
+
+    Raises:
+        UserError: a key or value that is not one of the valid ones.
+    """
+    table = read_toml(path)
+    check_keys(table, KEYS, str(path))
+    presets = table.get("presets", {})
+    if preset is not None and preset not in presets:
+        valid = ", ".join(presets) or "none here"
+        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
+    sections = {"methods": rows_of_tables(table.get("methods", []), f"{path}: methods")}
+    settings = dict(table.get("settings", {}))
+    if preset is not None:
+        apply_preset(presets[preset], settings, sections, f"{path}: presets.{preset}")
+    study = MeshStudy(
+        name=path.stem,
+        title=str(table.get("title", path.stem)),
+        preset=preset or "default",
+        settings=build(MeshSettings, settings, f"{path}: settings"),
+        methods=tuple(build(Method, row, f"{path}: methods") for row in sections["methods"]),
+    )
+    size = study.settings.texture_size
+    if not 32 <= size <= 8192 or size & (size - 1):
+        raise UserError(f"{path}: texture_size must be a power of two from 32 to 8192, got {size}")
+    if not 0.01 <= study.settings.scale <= 100:
+        raise UserError(f"{path}: scale must be from 0.01 to 100, got {study.settings.scale:g}")
+    names = [method.name for method in study.methods]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: methods must be given, with different names, got {names}")
+    return study

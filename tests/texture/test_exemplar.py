@@ -1,0 +1,238 @@
+"""``--exemplar`` end to end, on tiny maps and few steps."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sdslab.errors import UserError
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.texture import stage
+from sdslab.texture.arguments import (
+    Arguments,
+    Distillation,
+    Exemplar,
+    Model,
+    Optimization,
+    Output,
+    Rendering,
+    Subject,
+    check,
+)
+from sdslab.texture.runner import run
+
+RED, BLUE = (200, 40, 40), (40, 40, 200)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def arguments(
+    out: Path, *photos: str | Path, guidance: str | None = None, init: str | None = None,
+    **options: Any,
+) -> Arguments:  # fmt: skip
+    return Arguments(
+        Subject(
+            mesh="sphere",
+            exemplar=tuple(map(str, photos)),
+            guidance=guidance,  # type: ignore[arg-type]
+            init=init,
+        ),
+        # So large a photo that all levels but the first show enough of it on so small a texture.
+        replace(Exemplar(exemplar_scale=8.0), **options),  # type: ignore[arg-type]
+        Model(),
+        Distillation(),
+        Optimization(texture_size=64, steps=2, views=2),
+        Rendering(unlit=True),
+        Output(out=str(out), turntable=0, preview_every=0, device="cpu"),
+    )
+
+
+def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (48, 48)) -> Path:
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def halves(path: Path, left: tuple[int, int, int], right: tuple[int, int, int]) -> Path:
+    both = Image.new("RGB", (64, 64), left)
+    both.paste(right, (32, 0, 64, 64))
+    both.save(path)
+    return path
+
+
+def mean_colour(out: Path) -> torch.Tensor:
+    from sdslab.rendering.cpu_backend import CpuBackend
+    from sdslab.rendering.texel_coverage import covered_texels
+
+    with Image.open(out / "maps" / "albedo.png") as albedo:
+        pixels = torch.tensor(list(albedo.convert("RGB").get_flattened_data())).float()
+    covered = covered_texels(load_mesh("sphere"), (64, 64), CpuBackend()).flip(0)
+    return pixels.view(64, 64, 3)[covered].mean(0)
+
+
+def test_a_photo_textures_a_mesh_and_its_estimates_are_told(tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    run(arguments(out, "gravel"))
+    for file in ("mesh.glb", "contact_sheet.png", "obj", "maps/normal.png"):
+        assert (out / file).exists(), file
+    results = json.loads((out / "results.json").read_text())
+    assert results["material"] == {
+        "albedo": "exemplar",
+        "roughness": "estimated from the albedo",
+        "normal": "estimated from the albedo",
+        "metallic": "constant",
+    }
+    assert results["steps"] == 6  # three levels: the coarsest would show no texture
+    assert "estimates from the albedo" in capsys.readouterr().out
+
+
+def test_albedo_only_estimates_nothing(tmp_path: Path):
+    run(arguments(tmp_path / "run", "gravel", material="albedo-only"))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["material"].values()) == {"exemplar", "constant"}
+    with Image.open(tmp_path / "run" / "maps" / "normal.png") as normal:
+        values = torch.tensor(list(normal.get_flattened_data()))
+    assert (values - torch.tensor([128, 128, 255])).abs().max() <= 1  # 0.5 lies between two
+
+
+@pytest.mark.parametrize(
+    "stop", [("stage1-middle", 2), ("stage1-fine", 1), ("stage2", 1)], ids=lambda stop: stop[0]
+)
+def test_a_stopped_run_ends_as_one_that_was_not(
+    stop: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(arguments(whole, "gravel"))
+    current, original, log_of = [""], stage.optimize_material, stage.MetricsLog
+
+    def interrupted(*values: object, **options: object):
+        for step in original(*values, **options):  # type: ignore[arg-type]
+            yield step
+            if (current[0], step.index + 1) == stop:
+                raise KeyboardInterrupt
+
+    def named(out: Path, name: str, first: int = 0) -> stage.MetricsLog:
+        current[0] = name
+        return log_of(out, name, first)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "optimize_material", interrupted)
+        patched.setattr(stage, "MetricsLog", named)
+        with pytest.raises(KeyboardInterrupt):
+            run(arguments(stopped, "gravel"))
+    assert json.loads((stopped / "results.json").read_text())["interrupted"]
+    run(arguments(stopped, "gravel"))
+    for name in ("albedo", "metallic_roughness", "normal"):
+        files = [folder / "maps" / f"{name}.png" for folder in (whole, stopped)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 40), (400, 3)], ids=str)
+def test_a_photo_of_one_colour_gives_that_colour(size: tuple[int, int], tmp_path: Path):
+    run(arguments(tmp_path / "run", picture(tmp_path / "red.png", RED, size)))
+    torch.testing.assert_close(
+        mean_colour(tmp_path / "run"), torch.tensor(RED).float(), atol=4.0, rtol=0
+    )
+
+
+def test_only_what_the_mask_shows_is_copied(tmp_path: Path):
+    photo = halves(tmp_path / "photo.png", RED, BLUE)
+    mask = halves(tmp_path / "mask.png", (255, 255, 255), (0, 0, 0))
+    run(arguments(tmp_path / "run", photo, exemplar_mask=(str(mask),)))
+    torch.testing.assert_close(
+        mean_colour(tmp_path / "run"), torch.tensor(RED).float(), atol=4.0, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("tag", "tagged", "other"), [("r", 0, 2), ("b", 2, 0)])
+def test_the_tagged_photo_leads(tag: str, tagged: int, other: int, tmp_path: Path):
+    red, blue = picture(tmp_path / "red.png", RED), picture(tmp_path / "blue.png", BLUE)
+    run(arguments(tmp_path / "run", f"r={red}", f"b={blue}", tag=tag, tag_guidance=1.0))
+    colour = mean_colour(tmp_path / "run")
+    assert colour[tagged] > colour[other] + 20
+
+
+def test_given_maps_are_laid_out_with_the_photo(tmp_path: Path):
+    photo = halves(tmp_path / "photo.png", RED, BLUE)
+    roughness = halves(tmp_path / "rough.png", (240, 240, 240), (60, 60, 60))
+    normal = picture(tmp_path / "normal.png", (128, 128, 255), (64, 64))
+    options: dict[str, Any] = {
+        "exemplar_roughness": (str(roughness),),
+        "exemplar_normal": (str(normal),),
+    }
+    run(arguments(tmp_path / "run", photo, guidance="none", **options))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["material"] == dict.fromkeys(("albedo", "roughness", "normal"), "exemplar") | {
+        "metallic": "constant"
+    }
+    with (
+        Image.open(tmp_path / "run" / "maps" / "albedo.png") as albedo,
+        Image.open(tmp_path / "run" / "maps" / "metallic_roughness.png") as packed,
+    ):
+        red = torch.tensor(list(albedo.convert("RGB").get_flattened_data()))[:, 0].float()
+        rough = torch.tensor(list(packed.convert("RGB").get_flattened_data()))[:, 1].float()
+    assert torch.corrcoef(torch.stack((red, rough)))[0, 1] > 0.99
+    guided = arguments(tmp_path / "guided", photo, **options)
+    run(guided)
+    assert (
+        json.loads((tmp_path / "guided" / "results.json").read_text())["material"]
+        == (results["material"])
+    )
+
+
+@pytest.mark.parametrize("orient", ["up", "free", "flow"])
+def test_a_photo_with_a_direction_is_laid_out_in_each_way(orient: str, tmp_path: Path):
+    run(arguments(tmp_path / "run", "brick", orient=orient))
+    assert mean_colour(tmp_path / "run").isfinite().all()
+
+
+def test_a_start_from_the_projected_photo_stays_nearer_to_it_than_one_from_grey(tmp_path: Path):
+    def albedo(out: Path) -> torch.Tensor:
+        with Image.open(out / "maps" / "albedo.png") as image:
+            return torch.tensor(list(image.convert("RGB").get_flattened_data())).float()
+
+    run(arguments(tmp_path / "projected", "gravel", guidance="none"))
+    run(arguments(tmp_path / "from it", "gravel", init="triplanar"))
+    run(arguments(tmp_path / "from grey", "gravel"))
+    aim = albedo(tmp_path / "projected")
+    distances = [(albedo(tmp_path / n) - aim).square().mean() for n in ("from it", "from grey")]
+    assert distances[0] < distances[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exemplar_mask": ("a.png", "b.png")}, "--exemplar-mask must be given once for each"),
+        ({"tag": "moss"}, "--tag must be that of an exemplar"),
+        ({"exemplar_normal": ("missing.png",)}, "existing file"),
+        ({"tag_guidance": -1.0}, "--tag-guidance must be"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, tmp_path: Path):
+    wrong = arguments(tmp_path / "run", "gravel", **options)
+
+    def attempt() -> None:
+        check(wrong)
+        run(wrong)
+
+    with pytest.raises(UserError, match=message):
+        attempt()
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_unreadable_photo_is_one_line_and_exit_2(tmp_path: Path):
+    (tmp_path / "photo.png").write_bytes(b"no picture at all")
+    command = [sys.executable, "-m", "sdslab.texture", "sphere", "--exemplar", "photo.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "readable picture" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "sphere-photo" / "run.json").exists()
