@@ -112,7 +112,7 @@ def test_what_is_no_record_is_refused_in_one_line(content: bytes, message: str, 
 def test_an_unknown_outcome_and_a_missing_file_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=f"must be one of {', '.join(OUTCOMES)}"):
         check_run({**a_record(), "outcome": "won"}, "it")
-    with pytest.raises(UserError, match="must have a run.json, got none"):
+    with pytest.raises(UserError, match=r"must have a run\.json, got none"):
         read_run(tmp_path / "run.json")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 26, 34
+LEFT, RIGHT, TOP, BOTTOM = 66, 12, 28, 38
 MOST_POINTS = 400  # of a line; longer ones are averaged
 COLOURS = 6  # series classes that the style knows
 
@@ -82,7 +82,7 @@ def line_chart(title: str, series: Sequence[Series]) -> Markup:
         parts.append(f'<text class="y" x="{LEFT - 8}" y="{y(tick)}">{_short(tick)}</text>')
     for tick in _round_numbers(first, last):
         if first <= tick <= last and tick == int(tick):
-            parts.append(f'<text class="x" x="{x(tick)}" y="{HEIGHT - 16}">{tick:,.0f}</text>')
+            parts.append(f'<text class="x" x="{x(tick)}" y="{HEIGHT - 20}">{tick:,.0f}</text>')
     parts.append(f'<text class="x" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}">step</text>')
     for number, each in enumerate(series):
         if number:
@@ -137,10 +137,10 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:,.10g}"
-    mantissa, exponent = f"{value:.3g}".partition("e")[::2]
-    return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
 
 
 def _described(title: str, series: Sequence[Series]) -> str:

@@ -61,11 +61,10 @@ def texture_page(folder: Path, record: dict[str, Any]) -> str:
     data = None if isinstance(view, str) else view.data
     pictures = {name: read_picture(folder / "maps" / f"{name}.png") for name in MAPS}
     front, sheet = read_picture(folder / "front.png"), read_picture(folder / "contact_sheet.png")
-    charts = [
-        curves.line_chart(title, series)
+    logs = {
+        title: curves.read_metrics(folder / "metrics.csv", column)
         for title, column in (("loss", "loss"), ("gradient norm", "gradient_norm"))
-        if (series := curves.read_metrics(folder / "metrics.csv", column))
-    ]
+    }
     return render_page(
         "texture.html",
         script=viewer_script() if data else "",
@@ -76,7 +75,8 @@ def texture_page(folder: Path, record: dict[str, Any]) -> str:
         front=front and data_uri(front, 768, 90),
         maps=[(name, data_uri(p, 512, 88), p.size) for name, p in pictures.items() if p],
         contact_sheet=sheet and data_uri(sheet, 1400, 88),
-        charts=charts,
+        charts=[curves.line_chart(title, series) for title, series in logs.items() if series],
+        stages=[series.name for series in logs["loss"]],
         **_shared(record),
     )
 

@@ -125,7 +125,7 @@ async function start() {
     for (const mesh of meshes) mesh.material = looks[index][sideOf(mesh)];
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
     message.textContent = `showing ${data.looks[index].label}`;
-    figure.dataset.look = data.looks[index].name;
+    figure.dataset.shown = data.looks[index].name;
     queue();
   };
 
