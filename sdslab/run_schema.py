@@ -8,6 +8,7 @@ from sdslab.errors import UserError, one_line
 
 SCHEMA = 1
 LARGEST_FILE = 64 * 2**20  # bytes; a real one has a few kilobytes
+DEEPEST = 32  # tables within tables
 
 OUTCOMES = ("running", "finished", "interrupted", "failed")
 _TEXT, _TABLE, _COUNT, _NONE = (str,), (dict,), (int,), (type(None),)
@@ -59,6 +60,7 @@ def read_run(path: Path) -> dict[str, Any]:
         if size > LARGEST_FILE:
             raise ValueError(f"it has {size:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode("utf-8")  # halves of characters are no text
     except FileNotFoundError as error:
         raise UserError(
             f"a run must have a run.json, got none at {where}; give the folder of a texture run or "
@@ -104,11 +106,20 @@ def check_run(content: Any, where: str) -> None:
                 f"{where}: {name!r} must be {expected}, got {one_line(json.dumps(value))[:60]}; "
                 f"run the program again"
             )
+    if _deeper_than(content, DEEPEST):
+        raise UserError(f"{where} must be nested {DEEPEST} deep at most; run the program again")
     if content["outcome"] not in OUTCOMES:
         raise UserError(
             f"{where}: 'outcome' must be one of {', '.join(OUTCOMES)}, got "
             f"{one_line(content['outcome'])[:60]!r}; run the program again"
         )
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper_than(item, depth - 1) for item in inner)
 
 
 def origin_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -94,12 +94,23 @@ def test_every_key_is_needed_and_of_its_kind(name: str):
         (b"{", "must be a readable JSON file"),
         (b"\xff\xfe", "must be a readable JSON file"),
         (b"[" * 100_000, "must be a readable JSON file"),
+        (b'["\\ud800"]', "surrogates not allowed"),
         (b"[]", 'must be a table with "schema": 1'),
         (b"{}", 'must be a table with "schema": 1'),
         (b'{"schema": 2}', "must be of schema 1, got 2"),
         (b'{"schema": true}', "must be of schema 1, got True"),
     ],
-    ids=["empty", "cut off", "no text", "deep", "list", "no schema", "newer", "no number"],
+    ids=[
+        "empty",
+        "cut off",
+        "no text",
+        "deep",
+        "half a character",
+        "list",
+        "no schema",
+        "newer",
+        "no number",
+    ],
 )
 def test_what_is_no_record_is_refused_in_one_line(content: bytes, message: str, tmp_path: Path):
     (tmp_path / "run.json").write_bytes(content)

@@ -45,7 +45,7 @@ def _card(folder: Path, record: dict[str, Any], beside: Path) -> dict[str, Any]:
     if picture is None and record["program"] == "study":
         picture = next((figure for _, figure in study_figures(folder)), None)
     link = os.path.relpath(folder / PAGE_NAME, beside).replace(os.sep, "/")
-    total = record["seconds"].get("total")
+    total = record["seconds"].get("total")  # where the run has ended
     return {
         "link": quote(link),
         "name": folder.resolve().name,

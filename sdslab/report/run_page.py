@@ -121,7 +121,9 @@ def title_of(record: Mapping[str, Any]) -> str:
         return f"{mesh}: “{subject['prompt']}”"
     if subject.get("target"):
         return f"{mesh}, {Path(str(subject['target'])).stem} recovered"
-    exemplars = subject.get("exemplar") or ["gravel"]
+    exemplars = subject.get("exemplar")
+    if not isinstance(exemplars, list) or not exemplars:
+        exemplars = ["gravel"]
     return f"{mesh} like {', '.join(Path(str(name)).stem for name in exemplars)}"
 
 
@@ -142,30 +144,32 @@ def _shared(record: dict[str, Any]) -> dict[str, Any]:
         "started": _date(record["started"]),
         "numbers": key_numbers(record) if record["program"] == "texture" else [],
         "times": [(name, settings_rows.seconds_text(value)) for name, value in times.items()],
-        "total": settings_rows.seconds_text(float(record["seconds"].get("total") or 0)),
+        "total": settings_rows.seconds_text(_seconds(record["seconds"].get("total")) or 0.0),
         "time_bar": curves.stacked_bar(times) if times else "",
         "settings": _sections(record),
         "software": _software(record),
         "peak": ", ".join(
             f"{value:,.0f} MB" + (" of the GPU" if name == "gpu" else "")
             for name, value in record["peak_memory_mb"].items()
-            if isinstance(value, int | float)
+            if isinstance(value, float)
         ),
     }
 
 
 def _split(seconds: Mapping[str, Any]) -> dict[str, float]:
     """The parts of the time, and as "other" what they leave of the total."""
-    parts = {
-        name: float(value)
-        for name, value in seconds.items()
-        if name != "total" and isinstance(value, int | float) and value >= 0
-    }
-    total = seconds.get("total")
+    known = {name: _seconds(value) for name, value in seconds.items()}
+    total = known.pop("total", None)
+    parts = {name: value for name, value in known.items() if value is not None}
     inside = sum(value for name, value in parts.items() if name != "loading")  # it comes before
-    if isinstance(total, int | float) and total - inside > 0.05:
+    if total is not None and total - inside > 0.05:
         parts["other"] = total - inside
     return parts
+
+
+def _seconds(value: Any) -> float | None:
+    """A duration of less than an age; None for anything else."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else None
 
 
 def _sections(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
