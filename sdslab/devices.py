@@ -2,6 +2,7 @@
 
 import platform
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -42,6 +43,17 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass
     return f"{platform.processor() or platform.machine()} (CPU)"
+
+
+def peak_memory_mb(device: torch.device) -> dict[str, float]:
+    """The most that this process has held so far, in MB: "process", and "gpu" on a GPU."""
+    import resource  # which not every system has
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    if device.type == "cuda":
+        peak["gpu"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return peak
 
 
 def out_of_memory_message(error: BaseException, remedy: str) -> str | None:

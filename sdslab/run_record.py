@@ -8,38 +8,101 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 import sdslab
 from sdslab.atomic_write import atomic_write
-from sdslab.devices import device_name
+from sdslab.devices import device_name, peak_memory_mb
+from sdslab.errors import first_line, one_line
+from sdslab.run_schema import SCHEMA
 
-PACKAGES = ("torch", "diffusers", "numpy", "scikit-image", "safetensors", "triton")
+PACKAGES = (
+    "torch", "diffusers", "transformers", "numpy", "scikit-image", "safetensors", "numba", "triton",
+)  # fmt: skip
 
 
-def run_record(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Everything about a run that its results depend on.
+def run_record(
+    config: dict[str, Any],
+    device: torch.device,
+    *,
+    program: Literal["study", "texture"],
+    kind: str,
+    seeds: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Everything about a run that its results depend on, as `sdslab.run_schema.FIELDS` lists it.
 
     Args:
         config: the resolved configuration, JSON-able.
         device: where it computes.
+        program: which one runs.
+        kind: of study, or the guidance of a texture.
+        seeds: of its noise.
     """
+    commit, dirty = _commit()
     return {
+        "schema": SCHEMA,
+        "program": program,
+        "kind": kind,
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": _now(),
+        "ended": None,
+        "outcome": "running",
+        "error": None,
         "config": config,
+        "seeds": list(seeds),
         "sdslab": sdslab.__version__,
-        "commit": _commit(),
+        "commit": commit,
+        "dirty": dirty,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
+        "metrics": {},
+        "seconds": {},
+        "peak_memory_mb": {},
+        "details": {},
     }
+
+
+@contextmanager
+def recorded(path: Path, record: dict[str, Any], device: torch.device) -> Iterator[None]:
+    """Writes a run's record when the block begins, and again when it ends, in whatever way.
+
+    What the block puts into ``metrics``, ``seconds`` and ``details`` is kept; the outcome, the
+    total time and the peak memory come from here. A record that still says "running" is of a run
+    that goes on, or was killed.
+
+    Args:
+        path: of the ``run.json``.
+        record: from `run_record`; changed in place.
+        device: where it computes.
+    """
+    write_json(path, record)
+    start = time.perf_counter()
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        record["ended"] = _now()
+        record["outcome"] = "finished" if error is None else "failed"
+        if isinstance(error, KeyboardInterrupt):
+            record["outcome"] = "interrupted"
+        elif error is not None:
+            record["error"] = one_line(first_line(error))
+        record["seconds"]["total"] = round(time.perf_counter() - start, 2)
+        record["peak_memory_mb"] = peak_memory_mb(device)
+        write_json(path, record)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -83,11 +146,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The checkout's commit, marked where files differ from it; None outside a checkout."""
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The checkout's commit, and whether files differ from it; None outside a checkout."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
-        return None
+        return None, None
     git = ["git", "-C", str(root)]
     try:
         commit = subprocess.run(
@@ -95,5 +162,5 @@ def _commit() -> str | None:
         ).stdout.strip()
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "sdslab", "studies"])
     except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + (" with changes" if changed.returncode else "")
+        return None, None
+    return commit, changed.returncode != 0

@@ -1,4 +1,4 @@
-"""Reads Radiance's .hdr pictures: three mantissas and a shared exponent, run-length encoded.
+"""Radiance's .hdr pictures: three mantissas and a shared exponent, run-length encoded or plain.
 
 Source: Ward, "Real pixels", Graphics Gems II (1991), and Radiance's file format description.
 """
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from sdslab.atomic_write import atomic_write
 
 _LONGEST_HEADER = 65536
 
@@ -44,6 +46,29 @@ def read_hdr(path: Path, check_size: Callable[[int, int], None]) -> np.ndarray:
     pixels = _decode(data, height, width)
     scale = np.ldexp(np.float32(1), pixels[..., 3:].astype(np.int32) - 136)
     return pixels[..., :3] * np.where(pixels[..., 3:] == 0, np.float32(0), scale)
+
+
+def write_hdr(radiance: np.ndarray, path: Path) -> None:
+    """Writes a picture without run-length encoding, whole or not at all.
+
+    Args:
+        radiance: [height, width, 3], linear, not negative; eight bits of the largest channel's
+            mantissa are kept.
+        path: ends in .hdr.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    largest = radiance.max(-1)
+    mantissa, exponent = np.frexp(largest)
+    scale = np.where(largest < 1e-32, 0, mantissa * 256 / np.maximum(largest, 1e-32))
+    pixels = np.empty((*radiance.shape[:2], 4), np.uint8)
+    pixels[..., :3] = radiance * scale[..., None]
+    pixels[..., 3] = np.where(largest < 1e-32, 0, exponent + 128)
+    height, width = radiance.shape[:2]
+    header = f"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {height} +X {width}\n"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(header.encode() + pixels.tobytes())
 
 
 def _decode(data: bytes, height: int, width: int) -> np.ndarray:

@@ -17,8 +17,10 @@ from sdslab.devices import device_name, resolve_device
 from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
+from sdslab.report.at_the_end import reported
 from sdslab.run_lock import RunLock
-from sdslab.run_record import run_record, write_json
+from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_schema import origin_of
 from sdslab.study.cell_store import code_digest
 from sdslab.study.exemplar_methods import Made, Photo, Problem, make
 from sdslab.study.exemplar_results import Finished, markdown_of
@@ -89,15 +91,23 @@ def run_exemplar_study(
     with RunLock(out / study.name) as lock:
         if lock.note:
             progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
-        record = run_record(dataclasses.asdict(study), device)
-        maker = _Maker(study, photos, device, fresh)
-        finished = []
-        for item in _run_jobs(_jobs(study, only), maker):
-            finished.append(item)
-            # After each one: the scores so far survive an interruption.
-            numbers = [done.numbers() for done in finished]
-            write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
-        _write_results(study, photos, finished, out, device_name(device))
+        record = run_record(
+            dataclasses.asdict(study),
+            device,
+            program="study",
+            kind="exemplar",
+            seeds=settings.seeds,
+        )
+        folder = out / study.name
+        with reported(folder), recorded(folder / "run.json", record, device):
+            maker = _Maker(study, photos, device, fresh)
+            finished = []
+            for item in _run_jobs(_jobs(study, only), maker):
+                finished.append(item)
+                # After each one: the scores so far survive an interruption.
+                numbers = [done.numbers() for done in finished]
+                write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
+            _write_results(study, photos, finished, out, device_name(device))
 
 
 def _jobs(study: ExemplarStudy, only: tuple[str, ...]) -> list[Job]:

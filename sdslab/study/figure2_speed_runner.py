@@ -16,12 +16,14 @@ from sdslab.devices import device_name, resolve_device
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.run_record import run_record, write_json
+from sdslab.report.at_the_end import reported
+from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_schema import origin_of
 from sdslab.study.figure2_speed_benchmark import SHARES, SpeedRow, measure_cell, numbers_of
 from sdslab.study.figure2_speed_specification import Figure2SpeedStudy
 from sdslab.study.plots import close_figure, save_figure
 from sdslab.study.reconstruct import Problem, check_cell
-from sdslab.study.timing import clock_name, spread
+from sdslab.study.timing import clock_name, quantile_columns, spread
 
 progress_console = Console(stderr=True)
 
@@ -47,7 +49,20 @@ def run_figure2_speed_study(study: Figure2SpeedStudy, only: tuple[str, ...] = ()
         check_cell(cell, study.size, problem.vae)
     out = Path(study.settings.out)
     check_writable(out)
-    record = run_record(dataclasses.asdict(study), device)
+    record = run_record(dataclasses.asdict(study), device, program="study", kind="figure2_speed")
+    folder = out / study.name
+    with reported(folder), recorded(folder / "run.json", record, device):
+        _run_cells(study, only, problem, out, device, record)
+
+
+def _run_cells(
+    study: Figure2SpeedStudy,
+    only: tuple[str, ...],
+    problem: Problem,
+    out: Path,
+    device: torch.device,
+    record: dict[str, Any],
+) -> None:
     versions = {name: record["packages"][name] for name in ("torch", "diffusers")}
     rows: list[SpeedRow] = []
     numbers: list[dict[str, Any]] = []
@@ -57,8 +72,10 @@ def run_figure2_speed_study(study: Figure2SpeedStudy, only: tuple[str, ...] = ()
         row = measure_cell(cell, problem, study.settings)
         rows.append(row)
         numbers.append(numbers_of(row, study.size, device) | versions)
+        if row.ours_ms is not None:
+            record["metrics"][row.cell.name] = quantile_columns("ours", row.ours_ms)
         # After each row: what was measured survives an interruption.
-        write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
+        write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
         progress_console.print(_line_of(row), markup=False, highlight=False)
     with atomic_write(out / f"{study.name}.csv") as temporary:
         pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")

@@ -14,17 +14,21 @@ from rich.console import Console
 from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
-from sdslab.run_record import run_record, write_json
+from sdslab.report.at_the_end import reported
+from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_schema import origin_of
 from sdslab.study.kernel_benchmark import KernelRow, Limits, measure, measure_limits, numbers_of
 from sdslab.study.kernel_specification import KernelStudy
 from sdslab.study.plots import close_figure, save_figure
-from sdslab.study.timing import spread
+from sdslab.study.timing import quantile_columns, spread
 
 progress_console = Console(stderr=True)
 
 
 def run_kernel_study(study: KernelStudy, only: tuple[str, ...] = ()) -> None:
-    """Runs every case (or those named in ``only``) and writes ``NAME.{csv,md,json,png}``.
+    """Runs every case (or those named in ``only``); writes ``NAME.{csv,md,json,png}``.
+
+    The record and the report come into ``NAME/``.
 
     Raises:
         UserError: something cannot run here, or a result was wrong; such rows are written too, but
@@ -37,7 +41,19 @@ def run_kernel_study(study: KernelStudy, only: tuple[str, ...] = ()) -> None:
     device = resolve_device(study.settings.device)
     out = Path(study.settings.out)
     check_writable(out)
-    record = run_record(dataclasses.asdict(study), device)
+    record = run_record(dataclasses.asdict(study), device, program="study", kind="kernels")
+    folder = out / study.name
+    with reported(folder), recorded(folder / "run.json", record, device):
+        _run_cases(study, only, out, device, record)
+
+
+def _run_cases(
+    study: KernelStudy,
+    only: tuple[str, ...],
+    out: Path,
+    device: torch.device,
+    record: dict[str, Any],
+) -> None:
     versions = {name: record["packages"][name] for name in ("torch", "triton")}
     limits = measure_limits(study.settings, device)
     rows: list[KernelRow] = []
@@ -49,8 +65,11 @@ def run_kernel_study(study: KernelStudy, only: tuple[str, ...] = ()) -> None:
             row = measure(case, batch, side, study.settings, device)
             rows.append(row)
             numbers.append(numbers_of(row, limits, device) | versions)
+            if row.ours_ms is not None:
+                name = f"{case.name}, {row.shape}"
+                record["metrics"][name] = quantile_columns("ours", row.ours_ms)
             # After each row: what was measured survives an interruption.
-            write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
+            write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
             progress_console.print(_line_of(row, limits), markup=False, highlight=False)
     with atomic_write(out / f"{study.name}.csv") as temporary:
         pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")

@@ -1,6 +1,5 @@
 """What the renderer study measures: comparisons, whole steps and recoveries, each one row."""
 
-import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdslab.devices import resolve_device
+from sdslab.devices import peak_memory_mb, resolve_device
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
@@ -196,11 +195,10 @@ def time_steps(case: StepTiming, settings: RendererSettings) -> StepRow:
     seconds = [step.seconds for step in run.steps()]
     # The time between two steps' losses is one whole step; the first compiles and allocates.
     step_ms = quantiles_of(list(np.diff(seconds)[1:] * 1000))
-    if run.renderer.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return StepRow(case.name, case.label, len(mesh.faces), step_ms, peak)
+    peaks = peak_memory_mb(run.renderer.device)
+    return StepRow(
+        case.name, case.label, len(mesh.faces), step_ms, peaks.get("gpu", peaks["process"])
+    )
 
 
 def measure_recovery(

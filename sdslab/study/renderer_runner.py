@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -16,7 +17,9 @@ from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
 from sdslab.meshes.material import MAPS
 from sdslab.rendering.preview import contact_sheet
-from sdslab.run_record import run_record, write_json
+from sdslab.report.at_the_end import reported
+from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_schema import origin_of
 from sdslab.study.renderer_benchmark import (
     ComparisonRow,
     RecoveryRow,
@@ -40,7 +43,9 @@ progress_console = Console(stderr=True)
 
 
 def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None:
-    """Runs every row (or those named in ``only``) and writes ``NAME.{csv,md,json,png}``.
+    """Runs every row (or those named in ``only``); writes ``NAME.{csv,md,json,png}``.
+
+    The record and the report come into ``NAME/``.
 
     Raises:
         UserError: something cannot run here, or ours differs from its reference.
@@ -57,15 +62,32 @@ def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None
     device = resolve_device(study.settings.device)
     out = Path(study.settings.out)
     check_writable(out)
-    record = run_record(dataclasses.asdict(study), device)
+    record = run_record(dataclasses.asdict(study), device, program="study", kind="renderer")
+    folder = out / study.name
+    with reported(folder), recorded(folder / "run.json", record, device):
+        _run_rows(study, cases, out, device, record)
+
+
+def _run_rows(
+    study: RendererStudy,
+    cases: list[Comparison | StepTiming | Recovery],
+    out: Path,
+    device: torch.device,
+    record: dict[str, Any],
+) -> None:
     rows: list[Row] = []
     numbers: list[dict[str, Any]] = []
     for row in _run_cases(cases, study.settings):
         rows.append(row)
         origin = {"device": device_name(device), "torch": record["packages"]["torch"]}
         numbers.append(_numbers_of(row) | origin)
+        record["metrics"][row.name] = {
+            name: value
+            for name, value in _numbers_of(row).items()
+            if isinstance(value, int | float)
+        }
         # After each row: what was measured survives an interruption.
-        write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
+        write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
         progress_console.print(_line_of(row), markup=False, highlight=False, soft_wrap=True)
     table = pd.DataFrame(numbers)
     with atomic_write(out / f"{study.name}.csv") as temporary:

@@ -31,8 +31,10 @@ from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
+from sdslab.report.at_the_end import reported
 from sdslab.run_lock import RunLock
-from sdslab.run_record import run_record, write_json
+from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_schema import origin_of
 from sdslab.study import reconstruct
 from sdslab.study.cell_store import CellStore, cell_key, code_digest
 from sdslab.study.reconstruct import CellProgress, CellResult, Problem
@@ -46,7 +48,7 @@ SECONDS_BETWEEN_SAVES = 30.0
 
 
 def run_study(study: Study, *, fresh: bool = False) -> None:
-    """Runs ``study`` and writes ``NAME.{png,pdf,csv,json,md}`` and ``NAME/run.json``.
+    """Runs ``study``; writes ``NAME.{png,pdf,csv,json,md}``, ``NAME/run.json`` and ``report.html``.
 
     Cells that are saved from before under the same configuration are not run again.
 
@@ -81,7 +83,16 @@ def run_study(study: Study, *, fresh: bool = False) -> None:
     with RunLock(out / study.name) as lock:
         if lock.note:
             progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
-        _run(study, images, vae, device, fresh)
+        record = run_record(
+            dataclasses.asdict(study),
+            device,
+            program="study",
+            kind="reconstruction",
+            seeds=settings.seeds,
+        )
+        folder = out / study.name
+        with reported(folder), recorded(folder / "run.json", record, device):
+            _run(study, images, vae, device, fresh, record)
 
 
 def _run(
@@ -90,11 +101,9 @@ def _run(
     vae: LatentSpace | None,
     device: torch.device,
     fresh: bool,
+    record: dict[str, Any],
 ) -> None:
     out = Path(study.settings.out)
-    record = run_record(dataclasses.asdict(study), device)
-    run_path = out / study.name / "run.json"
-    write_json(run_path, record)
     problems = [Problem.of(name, image, vae) for name, image in images.items()]
     keys = {
         "device": device_name(device),
@@ -107,9 +116,25 @@ def _run(
     finished = []
     for item in _run_cells(study, problems, store, keys, vae_digest, fresh):
         finished.append(item)
-        record["seconds"] = round(sum(item.result.seconds for item in finished), 1)
-        write_json(run_path, record)
+        seconds = record["seconds"]
+        cell = item.cell.name
+        seconds[cell] = round(seconds.get(cell, 0) + item.result.seconds, 2)
+        write_json(out / study.name / "run.json", record)
+    record["metrics"] = _metrics_of(finished)
     _write_results(study, out, problems, finished, record, device_name(device))
+
+
+def _metrics_of(finished: list[Finished]) -> dict[str, dict[str, float]]:
+    """The mean PSNR of each cell's read-outs over images and seeds."""
+    psnrs: dict[str, dict[str, list[float]]] = {}
+    for item in finished:
+        of_cell = psnrs.setdefault(item.cell.name, {})
+        for name, readout in item.result.readouts.items():
+            of_cell.setdefault(f"{name}_psnr_db", []).append(readout.psnr_db)
+    return {
+        cell: {name: sum(values) / len(values) for name, values in readouts.items()}
+        for cell, readouts in psnrs.items()
+    }
 
 
 def _run_cells(
@@ -214,7 +239,7 @@ def _write_results(
     ]
     write_json(
         paths["json"],
-        {"run": record, "rows": rows.to_dict("records"), "curves": curves},
+        {"run": origin_of(record), "rows": rows.to_dict("records"), "curves": curves},
     )
     figures = {"": plots.reconstruction_figure(study, problems, finished)}
     figures[".convergence"] = plots.convergence_figure(study, finished)

@@ -14,12 +14,14 @@ from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.cpu_memory import keep_freed_memory
 from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
-from sdslab.run_record import run_record, write_json
+from sdslab.report.at_the_end import reported
+from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_schema import origin_of
 from sdslab.study.phase_clock import PHASES
 from sdslab.study.plots import close_figure, save_figure
 from sdslab.study.texture_step_benchmark import StepRow, measure_step, numbers_of
 from sdslab.study.texture_step_specification import StepCase, TextureStepStudy
-from sdslab.study.timing import clock_name, spread
+from sdslab.study.timing import clock_name, quantile_columns, spread
 
 progress_console = Console(stderr=True)
 PHASE_LABELS = dict(
@@ -46,7 +48,19 @@ def run_texture_step_study(study: TextureStepStudy, only: tuple[str, ...] = ()) 
     check_writable(out)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32: it is what half is judged by
     keep_freed_memory()
-    record = run_record(dataclasses.asdict(study), device)
+    record = run_record(dataclasses.asdict(study), device, program="study", kind="texture_step")
+    folder = out / study.name
+    with reported(folder), recorded(folder / "run.json", record, device):
+        _run_cases(study, cases, out, device, record)
+
+
+def _run_cases(
+    study: TextureStepStudy,
+    cases: list[StepCase],
+    out: Path,
+    device: torch.device,
+    record: dict[str, Any],
+) -> None:
     versions = {name: record["packages"][name] for name in ("torch", "diffusers", "triton")}
     rows: list[StepRow] = []
     numbers: list[dict[str, Any]] = []
@@ -54,8 +68,10 @@ def run_texture_step_study(study: TextureStepStudy, only: tuple[str, ...] = ()) 
         row = measure_step(case, study.settings, device)
         rows.append(row)
         numbers.append(numbers_of(row, study.settings, device) | versions)
+        if row.ours is not None:
+            record["metrics"][row.case.name] = quantile_columns("ours", row.ours.step)
         # After each row: what was measured survives an interruption.
-        write_json(out / f"{study.name}.json", {"run": record, "rows": numbers})
+        write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
         progress_console.print(_line_of(row), markup=False, highlight=False)
     with atomic_write(out / f"{study.name}.csv") as temporary:
         pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")

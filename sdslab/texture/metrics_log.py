@@ -82,6 +82,14 @@ class MetricsLog:
             self._board.close()
 
 
+def stage_seconds(out: Path) -> dict[str, float]:
+    """How long the steps of each stage took, of all processes that ran it."""
+    seconds: dict[str, float] = {}
+    for line in _lines(out / "metrics.csv"):
+        seconds[line[0]] = seconds.get(line[0], 0.0) + float(line[-1])
+    return {stage: round(value, 2) for stage, value in seconds.items()}
+
+
 def _lines(path: Path) -> list[list[str]]:
     """The whole lines of an earlier log; the last one of a killed run may be torn."""
     if not path.is_file():

@@ -54,8 +54,10 @@ def clear_outputs(out: Path, goes_on: bool) -> None:
     log = () if goes_on else ("metrics.csv", "previews/*.png")
     for pattern in (
         *log,
-        "results.json",
+        "report.html",
         "mesh.glb",
+        "front.png",
+        "light.hdr",
         "contact_sheet.png",
         "turntable.mp4",
         "turntable.gif",

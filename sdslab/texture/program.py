@@ -16,7 +16,7 @@ class Textured:
 
     Attributes:
         materials: [size, size, 8] by name, on the CPU; the first is the result.
-        results: numbers for ``results.json``.
+        results: numbers for ``run.json``.
         lines: the same for people.
         interrupt: Ctrl-C or SIGTERM, where one ended it early.
     """

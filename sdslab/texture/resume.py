@@ -9,9 +9,10 @@ from typing import Any
 
 from sdslab.errors import UserError, one_line
 from sdslab.pickles import refuse_pickle
+from sdslab.run_schema import read_run
 from sdslab.tables import build
 from sdslab.texture.arguments import Arguments
-from sdslab.texture.run_folder import differences, read_record
+from sdslab.texture.run_folder import differences
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def resumed_run(given: Arguments, parse: Callable[[Arguments], Arguments]) -> Re
         raise UserError(
             f"--resume goes on in the run's own folder, got --out {given.output.out}; leave it out"
         )
-    record = read_record(run)
+    record = read_run(run / "run.json")
     recorded = _arguments(record["config"], run)
     folder = _started_in(record)
     merged = parse(recorded)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdslab.errors import UserError, one_line
+from sdslab.run_schema import read_run
 
 # What a run may be continued with: it changes where and how the result is made, not which.
 FREE_SECTION = "output"
@@ -28,7 +29,7 @@ def state_of(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
     if not (out / "run.json").is_file():
         return "new"
     try:
-        before = read_record(out)
+        before = read_run(out / "run.json")
         unlike = differences(before["config"], config)
         known = before["details"]["inputs"]
         unlike += [
@@ -37,37 +38,14 @@ def state_of(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
             if known.get(name) != digest
         ]
     except (UserError, KeyError, TypeError, AttributeError):
-        unlike = ["its run.json cannot be read"]
+        before, unlike = {}, ["its run.json cannot be read"]
     if unlike:
         shown = "; ".join(unlike[:3]) + ("; …" if len(unlike) > 3 else "")
         raise UserError(
             f"--out must be empty or hold this same run, got {str(out)!r}, which holds another one "
             f"({shown}); give another --out, or --fresh to replace it"
         )
-    try:
-        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-        return "begun" if results["interrupted"] else "finished"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "begun"
-
-
-def read_record(out: Path) -> dict[str, Any]:
-    """A run's ``run.json``.
-
-    Raises:
-        UserError: there is none, or it is none.
-    """
-    path = out / "run.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record["config"], dict):
-            raise TypeError("its config is no table")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"a run's folder must have a run.json that can be read, got {str(path)!r}: "
-            f"{type(error).__name__}; run its command again, with --fresh"
-        ) from error
-    return record
+    return "finished" if before["outcome"] == "finished" else "begun"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

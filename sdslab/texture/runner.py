@@ -13,12 +13,13 @@ from rich.console import Console
 from sdslab.devices import out_of_memory_message
 from sdslab.errors import UserError
 from sdslab.meshes.seam_dilation import dilate_seams
-from sdslab.run_record import write_json
 from sdslab.texture.argument_checks import default_out, guidance_of
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.inputs import input_digests
+from sdslab.texture.metrics_log import stage_seconds
 from sdslab.texture.outputs import FIXED_OUTPUTS, check_outputs_writable, write_outputs
 from sdslab.texture.program import Program, Textured
+from sdslab.texture.report_inputs import write_report_inputs
 from sdslab.texture.run_folder import state_of
 from sdslab.texture.stage import memory_remedy
 from sdslab.texture.workspace import Workspace, progress_bar, progress_console
@@ -61,10 +62,11 @@ def _run(arguments: Arguments, guidance: GuidanceName, out: Path, inputs: dict[s
     with ExitStack() as held:
         with progress_bar() as progress:
             workspace = Workspace.open(arguments, guidance, out, inputs, progress, held)
+            workspace.record["seconds"]["loading"] = round(time.perf_counter() - start, 2)
             textured = program_of(guidance)(workspace, progress)
-        _finish(workspace, textured, time.perf_counter() - start)
-    if textured.interrupt is not None:
-        raise textured.interrupt
+        _finish(workspace, textured)
+        if textured.interrupt is not None:
+            raise textured.interrupt
 
 
 def _say_how_to_go_on(out: Path) -> None:
@@ -74,16 +76,15 @@ def _say_how_to_go_on(out: Path) -> None:
     progress_console.print(f"interrupted: {how}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _finish(workspace: Workspace, textured: Textured, seconds: float) -> None:
-    results = {
-        **textured.results,
-        "seconds": round(seconds, 2),
-        "interrupted": textured.interrupt is not None,
-    }
+def _finish(workspace: Workspace, textured: Textured) -> None:
+    record = workspace.record
+    record["metrics"] = dict(textured.results)
+    record["seconds"] |= stage_seconds(workspace.out)
     for line in textured.lines:
         _say(line)
+    start = time.perf_counter()
     _write(workspace, textured)
-    write_json(workspace.out / "results.json", results)
+    record["seconds"]["writing"] = round(time.perf_counter() - start, 2)
     if textured.interrupt is None:
         workspace.checkpoints.clear()
 
@@ -123,9 +124,10 @@ def _write(workspace: Workspace, textured: Textured) -> None:
             frames=output.turntable,
             progress=lambda name: progress.update(task, advance=1, note=name),
         )
+    write_report_inputs(workspace, materials)
     for line in written.notes:
         _say(line)
-    _say(f"written to {workspace.out}/: {', '.join(written.names)}, results.json")
+    _say(f"written to {workspace.out}/: {', '.join(written.names)}, run.json")
 
 
 def _say(line: str) -> None:

@@ -61,7 +61,7 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
     if sr_source is not None and not shared:
         sr_prompts = _prompts(workspace, sr_source, dtype, progress)
     initial = workspace.initial_maps()
-    workspace.record["settings"] = dataclasses.asdict(settings)
+    workspace.record["details"]["settings"] = dataclasses.asdict(settings)
     outcomes: dict[str, Outcome] = {}
     resumed = workspace.resumed
     if resumed is not None and resumed.state["stage"] == NAMES[2]:

@@ -38,11 +38,13 @@ from sdslab.rendering.render_backend import RenderBackend, make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.report.at_the_end import reported
 from sdslab.run_lock import RunLock
-from sdslab.run_record import package_digest, run_record, write_json
+from sdslab.run_record import package_digest, recorded, run_record
+from sdslab.run_schema import read_run
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.outputs import clear_outputs
-from sdslab.texture.run_folder import decisive, read_record
+from sdslab.texture.run_folder import decisive
 from sdslab.texture.target import load_target, own_maps
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Workspace:
         mesh: what is textured.
         lights: of the steps, or None for unlit pictures.
         inputs: digests of the files that it reads, by name.
-        held: what is let go of when the run ends: the folder's lock.
+        held: what ends with the run: its record, the report and the folder's lock.
     """
 
     arguments: Arguments
@@ -226,13 +228,14 @@ class Workspace:
         clear_outputs(self.out, goes_on=self.resumed is not None)
         if self.resumed is None:
             self.checkpoints.clear()
-        write_json(self.out / "run.json", self.record)
+        self.held.enter_context(reported(self.out))
+        self.held.enter_context(recorded(self.out / "run.json", self.record, self.device))
 
     def _keep_the_first_command(self) -> None:
         """A run that goes on is one run: what began it makes it again."""
         with suppress(UserError):
-            before = read_record(self.out)
-            kept = {name: before[name] for name in ("command", "started") if name in before}
+            before = read_run(self.out / "run.json")
+            kept = {name: before[name] for name in ("command", "started")}
             self.record.update(kept)
 
     @cached_property
@@ -258,10 +261,16 @@ class Workspace:
     @cached_property
     def record(self) -> dict[str, Any]:
         """For ``run.json``."""
-        record = run_record(dataclasses.asdict(self.arguments), self.device)
-        record["guidance"] = self.guidance
+        record = run_record(
+            dataclasses.asdict(self.arguments),
+            self.device,
+            program="texture",
+            kind=self.guidance,
+            seeds=(self.arguments.optimization.seed,),
+        )
         record["details"] = {"inputs": self.inputs, "folder": str(Path.cwd())}
-        record["mesh"] = {
+        record["details"]["mesh"] = {
+            "name": self.mesh.name,
             "faces": len(self.mesh.faces),
             "vertices": len(self.mesh.positions),
             "notes": list(self.mesh.notes),

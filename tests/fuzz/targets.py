@@ -18,7 +18,12 @@ import torch
 from sdslab.checkpoint import Checkpoints
 from sdslab.errors import UserError
 from sdslab.meshes.mesh_io import load_mesh
+from sdslab.report.index_page import write_index
+from sdslab.report.run_page import write_report
+from sdslab.report.run_table import write_csv
 from sdslab.run_lock import LOCK_NAME, RunLock
+from sdslab.run_record import run_record
+from sdslab.run_schema import read_run
 from sdslab.study.exemplar_specification import load_exemplar_study
 from sdslab.study.kernel_specification import load_kernel_study
 from sdslab.study.renderer_specification import load_renderer_study
@@ -120,11 +125,24 @@ def mesh_glb(data: bytes) -> bool:
     return _taken(lambda path: load_mesh(str(path), "never"), "mesh.glb", data)
 
 
+def run_report(data: bytes) -> bool:
+    """A run's record, and the pages that show it."""
+
+    def show(path: Path) -> None:
+        write_report(path.parent)
+        runs = [(path.parent, read_run(path))] * 2
+        write_index(runs, path.parent / "index.html")
+        write_csv(runs, path.parent / "runs.csv")
+
+    return _taken(show, "run.json", data)
+
+
 TARGETS: dict[str, Callable[[bytes], bool]] = {
     target.__name__: target
     for target in (
         study_toml,
         run_json,
+        run_report,
         checkpoint,
         checkpoint_header,
         run_lock,
@@ -153,16 +171,21 @@ def valid_inputs() -> dict[str, list[bytes]]:
         mesh = load_mesh(str(folder / "mesh.obj"), "never")
         export_glb(mesh, constant_material(1, 1), folder / "mesh.glb")
         glb = (folder / "mesh.glb").read_bytes()
-    record = json.dumps(
-        {"config": dataclasses.asdict(DEFAULTS), "details": {"inputs": {}, "folder": "/"}}
-    ).encode()
+    device = torch.device("cpu")
+    texture = run_record(
+        dataclasses.asdict(DEFAULTS), device, program="texture", kind="exemplar", seeds=(0,)
+    )
+    texture |= {"metrics": {"steps": 3}, "seconds": {"total": 2.5}, "peak_memory_mb": {"gpu": 1.5}}
+    texture["details"] = {"inputs": {}, "folder": "/"}
+    study = run_record({"cells": [{"name": "a", "steps": 2}]}, device, program="study", kind="x")
     studies = [path.read_bytes() for path in sorted((REPOSITORY / "studies").glob("*.toml"))]
     return {
         "study_toml": studies,
-        "run_json": [record],
+        "run_json": [json.dumps(texture).encode()],
         "checkpoint": [content],
         "checkpoint_header": [content[8 : 8 + header_size]],
         "run_lock": [lock, json.dumps({"host": "node7"}).encode()],
+        "run_report": [json.dumps(record).encode() for record in (texture, study)],
         "mesh_obj": [obj],
         "mesh_glb": [glb],
     }

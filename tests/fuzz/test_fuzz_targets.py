@@ -27,6 +27,12 @@ TOKENS = {
         b'"state":"3"', b'\\"theta\\":3', b'{\\"a\\":1}', b"\xed\xa0\x80",
     ],
     "run_lock": [b"{", b"[", b"null", b"-1", b'"', b"1e999", b"\0", b"\\n", b"\xff", b"{}"],
+    "run_report": [
+        b"{}", b"[]", b"null", b"1e999", b"NaN", b"-1", b"9" * 400, b"true", b'""',
+        b"[" * 40 + b"]" * 40,
+        b'"total": ', b'"total": "x", ', b'"materials": ["../x"], ', b'"exemplar": 3, ',
+        b'"seeds": [[1]], ', b'"program": "x", ', b'"\\u0000"', b'"\\ud800"', b"</script>", b"\xff",
+    ],
     "mesh_obj": [
         b"f 1 2 3\n", b"f 0 0 0\n", b"f -9 1 2\n", b"v nan 0 0\n", b"1e999", b"mtllib ../../x\n",
         b"usemtl x\n", b"\\\n", b"\0", b"f\n", b"vt\n", b"/", b"#", b"g a\n", b"v 1e308 0 -1e308\n",

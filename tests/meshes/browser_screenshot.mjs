@@ -8,15 +8,12 @@
 //   "light": "room" (default; three.js's RoomEnvironment), "above" (one directional light from
 //     +Y and the eye's side), "none" (the base colour alone, unlit) or "silhouette" (the object
 //     white, the background black).
-// The browser is $CHROMIUM, or the first of the usual ones on PATH. Nothing but a server on
-// 127.0.0.1, started here, is asked for anything.
-import { execFileSync } from "node:child_process";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+// Nothing but a server on 127.0.0.1, started here, is asked for anything.
+import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
 import { dirname, join, normalize, sep } from "node:path";
-import { chromium } from "playwright-core";
+import { withBrowser } from "../browser.mjs";
 
 const [model, cameraFile, out] = process.argv.slice(2);
 const view = { background: "white", light: "room", ...JSON.parse(await readFile(cameraFile)) };
@@ -93,48 +90,20 @@ const server = createServer(async (request, response) => {
 });
 await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
 
-const profile = await mkdtemp(join(tmpdir(), "browser-"));
-let browser;
 try {
-  browser = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM || findBrowser(),
-    headless: true,
-    viewport: { width: view.width, height: view.height },
-    args: [
-      "--no-sandbox",
-      "--use-angle=swiftshader",
-      "--enable-unsafe-swiftshader",
-      "--disable-background-networking",
-      "--disable-component-update",
-      "--disable-sync",
-      "--no-first-run",
-      "--force-color-profile=srgb",
-    ],
+  await withBrowser({ viewport: { width: view.width, height: view.height } }, async (browser) => {
+    const page = await browser.newPage();
+    const problems = [];
+    page.on("console", (message) => {
+      if (message.type() === "error") problems.push(message.text());
+    });
+    page.on("pageerror", (error) => problems.push(String(error)));
+    await page.goto(`http://127.0.0.1:${server.address().port}/`);
+    await page.waitForFunction(() => window.show);
+    await page.evaluate((settings) => window.show(settings), view);
+    await page.locator("canvas").screenshot({ path: out });
+    if (problems.length) throw new Error(problems.join("\n"));
   });
-  const page = await browser.newPage();
-  const problems = [];
-  page.on("console", (message) => {
-    if (message.type() === "error") problems.push(message.text());
-  });
-  page.on("pageerror", (error) => problems.push(String(error)));
-  await page.goto(`http://127.0.0.1:${server.address().port}/`);
-  await page.waitForFunction(() => window.show);
-  await page.evaluate((settings) => window.show(settings), view);
-  await page.locator("canvas").screenshot({ path: out });
-  if (problems.length) throw new Error(problems.join("\n"));
 } finally {
-  await browser?.close();
   server.close();
-  await rm(profile, { recursive: true, force: true });
-}
-
-function findBrowser() {
-  for (const name of ["chromium", "chromium-browser", "google-chrome"]) {
-    try {
-      return execFileSync("which", [name], { encoding: "utf8" }).trim();
-    } catch {
-      continue;
-    }
-  }
-  throw new Error("no Chromium on PATH; install one or set CHROMIUM to it");
 }

@@ -303,7 +303,7 @@ def test_prompts_name_a_folder_below_runs(
 def test_a_hostile_run_folder_is_no_way_out(doors: Doors, monkeypatch):
     """What is written replaces links that lie there, and does not follow them."""
     Path("run").mkdir()
-    for name in ("run.json", "metrics.csv", "mesh.glb", "contact_sheet.png", "results.json"):
+    for name in ("run.json", "metrics.csv", "mesh.glb", "contact_sheet.png", "report.html"):
         (Path("run") / name).symlink_to("../../secret.png")
     assert texture(monkeypatch, "torus", *RUN, "--out=run", "--fresh") == 0
     assert not (Path("run") / "mesh.glb").is_symlink()

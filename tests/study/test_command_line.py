@@ -93,7 +93,11 @@ def test_a_study_writes_its_table_pictures_and_record(study: Path, tmp_path: Pat
     record = json.loads((out / "small" / "run.json").read_text())
     assert record["command"].startswith("python -m sdslab.study ")
     assert record["config"]["settings"]["size"] == 64
-    assert record["seconds"] > 0
+    assert (record["outcome"], record["seeds"]) == ("finished", [0])
+    cells = {cell["name"] for cell in record["config"]["cells"]}
+    assert set(record["seconds"]) == cells | {"total"}
+    assert np.isfinite(record["metrics"]["latent_dip"]["decoded_psnr_db"])
+    assert (out / "small" / "report.html").exists()
     everything = json.loads((out / "small.json").read_text())
     assert len(everything["rows"]) == len(table)
     assert everything["curves"][0]["curve"]

@@ -48,7 +48,7 @@ def test_every_row_is_written(study: Path, tmp_path: Path, capsys: pytest.Captur
     run(Selection(str(study), preset="quick"), Overrides(out="results"))
     out = tmp_path / "results"
     assert {path.name for path in out.iterdir()} == {
-        "small.csv", "small.json", "small.md", "small.png",
+        "small", "small.csv", "small.json", "small.md", "small.png",
     }  # fmt: skip
     table: Any = pd.read_csv(out / "small.csv").set_index("row")
     assert list(table.index) == ["pixel_rgb_epsilon", "pixel_dip", "latent_rgb"]

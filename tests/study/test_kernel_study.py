@@ -82,7 +82,7 @@ def test_every_row_is_written(
     run(Selection(str(study)), Overrides(out="results", device="cpu"))
     out = tmp_path / "results"
     assert {path.name for path in out.iterdir()} == {
-        "small.csv", "small.json", "small.md", "small.png",
+        "small", "small.csv", "small.json", "small.md", "small.png",
     }  # fmt: skip
     table: Any = pd.read_csv(out / "small.csv")
     assert list(table["row"]) == ["perturb", "perturb", "sds", "sds"]

@@ -79,7 +79,7 @@ def test_every_row_is_written(
     run(Selection(str(study)), Overrides(out="results", device="cpu"))
     out = tmp_path / "results"
     assert {path.name for path in out.iterdir()} == {
-        "small.csv", "small.json", "small.md", "small.png",
+        "small", "small.csv", "small.json", "small.md", "small.png",
     }  # fmt: skip
     table = pd.read_csv(out / "small.csv").set_index("row")
     assert list(table.index) == ["visibility", "texture", "step", "unlit", "no_metal"]

@@ -7,7 +7,7 @@ import pytest
 from sdslab.errors import UserError
 from sdslab.texture.outputs import check_outputs_writable, clear_outputs
 
-LEFT = ("turntable.mp4", "turntable.gif", "maps/albedo.exr", "target/mesh.glb", "results.json")
+LEFT = ("turntable.mp4", "turntable.gif", "maps/albedo.exr", "target/mesh.glb", "report.html")
 LOG = ("metrics.csv", "previews/recovery-000000.png")
 
 

@@ -1,6 +1,5 @@
 """``python -m sdslab.texture`` as a user runs it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from sdslab.metrics import psnr_db
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
+from sdslab.run_schema import read_run
 from sdslab.texture.target import own_maps
 
 SMALL = (
@@ -55,17 +55,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_run_leaves_what_it_says(finished: tuple[Path, str]):
     out, printed = finished
     assert {path.name for path in out.iterdir()} == {
-        "mesh.glb", "obj", "maps", "contact_sheet.png", "turntable.mp4", "run.json", "results.json",
-        "metrics.csv", "previews", "target",
+        "mesh.glb", "obj", "maps", "contact_sheet.png", "turntable.mp4", "run.json", "report.html",
+        "metrics.csv", "previews", "target", "original", "front.png", "light.hdr",
     }  # fmt: skip
     assert (out / "maps" / "albedo.exr").stat().st_size > 0
-    results = json.loads((out / "results.json").read_text())
+    record = read_run(out / "run.json")
+    assert record["outcome"] == "finished"
+    results = record["metrics"]
     assert results["steps"] == 4
-    assert results["interrupted"] is False
     assert 0 < results["seen_texels"] <= results["covered_texels"] <= 64 * 64
     assert set(results["map_psnr_db"]) == {"albedo", "roughness", "metallic", "normal", "all"}
     assert f"held-out views: {results['view_psnr_db']:.2f} dB" in printed
-    record = json.loads((out / "run.json").read_text())
+    assert printed.splitlines()[-1] == f"report: {out.relative_to(out.parents[1])}/report.html"
+    assert {"loading", "recovery", "writing", "total"} <= set(record["seconds"])
+    assert record["seeds"] == [0]
+    assert record["details"]["materials"] == ["recovered", "target", "original"]
     assert record["command"].startswith("python -m sdslab.texture torus --target coffee")
     assert record["config"]["optimization"]["steps"] == 4
     metrics = pd.read_csv(out / "metrics.csv")
@@ -134,8 +138,10 @@ def test_ctrl_c_writes_what_was_reached(tmp_path: Path):
     out, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    results = json.loads((run.parent / "results.json").read_text())
-    assert results["interrupted"] is True
+    record = read_run(run)
+    assert record["outcome"] == "interrupted"
+    results = record["metrics"]
+    assert out.splitlines()[-1] == "report: runs/torus-coffee/report.html"
     assert 0 < results["steps"] < 100_000
     assert (run.parent / "mesh.glb").exists()
     assert f"{results['steps']} steps" in out
@@ -155,7 +161,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 143, err
-    taken = json.loads((tmp_path / "stopped" / "results.json").read_text())["steps"]
+    taken = read_run(tmp_path / "stopped" / "run.json")["metrics"]["steps"]
     assert 0 < taken < 25
     code, _, err = command_line(tmp_path, *arguments, "--out", "stopped")
     assert code == 0, err

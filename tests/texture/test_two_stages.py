@@ -93,9 +93,9 @@ def test_a_prompt_textures_a_mesh_in_two_stages(models: Path, tmp_path: Path):
     assert two.source_material is not None
     assert not one.source_material.maps.equal(two.source_material.maps)
     record = json.loads((out / "run.json").read_text())
-    assert record["guidance"] == "deepfloyd"
-    assert record["settings"]["stage_two"]["steps"] == 2
-    assert record["settings"]["stage_one"]["guidance_scale"] == 15
+    assert record["kind"] == "deepfloyd"
+    assert record["details"]["settings"]["stage_two"]["steps"] == 2
+    assert record["details"]["settings"]["stage_one"]["guidance_scale"] == 15
     assert not list(out.glob("checkpoint-*"))
 
 
@@ -104,7 +104,7 @@ def test_latent_models_run_both_stages_with_text_encoders_of_their_own(
 ):
     run(arguments(tmp_path / "run", models / "sd", models / "upscaler", steps=1, sr_steps=1))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["settings"]["stage_one"]["weighting"] == "epsilon_dreamfusion"
+    assert record["details"]["settings"]["stage_one"]["weighting"] == "epsilon_dreamfusion"
     assert (tmp_path / "run" / "mesh.glb").exists()
 
 

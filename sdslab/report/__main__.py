@@ -1,0 +1,90 @@
+"""The command line of ``python -m sdslab.report``."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sdslab.errors import UserError, exit_on_user_error, one_line
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Makes the report of each run, and of several a page that compares them.
+
+    Example: python -m sdslab.report runs/apple-coffee runs/apple-gravel --csv runs.csv
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Folders that hold a run.json: of texture runs (runs/NAME) and studies (figures/NAME), or
+    folders of such folders."""
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE", help_behavior_hint="(default: index.html beside several runs)"
+        ),
+    ] = None
+    """The page that compares the runs."""
+    csv: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")
+    ] = None
+    """Write all records as one table, a row each."""
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = tyro.cli(Arguments, prog="python -m sdslab.report")
+    with exit_on_user_error():
+        report(arguments)
+
+
+def report(arguments: Arguments) -> None:
+    """Makes the pages and says where they are.
+
+    Raises:
+        UserError: a run cannot be read, or a page cannot be written.
+    """
+    from sdslab.run_schema import read_run
+
+    folders = _folders(arguments.runs)
+    # All are read before anything is written.
+    runs: list[tuple[Path, dict[str, Any]]] = [(f, read_run(f / "run.json")) for f in folders]
+
+    from sdslab.report.index_page import write_index
+    from sdslab.report.run_page import write_report
+    from sdslab.report.run_table import write_csv
+
+    for folder in folders:
+        print(write_report(folder))  # noqa: T201
+    if len(runs) > 1 or arguments.out is not None:
+        common = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+        index = arguments.out or common / "index.html"
+        write_index(runs, index)
+        print(index)  # noqa: T201
+    if arguments.csv is not None:
+        write_csv(runs, arguments.csv)
+        print(arguments.csv)  # noqa: T201
+
+
+def _folders(named: tuple[Path, ...]) -> list[Path]:
+    """Those with a run.json; a folder without one stands for its sub-folders that have one."""
+    if not named:
+        raise UserError("RUN must be the folder of a run, got none; give one, such as runs/NAME")
+    found: list[Path] = []
+    for folder in named:
+        if folder.name == "run.json":
+            folder = folder.parent
+        inner = sorted(path.parent for path in folder.glob("*/run.json"))
+        if not folder.is_dir() or not ((folder / "run.json").is_file() or inner):
+            raise UserError(
+                f"RUN must be a folder with a run.json, got {one_line(str(folder))!r}; give the "
+                f"folder of a texture run (runs/NAME) or of a study (figures/NAME)"
+            )
+        found += [folder] if (folder / "run.json").is_file() else inner
+    return list(dict.fromkeys(found))
+
+
+if __name__ == "__main__":
+    main()

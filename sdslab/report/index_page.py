@@ -1,0 +1,89 @@
+"""A page that compares several runs: pictures, key numbers, and the settings that differ."""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sdslab.atomic_write import atomic_write
+from sdslab.report import settings_rows
+from sdslab.report.embedded_pictures import data_uri, read_picture
+from sdslab.report.html_page import render_page
+from sdslab.report.run_page import PAGE_NAME, key_numbers, study_figures, title_of
+
+THUMBNAIL_SIZES = {"texture": 384, "study": 1200}  # pixels of the larger side
+MOST_NUMBERS = 4  # of a card
+SECTIONS = ("preset", "settings", "subject", "exemplar", "model", "optimization", "rendering")
+
+
+def write_index(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
+    """Writes the page; it links to each run's own, which must lie where it is now.
+
+    Args:
+        runs: (folder, record) of each.
+        path: of the page.
+
+    Raises:
+        UserError: a picture cannot be read, or the page cannot be written.
+    """
+    page = render_page(
+        "index.html",
+        title="1 run" if len(runs) == 1 else f"{len(runs)} runs",
+        cards=[_card(folder, record, path.parent) for folder, record in runs],
+        groups=[
+            group
+            for program, heading in (("texture", "Textures"), ("study", "Studies"))
+            if (group := _compared(heading, [run for run in runs if run[1]["program"] == program]))
+        ],
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _card(folder: Path, record: dict[str, Any], beside: Path) -> dict[str, Any]:
+    picture = read_picture(folder / "front.png")
+    if picture is None and record["program"] == "study":
+        picture = next((figure for _, figure in study_figures(folder)), None)
+    link = os.path.relpath(folder / PAGE_NAME, beside).replace(os.sep, "/")
+    total = record["seconds"].get("total")  # where the run has ended
+    return {
+        "link": quote(link),
+        "name": folder.resolve().name,
+        "title": title_of(record),
+        "program": record["program"],
+        "kind": record["kind"],
+        "outcome": record["outcome"],
+        "time": settings_rows.seconds_text(total) if isinstance(total, int | float) else "",
+        "picture": picture and data_uri(picture, THUMBNAIL_SIZES[record["program"]], 85),
+        "numbers": key_numbers(record)[:MOST_NUMBERS] if record["program"] == "texture" else [],
+    }
+
+
+def _compared(heading: str, runs: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any] | None:
+    """The tables of one program's runs; None where there is nothing to compare."""
+    if len(runs) < 2:
+        return None
+    return {
+        "heading": heading,
+        "names": [folder.resolve().name for folder, _ in runs],
+        "numbers": _rows([dict(key_numbers(record)) for _, record in runs]),
+        "settings": _rows([_settings(record) for _, record in runs], differing=True),
+    }
+
+
+def _settings(record: dict[str, Any]) -> dict[str, str]:
+    """What can be compared: a study's list of cells, and where a run was written, cannot."""
+    origin = {name: record[name] for name in ("kind", "seeds", "sdslab", "commit", "device")}
+    tables = {name: value for name, value in record["config"].items() if name in SECTIONS}
+    leaves = settings_rows.flat({**origin, **tables})
+    return {
+        name.replace("_", " ").replace(".", ": "): settings_rows.shown(value)
+        for name, value in leaves.items()
+    }
+
+
+def _rows(tables: list[dict[str, str]], differing: bool = False) -> list[tuple[str, list[str]]]:
+    """A row for each name, a cell for each run; or only those rows whose cells differ."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    rows = [(name, [table.get(name, "") for table in tables]) for name in names]
+    return [row for row in rows if not differing or len(set(row[1])) > 1]

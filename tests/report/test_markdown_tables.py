@@ -1,0 +1,35 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdslab.report.markdown_tables import html_of
+
+
+def test_headings_tables_and_notes():
+    html = html_of(
+        "# Title\n\nAbout **this** | that.\n\n"
+        "| a | b |\n| --- | --- |\n| x \\| y | 1.5 |\n| z | |\n\n"
+        "## Part\n\nNear x\\*.\n"
+    )
+    assert "Title" not in html  # the page has it above
+    assert "<h3>Part</h3>" in html
+    assert "<tr><td>x | y</td><td class=number>1.5</td></tr>" in html
+    assert "<tr><td>z</td><td class=number></td></tr>" in html
+    assert '<p class="note">About **this** | that.</p>' in html
+    assert '<p class="note">Near x*.</p>' in html
+
+
+def test_a_row_may_have_more_or_fewer_cells_than_the_head():
+    html = html_of("| a | b |\n| --- | --- |\n| 1 |\n| 1 | 2 | 3 |\n")
+    assert html.count("<td") == 4
+
+
+@given(st.text(st.sampled_from("|-\\\n #<>&\"'a1:"), max_size=200))
+def test_no_text_becomes_markup(text: str):
+    html = html_of(text)
+    tags = ("p", "h3", "div", "table", "thead", "tbody", "tr", "th", "td")
+    for tag in tags:
+        html = html.replace(f"</{tag}>", "").replace(f"<{tag}>", "")
+    for opening in ('<p class="note">', "<td class=number>", "<th class=number>"):
+        html = html.replace(opening, "")
+    html = html.replace('<div class="scroll" tabindex="0" role="region" aria-label="table">', "")
+    assert "<" not in html
