@@ -1,5 +1,6 @@
 """Pickled weights, which run whatever code they hold when they are read: refused, never opened."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def refuse_pickle(path: Path) -> None:
     Raises:
         UserError: with the line that converts it.
     """
-    if path.is_file() and (path.suffix.lower() in SUFFIXES or _begins_like_a_pickle(path)):
+    if os.path.isfile(path) and (path.suffix.lower() in SUFFIXES or _begins_like_a_pickle(path)):
         raise UserError(
             f"weights and states must be safetensors (a pickle can run any code), got "
             f"{str(path)!r}; if you trust it, convert it: {conversion_line(path)}"
