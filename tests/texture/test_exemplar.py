@@ -14,6 +14,7 @@ from PIL import Image
 from sdslab.errors import UserError
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.texture import stage
+from sdslab.texture.argument_checks import check
 from sdslab.texture.arguments import (
     Arguments,
     Distillation,
@@ -23,7 +24,6 @@ from sdslab.texture.arguments import (
     Output,
     Rendering,
     Subject,
-    check,
 )
 from sdslab.texture.runner import run
 
