@@ -28,8 +28,10 @@ from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.report.at_the_end import reported
 from sdslab.run_lock import RunLock
-from sdslab.run_record import run_record, write_json
+from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_schema import origin_of
 from sdslab.study.cell_store import code_digest
 from sdslab.study.exemplar_mesh_methods import texture_mesh
 from sdslab.study.exemplar_mesh_specification import MeshStudy, Method
@@ -103,15 +105,23 @@ def run_mesh_study(study: MeshStudy, only: tuple[str, ...] = (), *, fresh: bool 
     with RunLock(out / study.name) as lock:
         if lock.note:
             progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
-        record = run_record(dataclasses.asdict(study), device)
-        maker = _Maker(study, photos, device, fresh)
-        finished: list[Finished] = []
-        for item in maker.all_of(methods):
-            finished.append(item)
-            # After each one: the rows so far survive an interruption.
-            rows = [done.numbers() for done in finished]
-            write_json(out / f"{study.name}.json", {"run": record, "rows": rows})
-        _write(study, photos, finished, out, device_name(device))
+        record = run_record(
+            dataclasses.asdict(study),
+            device,
+            program="study",
+            kind="exemplar_mesh",
+            seeds=settings.seeds,
+        )
+        folder = out / study.name
+        with reported(folder), recorded(folder / "run.json", record, device):
+            maker = _Maker(study, photos, device, fresh)
+            finished: list[Finished] = []
+            for item in maker.all_of(methods):
+                finished.append(item)
+                # After each one: the rows so far survive an interruption.
+                rows = [done.numbers() for done in finished]
+                write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": rows})
+            _write(study, photos, finished, out, device_name(device))
 
 
 class _Maker:

@@ -83,7 +83,7 @@ def test_a_photo_textures_a_mesh_and_its_estimates_are_told(tmp_path: Path, caps
     run(arguments(out, "gravel"))
     for file in ("mesh.glb", "contact_sheet.png", "obj", "maps/normal.png"):
         assert (out / file).exists(), file
-    results = json.loads((out / "results.json").read_text())
+    results = json.loads((out / "run.json").read_text())["metrics"]
     assert results["material"] == {
         "albedo": "exemplar",
         "roughness": "estimated from the albedo",
@@ -96,7 +96,7 @@ def test_a_photo_textures_a_mesh_and_its_estimates_are_told(tmp_path: Path, caps
 
 def test_albedo_only_estimates_nothing(tmp_path: Path):
     run(arguments(tmp_path / "run", "gravel", material="albedo-only"))
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["metrics"]
     assert set(results["material"].values()) == {"exemplar", "constant"}
     with Image.open(tmp_path / "run" / "maps" / "normal.png") as normal:
         values = torch.tensor(list(normal.get_flattened_data()))
@@ -128,7 +128,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(
         patched.setattr(stage, "MetricsLog", named)
         with pytest.raises(KeyboardInterrupt):
             run(arguments(stopped, "gravel"))
-    assert json.loads((stopped / "results.json").read_text())["interrupted"]
+    assert json.loads((stopped / "run.json").read_text())["outcome"] == "interrupted"
     run(arguments(stopped, "gravel"))
     for name in ("albedo", "metallic_roughness", "normal"):
         files = [folder / "maps" / f"{name}.png" for folder in (whole, stopped)]
@@ -169,7 +169,7 @@ def test_given_maps_are_laid_out_with_the_photo(tmp_path: Path):
         "exemplar_normal": (str(normal),),
     }
     run(arguments(tmp_path / "run", photo, guidance="none", **options))
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["metrics"]
     assert results["material"] == dict.fromkeys(("albedo", "roughness", "normal"), "exemplar") | {
         "metallic": "constant"
     }
@@ -183,7 +183,7 @@ def test_given_maps_are_laid_out_with_the_photo(tmp_path: Path):
     guided = arguments(tmp_path / "guided", photo, **options)
     run(guided)
     assert (
-        json.loads((tmp_path / "guided" / "results.json").read_text())["material"]
+        json.loads((tmp_path / "guided" / "run.json").read_text())["metrics"]["material"]
         == (results["material"])
     )
 
