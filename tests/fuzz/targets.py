@@ -24,10 +24,13 @@ from sdslab.report.run_table import write_csv
 from sdslab.run_lock import LOCK_NAME, RunLock
 from sdslab.run_record import run_record
 from sdslab.run_schema import read_run
+from sdslab.study.exemplar_mesh_specification import load_mesh_study
 from sdslab.study.exemplar_specification import load_exemplar_study
+from sdslab.study.figure2_speed_specification import load_figure2_speed_study
 from sdslab.study.kernel_specification import load_kernel_study
 from sdslab.study.renderer_specification import load_renderer_study
 from sdslab.study.specification import load_study, study_kind
+from sdslab.study.texture_step_specification import load_texture_step_study
 from sdslab.texture.argument_checks import check
 from sdslab.texture.arguments import (
     Arguments,
@@ -46,6 +49,9 @@ STUDY_LOADERS: dict[str, Callable[[Path, str | None], object]] = {
     "renderer": load_renderer_study,
     "kernels": load_kernel_study,
     "exemplar": load_exemplar_study,
+    "exemplar_mesh": load_mesh_study,
+    "texture_step": load_texture_step_study,
+    "figure2_speed": load_figure2_speed_study,
 }
 REPOSITORY = Path(__file__).parents[2]
 DEFAULTS = Arguments(

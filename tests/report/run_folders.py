@@ -109,7 +109,7 @@ def make_run(folder: Path, light: str | None = "studio") -> Run:
 
 def copy_run(run: Run, folder: Path, **changes: Any) -> Path:
     """The same files elsewhere, with another record."""
-    shutil.copytree(run.folder, folder)
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("report.html"))
     write_json(folder / "run.json", record_of(**changes))
     return folder
 

@@ -5,11 +5,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+from sdslab.run_record import run_record
 from sdslab.texture.arguments import Arguments
 from tests.conftest import random_image
 from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, saved_steps, texture
@@ -33,6 +36,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def record_of(config: dict[str, Any]) -> str:
+    """A ``run.json`` that is whole but for its config."""
+    return json.dumps(run_record(config, torch.device("cpu"), program="texture", kind="degenerate"))
 
 
 def stopped(monkeypatch: pytest.MonkeyPatch, at: int, *arguments: str) -> None:
@@ -119,9 +127,9 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(
     records = {
         "text": "no JSON",
         "list": "[]",
-        "other": json.dumps({"config": {"settings": {"size": 3}}}),
-        "half": json.dumps({"config": {"subject": {"mesh": "torus"}}}),
-        "type": json.dumps({"config": {name: {} for name in SECTIONS} | {"subject": {"mesh": 3}}}),
+        "other": record_of({"settings": {"size": 3}}),
+        "half": record_of({"subject": {"mesh": "torus"}}),
+        "type": record_of({name: {} for name in SECTIONS} | {"subject": {"mesh": 3}}),
     }
     for name, text in records.items():
         Path(name).mkdir()
