@@ -37,7 +37,7 @@ def check_random_kills(found: dict[str, Any], kills: int) -> None:
     assert found["finished"] >= 1
     assert found["different"] == 0
     assert found["went_back"] == 0
-    assert 0 < found["lost_most"] <= found["every"]
+    assert found["lost_most"] <= found["every"]
 
 
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(found: dict[str, Any]):

@@ -341,6 +341,6 @@ def test_bad_input_gets_one_line_exit_code_2_and_nothing_written(
 def test_unknown_studies_and_options_exit_with_2():
     done = command_line("figure3")
     assert done.returncode == 2
-    assert "STUDY must be one of figure2" in done.stderr
+    assert "STUDY must be one of exemplar, exemplar_mesh, figure2" in done.stderr
     assert command_line("figure2", "--colour").returncode == 2
     assert command_line("figure2", "--quick", "--preset", "full").returncode == 2

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from sdslab.errors import UserError
+from sdslab.run_schema import read_run
 from sdslab.study import renderer_runner
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.renderer_benchmark import ComparisonRow
@@ -103,7 +104,9 @@ def test_a_wrong_result_has_no_speed(study: Path, tmp_path: Path, monkeypatch: p
         UserError, match=r"texture: ours must equal plain torch to 0\.0001, got 0\.1"
     ):
         run(Selection(str(study), only=("texture",)), Overrides(out=str(tmp_path / "out")))
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*.csv"))
+    (record,) = (tmp_path / "out").rglob("run.json")
+    assert read_run(record)["outcome"] == "failed"
 
 
 def test_what_was_measured_before_an_interruption_is_kept(
