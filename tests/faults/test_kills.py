@@ -46,7 +46,9 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(found: dict[str, 
 
 @pytest.mark.slow
 def test_killed_a_thousand_times_it_ends_bit_for_bit_the_same(tmp_path: Path):
-    check_random_kills(kill_runs(tmp_path, "SIGKILL=1000")["SIGKILL"], 1000)
+    found = kill_runs(tmp_path, "SIGKILL=1000")["SIGKILL"]
+    check_random_kills(found, 1000)
+    assert found["lost_most"] > 0  # of so many, some fall between two checkpoints
 
 
 @pytest.mark.slow
