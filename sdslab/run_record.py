@@ -68,7 +68,7 @@ def run_record(
         "metrics": {},
         "seconds": {},
         "peak_memory_mb": {},
-        "details": {},
+        "details": {"folder": str(Path.cwd())},
     }
 
 

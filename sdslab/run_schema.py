@@ -45,7 +45,8 @@ _JSON_NAMES = {
     bool: "true or false",
     type(None): "null",
 }
-_COMPLETED = ("ended", "outcome", "error", "metrics", "seconds", "peak_memory_mb")
+# What changes while a run goes on, and what is known of one machine only.
+_LEFT_OUT = ("ended", "outcome", "error", "metrics", "seconds", "peak_memory_mb", "details")
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -123,5 +124,5 @@ def _deeper_than(value: Any, depth: int) -> bool:
 
 
 def origin_of(record: dict[str, Any]) -> dict[str, Any]:
-    """The part of a record that is known from the start, for files written before the end."""
-    return {name: value for name, value in record.items() if name not in _COMPLETED}
+    """The part of a record that is known from the start, for tables written before the end."""
+    return {name: value for name, value in record.items() if name not in _LEFT_OUT}

@@ -11,6 +11,7 @@ from sdslab.denoisers.exemplar import ExemplarDenoiser, timestep
 from sdslab.denoisers.noise_schedule import WEIGHTINGS
 from sdslab.denoisers.patch_bank import low_pass
 from sdslab.distillation.sds import sds_gradient
+from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.exemplar_texturing.guided_picture import GuidedPicture
 from sdslab.exemplar_texturing.tangent_field import TangentField, on_screen
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal, philox_uniform
@@ -20,6 +21,7 @@ from sdslab.rendering.scene import Scene
 ANCHORED_NOISE_STREAM = 8  # of the counter-based generator
 NOISE_LEVEL_STREAM = 9
 TABLE_SIZE = 2**16
+WEIGHTING = WEIGHTINGS["x0_unit"]
 # Large primes that spread neighbouring voxels over the table (Teschner et al. 2003).
 VOXEL_HASH = (73856093, 19349663, 83492791)
 
@@ -60,24 +62,24 @@ class ExemplarGuide:
     def __call__(self, z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
         key = NoiseKey(self.seed, index, torch.arange(len(z), device=z.device))
         condition = Condition(foreground=surface.coverage(), up=self._up(scene, surface))
-        if self.stage_one is not None:
-            picture = self.picture(surface, self.stage_one, scene)
-            low_resolution = low_pass(2 * picture - 1, self.denoiser.bank.factor)
-            condition = replace(condition, low_resolution=low_resolution)
         model = self.denoiser
         if self.tag is not None:
             row, scale = self.tag
             prompt = torch.full((len(z),), row, device=z.device)
             condition = replace(condition, prompt=prompt)
             model = ClassifierFreeGuidance(model, model.unconditional, scale)
-        result = sds_gradient(
-            z,
-            model,
-            self._timesteps(z, index),
-            self._anchored_noise(z, key, surface) if self.anchored else key,
-            weighting=WEIGHTINGS["x0_unit"],
-            condition=condition,
-        )
+        t = self._timesteps(z, index)
+        noise = self._anchored_noise(z, key, surface) if self.anchored else key
+        if self.stage_one is None:
+            result = sds_gradient(z, model, t, noise, weighting=WEIGHTING, condition=condition)
+        else:
+            render = low_pass(
+                self.picture(surface, self.stage_one, scene), self.denoiser.bank.factor
+            )
+            result = sr_sds_gradient(
+                z, render, model, t, noise, None, weighting=WEIGHTING, condition=condition,
+                low_size=z.shape[-1],  # it shows no more than the low resolution does already
+            )  # fmt: skip
         weight = self._weight(surface)
         gradient = result.gradient * weight
         loss = 0.5 * (result.gradient.square() * weight).flatten(1).sum(1)

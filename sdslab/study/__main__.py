@@ -1,5 +1,6 @@
 """The command line of ``python -m sdslab.study``: parses, and calls the runner."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -10,13 +11,8 @@ import tyro
 
 from sdslab.errors import UserError, exit_on_user_error
 from sdslab.interrupts import exit_code
-from sdslab.study.specification import (
-    find_study,
-    list_studies,
-    load_study,
-    select_cells,
-    study_kind,
-)
+from sdslab.study.kinds import SAVED_KINDS, runner, study_file
+from sdslab.study.specification import find_study, list_studies, study_kind
 
 CHANGED_OUT = "figures/custom"
 
@@ -41,6 +37,8 @@ class Selection:
     """Run this cell only."""
     fresh: bool = False
     """Run cells again that are saved from before."""
+    resume: Annotated[str | None, _option("RUN", "none")] = None
+    """Go on with a study that was stopped, from anywhere: its folder, such as figures/figure2."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,9 @@ def main() -> None:
 
 def run(selection: Selection, overrides: Overrides) -> None:
     """Resolves the study and runs it."""
+    if selection.resume is not None:
+        _go_on(selection, overrides)
+        return
     if selection.study is None:
         for name, title in list_studies().items():
             print(f"{name:12} {title}")  # noqa: T201
@@ -113,149 +114,121 @@ def run(selection: Selection, overrides: Overrides) -> None:
     if selection.quick and selection.preset not in (None, "quick"):
         raise UserError(f"--quick and --preset {selection.preset} exclude each other: give one")
     preset = "quick" if selection.quick else selection.preset
-    _check_threads(overrides.threads)
-    kind = study_kind(find_study(selection.study))
-    if kind != "exemplar_mesh" and overrides.mesh:
+    path = find_study(selection.study)
+    kind = study_kind(path)
+    _check_options(kind, selection, overrides)
+    study = study_file(kind).load(path, preset)
+    if kind in SAVED_KINDS:
+        study = _changed(kind, study, selection, overrides)
+        _start(kind, study, selection.only, overrides.threads, fresh=selection.fresh)
+    else:
+        _measure(kind, study, selection, overrides, quick=preset == "quick")
+
+
+def _go_on(selection: Selection, overrides: Overrides) -> None:
+    from sdslab.study.resume import resumed_study
+
+    assert selection.resume is not None
+    given = _given(selection, Selection(resume=selection.resume))
+    given += _given(overrides, Overrides(threads=overrides.threads))
+    if given:
         raise UserError(
-            f"--mesh is for the study exemplar_mesh, got {selection.study}; leave it out"
+            f"--resume goes on with the study's own settings and takes --threads alone, got "
+            f"{given[0]}; leave it out"
         )
-    if kind in ("exemplar", "exemplar_mesh"):
-        _run_exemplar(kind, selection.study, preset, selection, overrides)
-        return
-    if kind != "reconstruction":
-        _run_measurements(kind, selection.study, preset, selection, overrides)
-        return
-    study = select_cells(load_study(find_study(selection.study), preset), selection.only)
-    replaced = {
-        "images": overrides.image or None,
+    resumed = resumed_study(selection.resume)
+    with contextlib.chdir(resumed.folder):
+        _start(resumed.kind, resumed.study, resumed.only, overrides.threads, fresh=False)
+
+
+def _start(kind: str, study: Any, only: tuple[str, ...], threads: int | None, **how: bool) -> None:
+    if threads is not None:
+        if not 1 <= threads <= (os.cpu_count() or 1) * 4:
+            raise UserError(f"--threads must be a positive number of CPU threads, got {threads}")
+        import torch  # here, so that --help and mistakes answer at once
+
+        torch.set_num_threads(threads)
+    runner(kind)(study, only, **how)
+
+
+def _given(options: Selection | Overrides, unset: Selection | Overrides) -> list[str]:
+    """Names of the options that differ from those of ``unset``."""
+    return [
+        "STUDY" if field.name == "study" else f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != getattr(unset, field.name)
+    ]
+
+
+# Options that a kind of study has no use for.
+_FOREIGN = {
+    "reconstruction": ("--mesh",),
+    "exemplar": ("--mesh", "--size", "--vae", "--steps", "--dtype"),
+    "exemplar_mesh": ("--size", "--vae", "--steps", "--dtype"),
+}
+_FOREIGN_TO_MEASUREMENTS = (
+    "--fresh", "--image", "--mesh", "--size", "--vae", "--steps", "--seeds", "--dtype"
+)  # fmt: skip
+
+
+def _check_options(kind: str, selection: Selection, overrides: Overrides) -> None:
+    """Refuses options that a kind of study has no use for."""
+    given = [*_given(selection, Selection()), *_given(overrides, Overrides())]
+    foreign = _FOREIGN.get(kind, _FOREIGN_TO_MEASUREMENTS)
+    every = [f"--{field.name}" for cls in (Selection, Overrides) for field in _options_of(cls)]
+    for option in given:
+        if option in foreign:
+            valid = [name for name in every if name not in (*foreign, "--quick", "--resume")]
+            raise UserError(
+                f"{selection.study} takes {', '.join(valid[:-1])} and {valid[-1]}, got {option}; "
+                f"copy its file to change it"
+            )
+
+
+def _options_of(cls: type[Selection] | type[Overrides]) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(cls) if field.name != "study"]
+
+
+def _changed(kind: str, study: Any, selection: Selection, overrides: Overrides) -> Any:
+    """The study with the command line's settings; its own figure is not overwritten by a variant.
+
+    The settings are those of `specification.Settings`, or of the exemplar's studies.
+    """
+    replaced: dict[str, Any] = {
+        "images" if kind == "reconstruction" else "photos": overrides.image or None,
+        "meshes": overrides.mesh or None,
         "seeds": overrides.seeds or None,
         **{name: getattr(overrides, name) for name in ("size", "vae", "dtype", "device", "out")},
     }
     replaced = {name: value for name, value in replaced.items() if value is not None}
-    changed = bool(
-        selection.only or overrides.steps is not None or replaced.keys() - {"device", "out"}
-    )
-    if changed:  # the study's own figure is not overwritten by a part or a variant of it
+    if selection.only or overrides.steps is not None or replaced.keys() - {"device", "out"}:
         replaced.setdefault("out", CHANGED_OUT)
-    settings = dataclasses.replace(study.settings, **replaced)
-    cells = study.cells
+        study = dataclasses.replace(study, preset=f"{study.preset}, changed")
     if overrides.steps is not None:
         cells = tuple(
             dataclasses.replace(
                 cell,
                 optimization=dataclasses.replace(cell.optimization, steps=overrides.steps),
             )
-            for cell in cells
+            for cell in study.cells
         )
-    import torch  # here, so that --help and mistakes answer at once
-
-    from sdslab.study.runner import run_study
-
-    if overrides.threads is not None:
-        torch.set_num_threads(overrides.threads)
-    preset_label = f"{study.preset}, changed" if changed else study.preset
-    study = dataclasses.replace(study, preset=preset_label, settings=settings, cells=cells)
-    run_study(study, fresh=selection.fresh)
+        study = dataclasses.replace(study, cells=cells)
+    return dataclasses.replace(study, settings=dataclasses.replace(study.settings, **replaced))
 
 
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1) * 4:
-        raise UserError(f"--threads must be a positive number of CPU threads, got {threads}")
-
-
-def _run_exemplar(
-    kind: str, name: str, preset: str | None, selection: Selection, overrides: Overrides
-) -> None:
-    """Runs a study of the exemplar denoiser: photographs and seeds, no VAE and no steps.
-
-    In two dimensions, or on meshes.
-    """
-    for option in ("size", "vae", "steps", "dtype"):
-        if getattr(overrides, option) is not None:
-            raise UserError(
-                f"{name} takes --only, --preset, --fresh, --image, --seeds, --device, --threads "
-                f"and --out, got --{option}; copy its file to change it"
-            )
-    import torch
-
-    if kind == "exemplar":
-        from sdslab.study.exemplar_runner import run_exemplar_study as run_rows
-        from sdslab.study.exemplar_specification import load_exemplar_study as load_rows
-    else:
-        from sdslab.study.exemplar_mesh_runner import run_mesh_study as run_rows
-        from sdslab.study.exemplar_mesh_specification import load_mesh_study as load_rows
-
-    if overrides.threads is not None:
-        torch.set_num_threads(overrides.threads)
-    study: Any = load_rows(find_study(name), preset)
-    replaced: dict[str, Any] = {
-        "meshes": overrides.mesh or None,
-        "photos": overrides.image or None,
-        "seeds": overrides.seeds or None,
-        "device": overrides.device,
-        "out": overrides.out,
-    }
-    replaced = {field: value for field, value in replaced.items() if value is not None}
-    changed = bool(selection.only or replaced.keys() - {"device", "out"})
-    if changed:  # the study's own figure is not overwritten by a part or a variant of it
-        replaced.setdefault("out", CHANGED_OUT)
-    study = dataclasses.replace(
-        study,
-        preset=f"{study.preset}, changed" if changed else study.preset,
-        settings=dataclasses.replace(study.settings, **replaced),
-    )
-    run_rows(study, selection.only, fresh=selection.fresh)
-
-
-def _run_measurements(
-    kind: str, name: str, preset: str | None, selection: Selection, overrides: Overrides
+def _measure(
+    kind: str, study: Any, selection: Selection, overrides: Overrides, *, quick: bool
 ) -> None:
     """Runs a study of speeds: a device and a folder, no images or cells."""
-    unset = Overrides()
-    foreign = [
-        field.name
-        for field in dataclasses.fields(overrides)
-        if field.name not in ("device", "out", "threads")
-        and getattr(overrides, field.name) != getattr(unset, field.name)
-    ]
-    if selection.fresh:
-        foreign.append("fresh")
-    if foreign:
-        raise UserError(
-            f"{name} takes --only, --preset, --device, --threads and --out, got "
-            f"--{foreign[0].replace('_', '-')}; copy its file to change it"
-        )
-    import torch
-
-    match kind:
-        case "renderer":
-            from sdslab.study.renderer_runner import run_renderer_study as run_rows
-            from sdslab.study.renderer_specification import load_renderer_study as load_rows
-        case "texture_step":
-            from sdslab.study.texture_step_runner import run_texture_step_study as run_rows
-            from sdslab.study.texture_step_specification import (
-                load_texture_step_study as load_rows,
-            )
-        case "figure2_speed":
-            from sdslab.study.figure2_speed_runner import run_figure2_speed_study as run_rows
-            from sdslab.study.figure2_speed_specification import (
-                load_figure2_speed_study as load_rows,
-            )
-        case _:
-            from sdslab.study.kernel_runner import run_kernel_study as run_rows
-            from sdslab.study.kernel_specification import load_kernel_study as load_rows
-
-    if overrides.threads is not None:
-        torch.set_num_threads(overrides.threads)
-    study: Any = load_rows(find_study(name), preset)
-    changed = {"out": "figures/quick"} if preset == "quick" else {}
+    changed = {"out": "figures/quick"} if quick else {}
     changed |= {"out": CHANGED_OUT} if selection.only else {}
     for option in ("device", "out"):
         if getattr(overrides, option):
             changed[option] = getattr(overrides, option)
     settings = dataclasses.replace(study.settings, **changed)
+    study = dataclasses.replace(study, settings=settings)
     try:
-        run_rows(dataclasses.replace(study, settings=settings), selection.only)
+        _start(kind, study, selection.only, overrides.threads)
     except KeyboardInterrupt as interrupt:
         print(  # noqa: T201
             f"\ninterrupted: the rows so far are in {settings.out}/{study.name}.json; --only "

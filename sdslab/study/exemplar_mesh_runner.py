@@ -112,6 +112,7 @@ def run_mesh_study(study: MeshStudy, only: tuple[str, ...] = (), *, fresh: bool 
             kind="exemplar_mesh",
             seeds=settings.seeds,
         )
+        record["details"]["only"] = list(only)
         folder = out / study.name
         with reported(folder), recorded(folder / "run.json", record, device):
             maker = _Maker(study, photos, device, fresh)

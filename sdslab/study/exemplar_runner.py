@@ -98,6 +98,7 @@ def run_exemplar_study(
             kind="exemplar",
             seeds=settings.seeds,
         )
+        record["details"]["only"] = list(only)
         folder = out / study.name
         with reported(folder), recorded(folder / "run.json", record, device):
             maker = _Maker(study, photos, device, fresh)

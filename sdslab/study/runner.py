@@ -39,7 +39,7 @@ from sdslab.study import reconstruct
 from sdslab.study.cell_store import CellStore, cell_key, code_digest
 from sdslab.study.reconstruct import CellProgress, CellResult, Problem
 from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
-from sdslab.study.specification import Cell, Study
+from sdslab.study.specification import Cell, Study, select_cells
 
 # Rows go on stdout, progress on stderr: `> table.txt` keeps the table alone.
 console = Console(width=None if sys.stdout.isatty() else 130)
@@ -47,19 +47,21 @@ progress_console = Console(stderr=True)
 SECONDS_BETWEEN_SAVES = 30.0
 
 
-def run_study(study: Study, *, fresh: bool = False) -> None:
+def run_study(study: Study, only: tuple[str, ...] = (), *, fresh: bool = False) -> None:
     """Runs ``study``; writes ``NAME.{png,pdf,csv,json,md}``, ``NAME/run.json`` and ``report.html``.
 
     Cells that are saved from before under the same configuration are not run again.
 
     Args:
         study: cells and settings.
+        only: names of the cells to run; all, where it is empty.
         fresh: run every cell again.
 
     Raises:
         UserError: something cannot work, or another process is at it; nothing was written.
         KeyboardInterrupt: after where the running cell is has been saved.
     """
+    study = select_cells(study, only)
     settings = study.settings
     seeds = settings.seeds
     if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**64:

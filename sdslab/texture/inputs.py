@@ -9,7 +9,9 @@ from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.exemplar_texturing.exemplars import tag_and_file
 from sdslab.meshes.mesh_file import LARGEST_FILE, MeshFolder
 from sdslab.meshes.mesh_io import READERS
+from sdslab.texture.argument_checks import guidance_of
 from sdslab.texture.arguments import Arguments
+from sdslab.texture.stage_settings import resolved_settings
 
 CHUNK = 2**20
 WITH_FILES_BESIDE = (".obj", ".gltf")
@@ -19,8 +21,12 @@ MODEL_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 def input_digests(arguments: Arguments) -> dict[str, str]:
     """SHA-256 of each file or folder that the command line names, by its name there.
 
-    Names of what ships, of hub models and of what is not there are left out. Of a model's folder,
-    gigabytes, names, sizes and times of the files count instead of their content.
+    Names of what ships and of what is not there are left out. Of a model's folder, gigabytes,
+    names, sizes and times of the files count instead of their content; of a model on the hub, its
+    commit.
+
+    Raises:
+        UserError: a model cannot be had.
     """
     subject, exemplar, model = arguments.subject, arguments.exemplar, arguments.model
     named = (
@@ -39,16 +45,13 @@ def input_digests(arguments: Arguments) -> dict[str, str]:
         for name in named
         if name is not None and os.path.exists(name)  # False, too, for a name that is too long
     }
-    for name in (model.model, model.sr_model):
-        if name is not None and (source := PipelineSource(name)).is_local:
-            digests[name] = _model_digest(source)
+    if guidance_of(arguments) in ("deepfloyd", "stable-diffusion"):
+        settings = resolved_settings(arguments)
+        models = (settings.stage_one.model, "--model"), (settings.stage_two.model, "--sr-model")
+        for name, option in models:
+            if name is not None:
+                digests[name] = PipelineSource(name, option).digest(MODEL_PARTS)
     return digests
-
-
-def _model_digest(source: PipelineSource) -> str:
-    if not (Path(source.name).expanduser() / "model_index.json").is_file():
-        return ""  # which the program will refuse
-    return source.digest(MODEL_PARTS)
 
 
 def _digest(path: Path) -> str:

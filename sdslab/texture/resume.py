@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdslab.errors import UserError, one_line
-from sdslab.pickles import refuse_pickle
-from sdslab.run_schema import read_run
+from sdslab.resumed_run import ResumedRun
 from sdslab.tables import build
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.run_folder import differences
@@ -39,23 +38,14 @@ def resumed_run(given: Arguments, parse: Callable[[Arguments], Arguments]) -> Re
         UserError: there is no such run, or the command line has options that change its result.
     """
     assert given.output.resume is not None
-    run = Path(given.output.resume).expanduser().absolute()
-    if run.is_file():
-        refuse_pickle(run)
-    if not run.is_dir():
-        raise UserError(
-            f"--resume must be a run's folder, with its run.json, got {given.output.resume!r}; "
-            f"give the --out of that run"
-        )
+    run = ResumedRun.of(given.output.resume)
     if given.output.fresh:
         raise UserError("--resume and --fresh exclude each other: give one")
     if given.output.out is not None:
         raise UserError(
             f"--resume goes on in the run's own folder, got --out {given.output.out}; leave it out"
         )
-    record = read_run(run / "run.json")
-    recorded = _arguments(record["config"], run)
-    folder = _started_in(record)
+    recorded = _arguments(run.record["config"], run.out)
     merged = parse(recorded)
     changed = differences(dataclasses.asdict(recorded), _explicit(given, merged, recorded))
     if changed:
@@ -63,8 +53,8 @@ def resumed_run(given: Arguments, parse: Callable[[Arguments], Arguments]) -> Re
             f"--resume goes on with the run's own settings, got others ({'; '.join(changed)}); "
             f"leave them out, or start another run with them"
         )
-    output = dataclasses.replace(merged.output, out=str(run), resume=None, fresh=False)
-    return Resumed(dataclasses.replace(recorded, output=output), folder)
+    output = dataclasses.replace(merged.output, out=str(run.out), resume=None, fresh=False)
+    return Resumed(dataclasses.replace(recorded, output=output), run.started_in)
 
 
 def _arguments(config: Mapping[str, Any], run: Path) -> Arguments:
@@ -75,13 +65,6 @@ def _arguments(config: Mapping[str, Any], run: Path) -> Arguments:
             f"--resume needs the run.json of a texture run of this version, got {error}; run its "
             f"command again instead"
         ) from error
-
-
-def _started_in(record: Mapping[str, Any]) -> Path:
-    """The folder that it was started in, or the present one where that is gone."""
-    details = record.get("details")
-    folder = details.get("folder") if isinstance(details, dict) else None
-    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else Path.cwd()
 
 
 def _explicit(given: Arguments, merged: Arguments, recorded: Arguments) -> dict[str, Any]:

@@ -268,7 +268,7 @@ class Workspace:
             kind=self.guidance,
             seeds=(self.arguments.optimization.seed,),
         )
-        record["details"] = {"inputs": self.inputs, "folder": str(Path.cwd())}
+        record["details"]["inputs"] = self.inputs
         record["details"]["mesh"] = {
             "name": self.mesh.name,
             "faces": len(self.mesh.faces),

@@ -1,5 +1,6 @@
 """Where nothing can be written: one clear line, earlier files intact, and on it goes afterwards."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -17,6 +18,7 @@ from sdslab.meshes.material import constant_material
 from sdslab.meshes.procedural_meshes import sphere
 from sdslab.run_lock import RunLock
 from sdslab.run_record import write_json
+from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.cell_store import CellStore
 from sdslab.study.reconstruct import CellResult, Readout
 from tests.conftest import random_image
@@ -51,11 +53,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A megabyte, or as many as the test asks for."""
     folder = tmp_path / "disk"
     folder.mkdir()
+    size = f"size={getattr(request, 'param', 1)}m"
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("mounting a small disk needs root")
@@ -127,3 +131,44 @@ def test_any_call_may_fail(call: str, code: int, tmp_path: Path, monkeypatch: py
     saved = checkpoints.latest()
     assert saved is not None
     assert saved.state == {"index": 1}
+
+
+STUDY = """
+title = "Two cells"
+[settings]
+images = ["coffee"]
+seeds = [0, 1]
+size = 128
+[[cells]]
+name = "pixel_rgb"
+label = "RGB pixels"
+diffusion = "pixel"
+parameterization = "pixel"
+initialization = "noise"
+optimization = { optimizer = "sgd", learning_rate = 0.1, steps = 20 }
+"""
+
+
+@pytest.mark.parametrize("tiny_disk", [16], indirect=True)
+def test_a_study_on_a_full_disk_keeps_its_cells_and_goes_on(
+    tiny_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    path = tmp_path / "two.toml"
+    path.write_text(STUDY)
+    overrides = Overrides(out=str(tiny_disk))
+    run(Selection(str(path)), dataclasses.replace(overrides, seeds=(0,)))
+    cells = contents(tiny_disk / "two" / "cells")
+    assert len(cells) == 1
+    filler = tiny_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(2**24))
+    os.truncate(filler, filler.stat().st_size - 2**16)  # for the record, but not for a cell
+    with pytest.raises(UserError, match="cannot be written: No space left on device; free some"):
+        run(Selection(str(path)), overrides)
+    assert contents(tiny_disk / "two" / "cells") == cells
+    filler.unlink()
+    capsys.readouterr()
+    run(Selection(str(path)), overrides)
+    assert capsys.readouterr().err.count("saved from before") == 1
+    assert len(contents(tiny_disk / "two" / "cells")) == 2
+    assert (tiny_disk / "two.png").is_file()

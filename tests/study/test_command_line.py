@@ -257,6 +257,77 @@ def test_an_interrupted_cell_goes_on_at_its_step(
         assert np.array_equal(resumed, straight)
 
 
+def resume(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    """The exit code of ``--resume``, None if it ran to its end."""
+    from sdslab.study.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["sdslab.study", "--resume", *arguments])
+    try:
+        return main()
+    except SystemExit as ended:
+        return ended.code
+
+
+def test_a_study_is_resumed_from_anywhere(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sdslab.study import reconstruct
+
+    real, runs = reconstruct.run_cell, []
+
+    def interrupted_at_the_second(cell, problem, seed, progress):
+        runs.append((cell.name, cell.optimization))
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        return real(cell, problem, seed, progress)
+
+    monkeypatch.setattr(reconstruct, "run_cell", interrupted_at_the_second)
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    only = ("pixel_rgb", "latent_dip")
+    with pytest.raises(KeyboardInterrupt):
+        run(Selection(str(study), only=only), Overrides(image=("photo.png",), out="results"))
+    monkeypatch.chdir(elsewhere)
+    assert resume(monkeypatch, "../results/small") is None
+    assert [name for name, _ in runs] == ["pixel_rgb", "latent_dip", "latent_dip"]
+    assert runs[1] == runs[2]  # infinite limits of gradients, too
+    assert not list(elsewhere.iterdir())
+    table = pd.read_csv(tmp_path / "results" / "small.csv")
+    assert list(table["cell"].unique()) == list(only)
+
+
+def test_what_cannot_be_resumed_says_why(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    run(Selection(str(study), only=("pixel_rgb",)), Overrides(image=("coffee",), out=str(tmp_path)))
+    done = tmp_path / "small"
+    record = json.loads((done / "run.json").read_text("utf-8"))
+    for program, kind in (("study", "kernels"), ("texture", "exemplar")):
+        (tmp_path / kind).mkdir()
+        changed = json.dumps({**record, "program": program, "kind": kind})
+        (tmp_path / kind / "run.json").write_text(changed, "utf-8")
+    done.rename(tmp_path / "moved")
+    capsys.readouterr()
+    refused = {
+        ("nowhere",): "--resume must be a run's folder",
+        (str(tmp_path / "moved"), "--steps", "3"): "takes --threads alone, got --steps",
+        (str(tmp_path / "moved"), "figure2"): "takes --threads alone, got STUDY",
+        (str(tmp_path / "moved"),): "must have its folder's name, 'moved', got 'small'",
+        (str(tmp_path / "kernels"),): "is for studies whose finished rows are kept",
+        (str(tmp_path / "exemplar"),): "give it to python -m sdslab.texture instead",
+    }
+    for arguments, message in refused.items():
+        assert resume(monkeypatch, *arguments) == 2
+        error = capsys.readouterr().err.splitlines()
+        assert len(error) == 1
+        assert message in error[0]
+
+
 def test_a_second_process_in_the_same_folder_is_refused(study: Path, tmp_path: Path):
     with (
         RunLock(tmp_path / study.stem),

@@ -134,7 +134,7 @@ def test_a_nan_is_a_wrong_result():
 
 
 def test_options_of_other_studies_are_refused(study: Path):
-    with pytest.raises(UserError, match=r"takes --only, --preset, .*, got --image"):
+    with pytest.raises(UserError, match=r"takes --preset, --only, .*, got --image"):
         run(Selection(str(study)), Overrides(image=("coffee",)))
     with pytest.raises(UserError, match="got --steps"):
         run(Selection(str(study)), Overrides(steps=0))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.run_record import run_record
 from sdslab.texture.arguments import Arguments
 from tests.conftest import random_image
@@ -200,3 +201,29 @@ def test_another_code_is_refused_with_the_difference(
     assert texture(monkeypatch, *TARGET, "--out=run") == 2
     assert 'code: "' in capsys.readouterr().err
     assert saved_steps(Path("run")) == ("recovery", 1)
+
+
+def test_a_model_that_was_updated_on_the_hub_is_another_run(
+    models: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    """A snapshot on the hub lies in a folder named by its commit."""
+    commits = ["first"]
+
+    def downloaded(source: PipelineSource, *_: object) -> Path:
+        place = tmp_path / source.name.replace("/", "-") / commits[-1]
+        if not place.exists():
+            shutil.copytree(models[1] if source.name == "org/one" else models[3], place)
+        return place
+
+    monkeypatch.setattr(PipelineSource, "_download", downloaded)
+    line = (*PROMPT, "--model", "org/one", "--sr-model", "org/two", "--out=run")
+    stopped(monkeypatch, 2, *line)
+    commits.append("second")
+    capsys.readouterr()
+    assert texture(monkeypatch, *line) == 2
+    assert "org/one has changed since" in capsys.readouterr().err
+    commits.append("first")
+    assert texture(monkeypatch, *line) == 0
