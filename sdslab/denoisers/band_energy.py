@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BANDS = 3
+BANDS = 4
 SCALE_LIMITS = (0.5, 2.5)
 RATE = 0.2  # of the running mean of the scales
 
 
 @final
 class BandEnergy:
-    """Scales three Laplacian bands of x̂_0 so that each varies as much as the photograph's.
+    """Scales four Laplacian bands of x̂_0 so that each varies as much as the photograph's.
 
     The scales are running means over the calls: make one for each level of resolution.
 
@@ -35,7 +35,12 @@ class BandEnergy:
         return {"band_scales": self.scales, "band_calls": self._calls}
 
     def __call__(self, x0_hat: Tensor, foreground: Tensor | None) -> Tensor:
-        """Scales pictures [b, c, h, w]; the deviations are those of the foreground [b, 1, h, w]."""
+        """Scales pictures [b, c, h, w]; in their deviations pixels count as the foreground says.
+
+        Args:
+            x0_hat: the pictures.
+            foreground: [b, 1, h, w] in [0, 1], or None where all count alike.
+        """
         bands, rest = laplacian_bands(x0_hat)
         deviations = torch.stack([_deviation(band, foreground) for band in bands])
         wanted = (self.deviations / deviations.clamp_min(1e-6)).clamp(*SCALE_LIMITS)
@@ -45,7 +50,7 @@ class BandEnergy:
 
 
 def laplacian_bands(x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Splits pictures [b, c, h, w] into three bands, fine to coarse, and a low-pass rest."""
+    """Splits pictures [b, c, h, w] into four bands, fine to coarse, and a low-pass rest."""
     taps = x.new_tensor([1, 4, 6, 4, 1]) / 16
     kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 5, 5)
     bands = []

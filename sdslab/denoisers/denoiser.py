@@ -37,7 +37,7 @@ class Condition:
         low_resolution: [b, c, *spatial] in the diffusion space and of x_t's size, noised to
             ``noise_level``: the picture that a super-resolution model sharpens.
         noise_level: [b] int64, the timestep that ``low_resolution`` was noised to.
-        foreground: [b, 1, *spatial] in [0, 1], how much of a pixel shows the object.
+        foreground: [b, 1, *spatial] in [0, 1], how much a pixel counts; 0 where it shows no object.
         up: [b, 2, *spatial], unit vectors (right, up) on the screen: where the surface's own up
             points; 0 where there is none.
     """

@@ -61,7 +61,9 @@ class ExemplarGuide:
     @torch.no_grad()
     def __call__(self, z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
         key = NoiseKey(self.seed, index, torch.arange(len(z), device=z.device))
-        condition = Condition(foreground=surface.coverage(), up=self._up(scene, surface))
+        weight = self._weight(surface)
+        # Steep places, where views disagree and x̂_0 blurs, must not decide its contrast.
+        condition = Condition(foreground=weight, up=self._up(scene, surface))
         model = self.denoiser
         if self.tag is not None:
             row, scale = self.tag
@@ -80,7 +82,6 @@ class ExemplarGuide:
                 z, render, model, t, noise, None, weighting=WEIGHTING, condition=condition,
                 low_size=z.shape[-1],  # it shows no more than the low resolution does already
             )  # fmt: skip
-        weight = self._weight(surface)
         gradient = result.gradient * weight
         loss = 0.5 * (result.gradient.square() * weight).flatten(1).sum(1)
         return SDSResult(gradient, loss, result.nonfinite)

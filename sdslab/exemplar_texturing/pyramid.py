@@ -57,8 +57,10 @@ class Level:
         steps: of optimisation.
         patch: height and width of a patch, in pixels.
         directional_patch: the same for photographs that have a direction.
+        learning_rate: of Adam, at the first step, in texel values of [0, 1].
         super_resolution: whether it sharpens what the levels before have made.
-        anchored: whether its noise is fixed to the surface.
+        anchored: whether its noise is fixed to the surface: views then agree on which of the
+            details that a texture may have it gets. With fresh noise they average them away.
         annealed: whether the noise level falls, or is drawn at random.
         band_energy: whether the contrast of x̂_0 is kept at the photograph's.
     """
@@ -71,6 +73,7 @@ class Level:
     steps: int
     patch: int = 7
     directional_patch: int = 9
+    learning_rate: float = 0.07
     super_resolution: bool = False
     anchored: bool = True
     annealed: bool = True
@@ -82,10 +85,11 @@ STAGE_ONE = (
     Level("stage1-middle", 8, 64, 4, (0.6, 0.03), 30),
     Level("stage1-fine", 4, 128, 2, (0.6, 0.03), 40),
 )
-# Stage II starts at little noise: more would blur what the views before have agreed on.
+# Stage II starts at little noise: more would blur what the views before have agreed on. It takes
+# smaller steps: larger ones leave speckles of colour where texels are many times finer than pixels.
 STAGE_TWO = Level(
-    "stage2", 1, 256, 1, (0.4, 0.02), 30, patch=5, directional_patch=5, super_resolution=True,
-    anchored=False,
+    "stage2", 1, 256, 1, (0.4, 0.02), 40, patch=5, directional_patch=5, learning_rate=0.04,
+    super_resolution=True,
 )  # fmt: skip
 LEVELS = (*STAGE_ONE, STAGE_TWO)
 # One scale, fresh noise, random t: what SDS is elsewhere. It ends in the mean colour.
@@ -108,8 +112,8 @@ class ExemplarConfig:
     """Height and width of the maps, a power of two."""
     views: int = 4
     """Pictures a step."""
-    learning_rate: float = 0.07
-    """Of Adam, at each level's first step."""
+    learning_rate: float | None = None
+    """Of each level's first step, in place of its own."""
     steps: int | None = None
     """Of each level, in place of its own."""
     tag: int | None = None
@@ -257,7 +261,9 @@ class ExemplarPyramid:
         )
         optimization = OptimizeConfig(
             steps,
-            learning_rate=config.learning_rate,
+            learning_rate=level.learning_rate
+            if config.learning_rate is None
+            else config.learning_rate,
             learning_rate_schedule="cosine",
             adam_betas=(0.9, 0.99),
             adam_eps=ADAM_EPS,

@@ -273,7 +273,8 @@ def _markdown(study: MeshStudy, rows: pd.DataFrame, device: str) -> str:
         "Sliced Wasserstein: between 7 × 7 patches of views along the normal and of the "
         "photograph, in pixel values of [0, 1], mean over three scales. Contrast and gradient "
         "energy: over the photograph's; 1 is alike. Seam jump: the difference of colours across "
-        "seams of the atlas over that across other edges; 1 does not show.",
+        "seams of the atlas over that across other edges of the same faces, two texels from them; "
+        "a projection, which knows no seams, has 1 to 1.1.",
         "",
     ]
     return "\n".join(lines)

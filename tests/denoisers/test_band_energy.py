@@ -27,7 +27,7 @@ def test_bands_and_rest_are_the_picture(size):
 
 def test_bands_go_from_fine_to_coarse():
     columns = torch.arange(64.0)
-    for band, period in enumerate((2, 6, 12)):
+    for band, period in enumerate((2, 6, 12, 24)):
         wave = torch.cos(2 * torch.pi * columns / period).expand(1, 1, 64, 64)
         assert strengths(wave).argmax() == band, period
 
@@ -74,17 +74,30 @@ def test_scales_are_running_means_over_the_calls():
 
 
 def test_only_the_foreground_counts():
-    exemplar = photo(64, 64)
+    exemplar = photo(96, 96)
     picture = 0.5 * exemplar[None]
-    foreground = torch.zeros(1, 1, 64, 64).double()
-    foreground[..., 8:40, 8:40] = 1
-    spoilt = torch.where(foreground.bool(), picture, torch.randn(64, 64).double() * 10)
+    foreground = torch.zeros(1, 1, 96, 96).double()
+    foreground[..., 8:80, 8:80] = 1
+    spoilt = torch.where(foreground.bool(), picture, torch.randn(96, 96).double() * 10)
     inner = torch.zeros_like(foreground)
-    inner[..., 24:25, 24:25] = 1  # farther from the noise than the bands reach
+    inner[..., 44:45, 44:45] = 1  # farther from the noise than the bands reach
     clean, among_noise = BandEnergy(exemplar), BandEnergy(exemplar)
     clean(picture, inner)
     among_noise(spoilt, inner)
     torch.testing.assert_close(among_noise.scales, clean.scales)
+
+
+def test_pixels_count_as_much_as_the_foreground_says():
+    exemplar, halves = photo(48, 96), torch.ones(1, 1, 48, 96).double()
+    picture = exemplar[None].clone()
+    picture[..., 48:] *= 0.5
+    halves[..., 48:] = 1e-6
+    weighted, whole, left = (BandEnergy(exemplar) for _ in range(3))
+    weighted(picture, halves)
+    whole(picture, None)
+    left(picture, (halves == 1).double())
+    torch.testing.assert_close(weighted.scales, left.scales, rtol=1e-4, atol=0)
+    assert (whole.scales > 1.05 * weighted.scales).all()
 
 
 def test_no_foreground_changes_nothing_to_infinity():

@@ -34,10 +34,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def check_random_kills(found: dict[str, Any], kills: int) -> None:
     assert found["codes"].keys() <= {"0", "-9"}
     assert found["codes"]["-9"] == kills
-    assert found["finished"] >= 1
+    assert found["finished"] >= 2
     assert found["different"] == 0
     assert found["went_back"] == 0
-    assert found["lost_most"] <= found["every"]
+    assert 0 < found["lost_most"] <= found["every"]
 
 
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(found: dict[str, Any]):
@@ -46,9 +46,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(found: dict[str, 
 
 @pytest.mark.slow
 def test_killed_a_thousand_times_it_ends_bit_for_bit_the_same(tmp_path: Path):
-    found = kill_runs(tmp_path, "SIGKILL=1000")["SIGKILL"]
-    check_random_kills(found, 1000)
-    assert found["lost_most"] > 0  # of so many, some fall between two checkpoints
+    check_random_kills(kill_runs(tmp_path, "SIGKILL=1000")["SIGKILL"], 1000)
 
 
 @pytest.mark.slow
