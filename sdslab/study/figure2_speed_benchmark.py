@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +17,23 @@ from sdslab.diffusion_space import DiffusionSpace, LatentSpace
 from sdslab.optimize import OptimizeConfig, Step, optimize
 from sdslab.parameterizations.latent import LatentGrid
 from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.study.figure2_speed_specification import Figure2SpeedSettings
-from sdslab.study.reconstruct import Problem, gradient_of, initial_theta
+from sdslab.recorded_descent import RecordedDescent
+from sdslab.study.figure2_speed_specification import Figure2SpeedSettings, TimedCell
+from sdslab.study.reconstruct import (
+    Problem,
+    exact_gradient_of,
+    gradient_of,
+    initial_theta,
+    timesteps_of,
+)
 from sdslab.study.specification import Cell
 from sdslab.study.straightforward_cell import StraightforwardCell
 from sdslab.study.timing import Quantiles, quantile_columns, quantiles_of, seconds_now
 
 WARM_UPS = 2
 SEED = 0
+BURST = 20  # recorded steps between two looks at the clock: a launch takes less than a look
+CHECKED_STEPS = 3
 SHARES: tuple[str, ...] = ("convolution", "normalisation", "optimiser", "other")
 """Kinds of operators, by the names in torch's profile; products of matrices are convolutions."""
 
@@ -32,9 +42,12 @@ SHARES: tuple[str, ...] = ("convolution", "normalisation", "optimiser", "other")
 class SpeedRow:
     """A cell's step, ours and straightforward; without times where the gradients differ."""
 
-    cell: Cell
+    timed: TimedCell
     disagreement: float
-    """Of θ's first gradient with the straightforward one in float64, relative L2."""
+    """Of θ's first gradient with the straightforward one in float64, relative L2.
+
+    Of a recorded cell, of θ itself with the loop's after a few steps where that is more.
+    """
     budget: float
     """Four times the straightforward one's own in float32, and the bound of a sum over a picture.
 
@@ -64,60 +77,104 @@ class SpeedRow:
         return self.gflop / (self.shares["convolution"] * self.ours_ms[1] / 1000)
 
 
-def measure_cell(cell: Cell, problem: Problem, settings: Figure2SpeedSettings) -> SpeedRow:
+def measure_cell(timed: TimedCell, problem: Problem, settings: Figure2SpeedSettings) -> SpeedRow:
     """Compares the two steps' first gradients, then times both in turn, and profiles ours."""
-    row = SpeedRow(cell, *_errors(cell, problem))
+    cell, burst = timed.cell, BURST if timed.recorded else 1
+    disagreement, budget = _errors(cell, problem)
+    if timed.recorded:
+        disagreement = max(disagreement, _recording_error(cell, problem))
+    row = SpeedRow(timed, disagreement, budget)
     if not row.accepted:
         return row
-    steps = 2 * (WARM_UPS + settings.repeats) + 2
-    steady = dataclasses.replace(
-        cell, optimization=dataclasses.replace(cell.optimization, steps=steps)
-    )
-    run = _our_steps(steady, problem)
+    steps = burst * (2 * (WARM_UPS + settings.repeats) + 2)
+    steady = _with_steps(cell, steps)
+    step = _recorded(steady, problem)[0].step if timed.recorded else _our_steps(steady, problem)
     straightforward = StraightforwardCell(steady, problem, SEED)
     side = settings.matmul_size
     matrix = torch.rand(side, side, device=problem.image.device)
-    calls = (lambda: next(run), straightforward, lambda: matrix @ matrix)
+    calls = (step, straightforward, lambda: matrix @ matrix)
     times = np.array(
         [
-            [_milliseconds(call, matrix.device) for call in calls]
+            [_milliseconds(call, matrix.device, burst) for call in calls]
             for _ in range(WARM_UPS + settings.repeats)
         ]
     )[WARM_UPS:]
     ours, theirs, product = times.T
     with FlopCounterMode(display=False) as counter:
-        next(run)
+        step()
     return dataclasses.replace(
         row,
         ours_ms=quantiles_of(ours),
         straightforward_ms=quantiles_of(theirs),
         ratio=float(np.median(theirs / ours)),
-        shares=_shares(lambda: next(run), settings.repeats),
+        shares=_shares(step, settings.repeats),
         gflop=counter.get_total_flops() / 1e9,
         matmul_gflop_per_s=2 * side**3 / float(np.median(product)) / 1e6,
     )
 
 
-def _our_steps(cell: Cell, problem: Problem) -> Iterator[Step]:
+def _with_steps(cell: Cell, steps: int) -> Cell:
+    optimization = dataclasses.replace(cell.optimization, steps=steps)
+    return dataclasses.replace(cell, optimization=optimization)
+
+
+def _our_steps(cell: Cell, problem: Problem) -> Callable[[], Step]:
     """The study's loop, without the PSNRs that it records at 60 of a cell's steps."""
+    return functools.partial(next, _loop(cell, problem)[0])
+
+
+def _loop(cell: Cell, problem: Problem) -> tuple[Iterator[Step], Parameterization]:
     theta, space = initial_theta(cell, problem, SEED), problem.space(cell)
     config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
     gradient = gradient_of(cell, space.encode(problem.image).detach(), SEED, config.steps)
-    return optimize(theta.parameters(), lambda _: _diffused(theta, space), gradient, config)
+    steps = optimize(theta.parameters(), lambda _: _diffused(theta, space), gradient, config)
+    return steps, theta
+
+
+def _recorded(cell: Cell, problem: Problem) -> tuple[RecordedDescent, Parameterization]:
+    theta, space = initial_theta(cell, problem, SEED), problem.space(cell)
+    config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
+    z_star = space.encode(problem.image).detach()
+    descent = RecordedDescent(
+        theta.parameters(),
+        lambda: _diffused(theta, space),
+        exact_gradient_of(cell, z_star),
+        timesteps_of(z_star, SEED, config.steps),
+        config,
+    )
+    return descent, theta
+
+
+def _recording_error(cell: Cell, problem: Problem) -> float:
+    """Of θ after a few recorded steps, against the loop's, relative L2."""
+    few = _with_steps(cell, CHECKED_STEPS)
+    steps, expected = _loop(few, problem)
+    for _ in steps:
+        pass
+    descent, theta = _recorded(few, problem)
+    for _ in range(CHECKED_STEPS):
+        descent.step()
+    ours, theirs = (
+        torch.cat([parameter.detach().flatten() for parameter in of.parameters()]).double()
+        for of in (theta, expected)
+    )
+    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 def _diffused(theta: Parameterization, space: DiffusionSpace) -> Tensor:
     return theta.latents if isinstance(theta, LatentGrid) else space.encode(theta())
 
 
-def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
+def _milliseconds(call: Callable[[], object], device: torch.device, times: int) -> float:
+    """Of one of as many calls."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = seconds_now()
-    call()
+    for _ in range(times):
+        call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (seconds_now() - start) * 1000
+    return (seconds_now() - start) * 1000 / times
 
 
 def _errors(cell: Cell, problem: Problem) -> tuple[float, float]:
@@ -184,14 +241,15 @@ def _kind(operator: str) -> str:
     return "optimiser" if "adam" in name or "sgd" in name else "other"
 
 
-def numbers_of(row: SpeedRow, size: int, device: torch.device) -> dict[str, Any]:
+def numbers_of(row: SpeedRow, device: torch.device) -> dict[str, Any]:
     """A row as columns of a table."""
-    cell = row.cell
+    cell = row.timed.cell
     numbers: dict[str, Any] = {
-        "row": cell.name,
+        "row": row.timed.name,
         "diffusion": cell.diffusion,
         "parameterization": cell.parameterization,
-        "size": size,
+        "recorded": row.timed.recorded,
+        "size": row.timed.size,
         "disagreement": row.disagreement,
         "budget": row.budget,
         "accepted": row.accepted,

@@ -19,7 +19,13 @@ from sdslab.image_io import load_image
 from sdslab.report.at_the_end import reported
 from sdslab.run_record import recorded, run_record, write_json
 from sdslab.run_schema import origin_of
-from sdslab.study.figure2_speed_benchmark import SHARES, SpeedRow, measure_cell, numbers_of
+from sdslab.study.figure2_speed_benchmark import (
+    BURST,
+    SHARES,
+    SpeedRow,
+    measure_cell,
+    numbers_of,
+)
 from sdslab.study.figure2_speed_specification import Figure2SpeedStudy
 from sdslab.study.plots import close_figure, save_figure
 from sdslab.study.reconstruct import Problem, check_cell
@@ -42,23 +48,22 @@ def run_figure2_speed_study(study: Figure2SpeedStudy, only: tuple[str, ...] = ()
     device = resolve_device(study.settings.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
     keep_freed_memory()
-    image = load_image(study.image, study.size).to(device)
     source = SHIPPED_VAE if study.vae == "shipped" else study.vae
-    problem = Problem.of(study.image, image, LatentSpace.load(source, device))
-    for cell in study.cells:
-        check_cell(cell, study.size, problem.vae)
+    vae = LatentSpace.load(source, device)
+    for timed in study.cells:
+        check_cell(timed.cell, timed.size, vae)
     out = Path(study.settings.out)
     check_writable(out)
     record = run_record(dataclasses.asdict(study), device, program="study", kind="figure2_speed")
     folder = out / study.name
     with reported(folder), recorded(folder / "run.json", record, device):
-        _run_cells(study, only, problem, out, device, record)
+        _run_cells(study, only, vae, out, device, record)
 
 
 def _run_cells(
     study: Figure2SpeedStudy,
     only: tuple[str, ...],
-    problem: Problem,
+    vae: LatentSpace,
     out: Path,
     device: torch.device,
     record: dict[str, Any],
@@ -66,14 +71,15 @@ def _run_cells(
     versions = {name: record["packages"][name] for name in ("torch", "diffusers")}
     rows: list[SpeedRow] = []
     numbers: list[dict[str, Any]] = []
-    for cell in study.cells:
-        if only and cell.name not in only:
+    for timed in study.cells:
+        if only and timed.name not in only:
             continue
-        row = measure_cell(cell, problem, study.settings)
+        image = load_image(study.image, timed.size).to(device)
+        row = measure_cell(timed, Problem.of(study.image, image, vae), study.settings)
         rows.append(row)
-        numbers.append(numbers_of(row, study.size, device) | versions)
+        numbers.append(numbers_of(row, device) | versions)
         if row.ours_ms is not None:
-            record["metrics"][row.cell.name] = quantile_columns("ours", row.ours_ms)
+            record["metrics"][timed.name] = quantile_columns("ours", row.ours_ms)
         # After each row: what was measured survives an interruption.
         write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
         progress_console.print(_line_of(row), markup=False, highlight=False)
@@ -85,7 +91,7 @@ def _run_cells(
     _save_plot(rows, device, out / f"{study.name}.png")
     print(text)  # noqa: T201
     print(f"written to {out}/{study.name}.*")  # noqa: T201
-    wrong = [row.cell.name for row in rows if not row.accepted]
+    wrong = [row.timed.name for row in rows if not row.accepted]
     if wrong:
         raise UserError(
             f"θ's gradient must equal the straightforward step's, got a larger difference in "
@@ -95,8 +101,8 @@ def _run_cells(
 
 def _line_of(row: SpeedRow) -> str:
     if row.ours_ms is None:
-        return f"{row.cell.name}: refused, {_refusal(row)}"
-    return f"{row.cell.name}: {spread(row.ours_ms)} ms, {row.ratio:.2f}× the straightforward speed"
+        return f"{row.timed.name}: refused, {_refusal(row)}"
+    return f"{row.timed.name}: {spread(row.ours_ms)} ms, {row.ratio:.2f}× the straightforward speed"
 
 
 def _refusal(row: SpeedRow) -> str:
@@ -109,19 +115,20 @@ def _markdown(study: Figure2SpeedStudy, rows: list[SpeedRow], device: torch.devi
         f"# {study.title}",
         "",
         f"{device_name(device)}, {clock_name(device)}; torch {torch.__version__}; "
-        f"preset {study.preset}; {study.image}, {study.size}². Milliseconds: median (20–80 % "
-        f"quantile) over {study.settings.repeats} steps, ours, straightforward and a float32 "
-        f"product of {study.settings.matmul_size}² in turn; the ratio is the median of the "
-        "pairs'. Shares are of the operators' own time in torch's profile; a convolution's rate "
-        "is its FLOP over its share of the step.",
+        f"preset {study.preset}; {study.image}. Milliseconds: median (20–80 % quantile) over "
+        f"{study.settings.repeats} steps (of a recorded cell, over as many times {BURST}), ours, "
+        f"straightforward and a float32 product of {study.settings.matmul_size}² in turn; the "
+        "ratio is the median of the pairs'. Shares are of the operators' own time in torch's "
+        "profile; a convolution's rate is its FLOP over its share of the step. Recorded: nothing "
+        "of a step waits for its result, and on a GPU it is one CUDA graph.",
         "",
-        "| diffusion | θ | ours, ms | straightforward, ms | ratio | "
+        "| diffusion | θ | size | ours, ms | straightforward, ms | ratio | "
         + " | ".join(SHARES)
         + " | GFLOP | convolution, GFLOP/s | matmul, GFLOP/s | of matmul |",
-        "|" + " --- |" * (9 + len(SHARES)),
+        "|" + " --- |" * (10 + len(SHARES)),
     ]
     for row in rows:
-        head = [row.cell.diffusion, row.cell.label]
+        head = [row.timed.cell.diffusion, _label(row), f"{row.timed.size}²"]
         if row.ours_ms is None or row.straightforward_ms is None or row.shares is None:
             cells = [*head, f"refused: {_refusal(row)}", *[""] * (len(SHARES) + 6)]
             lines.append("| " + " | ".join(cells) + " |")
@@ -135,6 +142,10 @@ def _markdown(study: Figure2SpeedStudy, rows: list[SpeedRow], device: torch.devi
         cells.append("" if rate is None or matmul is None else f"{rate / matmul:.0%}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _label(row: SpeedRow) -> str:
+    return row.timed.cell.label + (", recorded" if row.timed.recorded else "")
 
 
 def _save_plot(rows: list[SpeedRow], device: torch.device, path: Path) -> None:
@@ -161,7 +172,7 @@ def _save_plot(rows: list[SpeedRow], device: torch.device, path: Path) -> None:
                 place, shares[kind], 0.7, left=left, color=color, label=kind if labelled else None
             )
             left += shares[kind]
-    names = [f"{row.cell.diffusion}, {row.cell.label}" for row in rows]
+    names = [f"{row.timed.cell.diffusion}, {_label(row)}, {row.timed.size}²" for row in rows]
     times_ax.set_yticks(range(len(rows)), names, fontsize=8)
     times_ax.invert_yaxis()
     times_ax.set(xscale="log", xlabel="ms a step (medians)", title=device_name(device))

@@ -39,11 +39,27 @@ class Figure2SpeedSettings:
 
 
 @dataclass(frozen=True)
+class SpeedCell:
+    """A row of the file."""
+
+    name: str
+    """For ``--only``; of one of the study's cells, where ``cell`` is absent."""
+    cell: str | None = None
+    """Of one of the study's cells."""
+    recorded: bool = False
+    """`RecordedDescent` instead of the study's loop: on a GPU, one CUDA graph a step."""
+    size: int | None = None
+    """Height and width of the image, in place of the settings'."""
+
+
+@dataclass(frozen=True)
 class TimedCell:
     """A row."""
 
     name: str
-    """Of one of the study's cells."""
+    cell: Cell
+    recorded: bool
+    size: int
 
 
 @dataclass(frozen=True)
@@ -54,10 +70,8 @@ class Figure2SpeedStudy:
     title: str
     preset: str
     settings: Figure2SpeedSettings
-    cells: tuple[Cell, ...]
-    """Of the study that is timed."""
+    cells: tuple[TimedCell, ...]
     image: str
-    size: int
     vae: str
 
 
@@ -80,20 +94,35 @@ def load_figure2_speed_study(path: Path, preset: str | None = None) -> Figure2Sp
     settings = build(Figure2SpeedSettings, given, f"{path}: settings")
     timed = load_study(find_study(settings.study))
     cells = {cell.name: cell for cell in timed.cells}
-    chosen = [build(TimedCell, row, f"{path}: cells").name for row in rows]
-    for name in chosen:
-        if name not in cells:
-            raise UserError(
-                f"{path}: cells must be named one of {', '.join(cells)}, as in {settings.study}, "
-                f"got {name!r}"
-            )
+    size = settings.size or timed.settings.size
+    chosen = tuple(
+        _timed(build(SpeedCell, row, f"{path}: cells"), cells, size, f"{path}: cells")
+        for row in rows
+    )
+    names = [row.name for row in chosen]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: cells must have different names, got {', '.join(names)}")
     return Figure2SpeedStudy(
         name=path.stem,
         title=str(table.get("title", path.stem)),
         preset=preset or "default",
         settings=settings,
-        cells=tuple(cells[name] for name in chosen),
+        cells=chosen,
         image=settings.image or timed.settings.images[0],
-        size=settings.size or timed.settings.size,
         vae=timed.settings.vae,
     )
+
+
+def _timed(row: SpeedCell, cells: dict[str, Cell], size: int, where: str) -> TimedCell:
+    name = row.cell or row.name
+    if name not in cells:
+        raise UserError(
+            f"{where} must be named one of {', '.join(cells)}, as in the study that is timed, got "
+            f"{name!r}"
+        )
+    if row.recorded and cells[name].noise != "cancelled":
+        raise UserError(
+            f"{where}.{row.name}: a recorded cell must have cancelled noise, for a recording would "
+            f"draw the same one at every step; got {cells[name].noise!r}"
+        )
+    return TimedCell(row.name, cells[name], row.recorded, row.size or size)

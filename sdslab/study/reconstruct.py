@@ -247,20 +247,41 @@ def gradient_of(
     cell: Cell, z_star: Tensor, seed: int, steps: int
 ) -> Callable[[Tensor, int], SDSResult]:
     """The cell's distillation gradient as a function of (z, step index)."""
-    config = DEEPFLOYD_IF if cell.diffusion == "pixel" else STABLE_DIFFUSION
-    denoiser = DegenerateDenoiser(z_star, NoiseSchedule.from_scheduler_config(config))
+    denoiser = _denoiser(cell, z_star)
     weighting = weighting_named(cell.weighting)
-    sample = torch.arange(len(z_star), device=z_star.device)
-    timesteps = UniformTimesteps()
+    exact = exact_gradient_of(cell, z_star)
 
     def gradient(z: Tensor, index: int) -> SDSResult:
-        key = NoiseKey(seed, index, sample)
-        t = timesteps(key, index / steps)
+        key, t = _noise_and_timestep(z_star, seed, index, steps)
         if cell.noise == "cancelled":
-            return exact_sds_gradient(z, denoiser, t, weighting=weighting)
+            return exact(z, t)
         return sds_gradient(z, denoiser, t, key, weighting=weighting)
 
     return gradient
+
+
+def exact_gradient_of(cell: Cell, z_star: Tensor) -> Callable[[Tensor, Tensor], SDSResult]:
+    """The cell's gradient in closed form as a function of (z, t), whatever its noise is."""
+    denoiser = _denoiser(cell, z_star)
+    weighting = weighting_named(cell.weighting)
+    return lambda z, t: exact_sds_gradient(z, denoiser, t, weighting=weighting)
+
+
+def timesteps_of(z_star: Tensor, seed: int, steps: int) -> Tensor:
+    """T of every step, [steps, b] int64."""
+    return torch.stack([_noise_and_timestep(z_star, seed, i, steps)[1] for i in range(steps)])
+
+
+def _denoiser(cell: Cell, z_star: Tensor) -> DegenerateDenoiser:
+    config = DEEPFLOYD_IF if cell.diffusion == "pixel" else STABLE_DIFFUSION
+    return DegenerateDenoiser(z_star, NoiseSchedule.from_scheduler_config(config))
+
+
+def _noise_and_timestep(
+    z_star: Tensor, seed: int, index: int, steps: int
+) -> tuple[NoiseKey, Tensor]:
+    key = NoiseKey(seed, index, torch.arange(len(z_star), device=z_star.device))
+    return key, UniformTimesteps()(key, index / steps)
 
 
 def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:

@@ -10,6 +10,7 @@ import torch
 
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
+from sdslab.kernels import SDSResult
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.study import figure2_speed_benchmark
 from sdslab.study.__main__ import Overrides, Selection, run
@@ -31,6 +32,11 @@ name = "pixel_rgb_epsilon"
 name = "pixel_dip"
 [[cells]]
 name = "latent_rgb"
+[[cells]]
+name = "recorded"
+cell = "pixel_rgb"
+recorded = true
+size = 32
 [presets.quick]
 repeats = 1
 """
@@ -51,20 +57,22 @@ def test_every_row_is_written(study: Path, tmp_path: Path, capsys: pytest.Captur
         "small", "small.csv", "small.json", "small.md", "small.png",
     }  # fmt: skip
     table: Any = pd.read_csv(out / "small.csv").set_index("row")
-    assert list(table.index) == ["pixel_rgb_epsilon", "pixel_dip", "latent_rgb"]
+    assert list(table.index) == ["pixel_rgb_epsilon", "pixel_dip", "latent_rgb", "recorded"]
     assert table["accepted"].all()
     shares = table[[f"{kind}_share" for kind in SHARES]]
-    assert shares.sum(axis=1).to_list() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert shares.sum(axis=1).to_list() == pytest.approx([1, 1, 1, 1], abs=1e-5)
     assert table.loc["pixel_rgb_epsilon", "convolution_share"] == 0
     assert table.loc["pixel_rgb_epsilon", "normalisation_share"] == 0
+    assert table["size"].to_list() == [64, 64, 64, 32]
+    assert table["recorded"].to_list() == [False, False, False, True]
     assert (table.loc[["pixel_dip", "latent_rgb"], "normalisation_share"] > 0.01).all()
     assert (table.loc[["pixel_dip", "latent_rgb"], "convolution_share"] > 0.2).all()
     rate = table["gflop"] / (table["convolution_share"] * table["ours_ms_q50"] / 1000)
     pd.testing.assert_series_equal(
-        table["convolution_gflop_per_s"].iloc[1:], rate.iloc[1:], rtol=1e-3, check_names=False
+        table["convolution_gflop_per_s"].iloc[1:3], rate.iloc[1:3], rtol=1e-3, check_names=False
     )
     assert table["torch"].eq(torch.__version__).all()
-    assert len(json.loads((out / "small.json").read_text())["rows"]) == 3
+    assert len(json.loads((out / "small.json").read_text())["rows"]) == 4
     assert (out / "small.md").read_text().strip() in capsys.readouterr().out
 
 
@@ -88,16 +96,33 @@ def test_a_wrong_gradient_is_reported_and_has_no_speed(
 
 @pytest.mark.parametrize("name", ["pixel_rgb", "latent_rgb"])
 def test_the_straightforward_step_goes_where_the_study_goes(name: str, latent_space):
-    cells = {c.name: c for c in load_figure2_speed_study(Path("studies/figure2_speed.toml")).cells}
+    study = load_figure2_speed_study(Path("studies/figure2_speed.toml"))
+    cells = {timed.name: timed.cell for timed in study.cells}
     problem = Problem.of("astronaut", load_image("astronaut", 32), latent_space)
     steps = figure2_speed_benchmark._our_steps(cells[name], problem)
     straightforward = StraightforwardCell(cells[name], problem, seed=0)
     for _ in range(4):
-        z = next(steps).z
+        z = steps().z
         theta = straightforward.theta()
         ours = problem.space(cells[name]).encode(theta).detach()
         torch.testing.assert_close(z, ours, rtol=1e-3, atol=1e-3)
         straightforward()
+
+
+def test_a_recording_that_goes_elsewhere_is_reported(study: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        figure2_speed_benchmark,
+        "exact_gradient_of",
+        lambda *_: lambda z, _: SDSResult(z, z.sum((1, 2, 3)), torch.zeros(len(z))),
+    )
+    with pytest.raises(UserError, match="larger difference in recorded; no speed"):
+        run(Selection(str(study), only=("recorded",)), Overrides(out="results"))
+
+
+def test_drawn_noise_is_not_recorded(study: Path):
+    study.write_text(STUDY.replace('cell = "pixel_rgb"', 'cell = "pixel_rgb_epsilon"'))
+    with pytest.raises(UserError, match="recorded: a recorded cell must have cancelled"):
+        load_figure2_speed_study(study)
 
 
 def test_as_printed_is_the_same_function():
@@ -110,5 +135,7 @@ def test_as_printed_is_the_same_function():
 
 def test_a_cell_of_no_study_is_refused(study: Path):
     study.write_text(STUDY.replace('"pixel_dip"', '"pixel"'))
-    with pytest.raises(UserError, match=r"named one of pixel_rgb, .* as in figure2, got 'pixel'"):
+    with pytest.raises(
+        UserError, match=r"named one of pixel_rgb, .* as in the study that is timed, got 'pixel'"
+    ):
         load_figure2_speed_study(study)
