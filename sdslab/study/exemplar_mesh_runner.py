@@ -1,6 +1,5 @@
 """Runs the study of textured meshes: what is not on disk yet, then its table and picture."""
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,11 +10,10 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.atomic_write import atomic_write
 from sdslab.devices import device_name, resolve_device
 from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
@@ -28,14 +26,14 @@ from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.texel_coverage import covered_texels
-from sdslab.report.at_the_end import reported
-from sdslab.run_lock import RunLock
-from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_record import write_json
 from sdslab.run_schema import origin_of
 from sdslab.study.cell_store import code_digest
 from sdslab.study.exemplar_mesh_methods import texture_mesh
 from sdslab.study.exemplar_mesh_specification import MeshStudy, Method
 from sdslab.study.result_file import read_result, write_result
+from sdslab.study.specification import check_only
+from sdslab.study.study_run import progress_console, study_run
 
 NUMERIC_SOURCES = (
     "denoisers", "diffusion_space.py", "distillation", "exemplar_texturing", "image_io.py",
@@ -47,8 +45,6 @@ COLUMNS = {
     "sliced_wasserstein": 3, "crop": 3, "contrast": 2, "gradient_energy": 2, "seam_jump": 2,
     "core_seconds": 1,
 }  # fmt: skip
-
-progress_console = Console(stderr=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +87,7 @@ def run_mesh_study(study: MeshStudy, only: tuple[str, ...] = (), *, fresh: bool 
     """
     settings = study.settings
     names = [method.name for method in study.methods]
-    for name in only:
-        if name not in names:
-            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    check_only(only, names)
     methods = [method for method in study.methods if not only or method.name in only]
     seeds = settings.seeds
     if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**40:
@@ -101,28 +95,15 @@ def run_mesh_study(study: MeshStudy, only: tuple[str, ...] = (), *, fresh: bool 
     device = resolve_device(settings.device)
     photos = {name: load_exemplars([name]) for name in settings.photos}
     out = Path(settings.out)
-    check_writable(out)
-    with RunLock(out / study.name) as lock:
-        if lock.note:
-            progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
-        record = run_record(
-            dataclasses.asdict(study),
-            device,
-            program="study",
-            kind="exemplar_mesh",
-            seeds=settings.seeds,
-        )
-        record["details"]["only"] = list(only)
-        folder = out / study.name
-        with reported(folder), recorded(folder / "run.json", record, device):
-            maker = _Maker(study, photos, device, fresh)
-            finished: list[Finished] = []
-            for item in maker.all_of(methods):
-                finished.append(item)
-                # After each one: the rows so far survive an interruption.
-                rows = [done.numbers() for done in finished]
-                write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": rows})
-            _write(study, photos, finished, out, device_name(device))
+    with study_run(study, "exemplar_mesh", device, seeds=settings.seeds, only=only) as record:
+        maker = _Maker(study, photos, device, fresh)
+        finished: list[Finished] = []
+        for item in maker.all_of(methods):
+            finished.append(item)
+            # After each one: the rows so far survive an interruption.
+            rows = [done.numbers() for done in finished]
+            write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": rows})
+        _write(study, photos, finished, out, device_name(device))
 
 
 class _Maker:

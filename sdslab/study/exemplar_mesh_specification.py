@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from sdslab.errors import UserError
-from sdslab.study.specification import apply_preset, build, check_keys, read_toml, rows_of_tables
+from sdslab.study.specification import build, read_study
 
-KEYS = ("title", "kind", "settings", "methods", "presets")
+SECTIONS = ("methods",)
 
 
 @dataclass(frozen=True)
@@ -61,22 +61,13 @@ def load_mesh_study(path: Path, preset: str | None = None) -> MeshStudy:
     Raises:
         UserError: a key or value that is not one of the valid ones.
     """
-    table = read_toml(path)
-    check_keys(table, KEYS, str(path))
-    presets = table.get("presets", {})
-    if preset is not None and preset not in presets:
-        valid = ", ".join(presets) or "none here"
-        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
-    sections = {"methods": rows_of_tables(table.get("methods", []), f"{path}: methods")}
-    settings = dict(table.get("settings", {}))
-    if preset is not None:
-        apply_preset(presets[preset], settings, sections, f"{path}: presets.{preset}")
+    tables = read_study(path, SECTIONS, preset)
     study = MeshStudy(
-        name=path.stem,
-        title=str(table.get("title", path.stem)),
-        preset=preset or "default",
-        settings=build(MeshSettings, settings, f"{path}: settings"),
-        methods=tuple(build(Method, row, f"{path}: methods") for row in sections["methods"]),
+        name=tables.name,
+        title=tables.title,
+        preset=tables.preset,
+        settings=build(MeshSettings, tables.settings, f"{path}: settings"),
+        methods=tuple(build(Method, row, f"{path}: methods") for row in tables.sections["methods"]),
     )
     size = study.settings.texture_size
     if not 32 <= size <= 8192 or size & (size - 1):

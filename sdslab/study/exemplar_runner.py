@@ -9,17 +9,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
-from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.atomic_write import atomic_write
 from sdslab.devices import device_name, resolve_device
 from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.report.at_the_end import reported
-from sdslab.run_lock import RunLock
-from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_record import write_json
 from sdslab.run_schema import origin_of
 from sdslab.study.cell_store import code_digest
 from sdslab.study.exemplar_methods import Made, Photo, Problem, make
@@ -27,6 +24,8 @@ from sdslab.study.exemplar_results import Finished, markdown_of
 from sdslab.study.exemplar_scores import Scores
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy
 from sdslab.study.result_file import read_result, write_result
+from sdslab.study.specification import check_only
+from sdslab.study.study_run import progress_console, study_run
 
 # Code whose change makes old pictures and scores stale.
 NUMERIC_SOURCES = (
@@ -35,8 +34,6 @@ NUMERIC_SOURCES = (
     "study/exemplar_scores.py", "texture_statistics.py",
 )  # fmt: skip
 PRESENTATION = ("name", "label", "pictured", "enlarges")  # no number depends on them
-
-progress_console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,7 @@ def run_exemplar_study(
     """
     settings = study.settings
     names = [item.name for item in (*study.cases, *study.sweeps)]
-    for name in only:
-        if name not in names:
-            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    check_only(only, names)
     for name, seeds in (("--seeds", settings.seeds), ("sweep_seeds", settings.sweep_seeds)):
         if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**64:
             raise UserError(f"{name} must be different and within [0, 2^64), got {list(seeds)}")
@@ -87,28 +82,15 @@ def run_exemplar_study(
         for name in dict.fromkeys((*settings.photos, *settings.sweep_photos))
     }
     out = Path(settings.out)
-    check_writable(out)
-    with RunLock(out / study.name) as lock:
-        if lock.note:
-            progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
-        record = run_record(
-            dataclasses.asdict(study),
-            device,
-            program="study",
-            kind="exemplar",
-            seeds=settings.seeds,
-        )
-        record["details"]["only"] = list(only)
-        folder = out / study.name
-        with reported(folder), recorded(folder / "run.json", record, device):
-            maker = _Maker(study, photos, device, fresh)
-            finished = []
-            for item in _run_jobs(_jobs(study, only), maker):
-                finished.append(item)
-                # After each one: the scores so far survive an interruption.
-                numbers = [done.numbers() for done in finished]
-                write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
-            _write_results(study, photos, finished, out, device_name(device))
+    with study_run(study, "exemplar", device, seeds=settings.seeds, only=only) as record:
+        maker = _Maker(study, photos, device, fresh)
+        finished = []
+        for item in _run_jobs(_jobs(study, only), maker):
+            finished.append(item)
+            # After each one: the scores so far survive an interruption.
+            numbers = [done.numbers() for done in finished]
+            write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
+        _write_results(study, photos, finished, out, device_name(device))
 
 
 def _jobs(study: ExemplarStudy, only: tuple[str, ...]) -> list[Job]:

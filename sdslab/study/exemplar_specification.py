@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from sdslab.errors import UserError
-from sdslab.study.specification import apply_preset, build, check_keys, read_toml, rows_of_tables
+from sdslab.study.specification import build, read_study
 
-KEYS = ("title", "kind", "settings", "cases", "sweeps", "presets")
+SECTIONS = ("cases", "sweeps")
 FACTOR = 4  # of the enlargement
 
 
@@ -107,26 +107,14 @@ def load_exemplar_study(path: Path, preset: str | None = None) -> ExemplarStudy:
     Raises:
         UserError: a key or value that is not one of the valid ones.
     """
-    table = read_toml(path)
-    check_keys(table, KEYS, str(path))
-    presets = table.get("presets", {})
-    if preset is not None and preset not in presets:
-        valid = ", ".join(presets) or "none here"
-        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
-    sections = {
-        section: rows_of_tables(table.get(section, []), f"{path}: {section}")
-        for section in ("cases", "sweeps")
-    }
-    settings = dict(table.get("settings", {}))
-    if preset is not None:
-        apply_preset(presets[preset], settings, sections, f"{path}: presets.{preset}")
+    tables = read_study(path, SECTIONS, preset)
     study = ExemplarStudy(
-        name=path.stem,
-        title=str(table.get("title", path.stem)),
-        preset=preset or "default",
-        settings=build(ExemplarSettings, settings, f"{path}: settings"),
-        cases=tuple(build(ExemplarCase, row, f"{path}: cases") for row in sections["cases"]),
-        sweeps=tuple(build(Sweep, row, f"{path}: sweeps") for row in sections["sweeps"]),
+        name=tables.name,
+        title=tables.title,
+        preset=tables.preset,
+        settings=build(ExemplarSettings, tables.settings, f"{path}: settings"),
+        cases=tuple(build(ExemplarCase, row, f"{path}: cases") for row in tables.sections["cases"]),
+        sweeps=tuple(build(Sweep, row, f"{path}: sweeps") for row in tables.sections["sweeps"]),
     )
     _check(study, str(path))
     return study

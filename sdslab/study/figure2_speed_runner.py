@@ -1,24 +1,17 @@
 """Runs the speed study of Figure 2 and writes its table, picture and numbers."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
-from rich.console import Console
 
-from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.cpu_memory import keep_freed_memory
 from sdslab.devices import device_name, resolve_device
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.report.at_the_end import reported
-from sdslab.run_record import recorded, run_record, write_json
-from sdslab.run_schema import origin_of
 from sdslab.study.figure2_speed_benchmark import (
     BURST,
     SHARES,
@@ -27,11 +20,12 @@ from sdslab.study.figure2_speed_benchmark import (
     numbers_of,
 )
 from sdslab.study.figure2_speed_specification import Figure2SpeedStudy
+from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.plots import close_figure, save_figure
 from sdslab.study.reconstruct import Problem, check_cell
+from sdslab.study.specification import check_only
+from sdslab.study.study_run import study_run
 from sdslab.study.timing import clock_name, quantile_columns, spread
-
-progress_console = Console(stderr=True)
 
 
 def run_figure2_speed_study(study: Figure2SpeedStudy, only: tuple[str, ...] = ()) -> None:
@@ -42,9 +36,7 @@ def run_figure2_speed_study(study: Figure2SpeedStudy, only: tuple[str, ...] = ()
             but have no times.
     """
     names = [cell.name for cell in study.cells]
-    for name in only:
-        if name not in names:
-            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    check_only(only, names)
     device = resolve_device(study.settings.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
     keep_freed_memory()
@@ -52,45 +44,29 @@ def run_figure2_speed_study(study: Figure2SpeedStudy, only: tuple[str, ...] = ()
     vae = LatentSpace.load(source, device)
     for timed in study.cells:
         check_cell(timed.cell, timed.size, vae)
-    out = Path(study.settings.out)
-    check_writable(out)
-    record = run_record(dataclasses.asdict(study), device, program="study", kind="figure2_speed")
-    folder = out / study.name
-    with reported(folder), recorded(folder / "run.json", record, device):
-        _run_cells(study, only, vae, out, device, record)
+    with study_run(study, "figure2_speed", device, only=only) as record:
+        _run_cells(study, only, vae, device, record)
 
 
 def _run_cells(
     study: Figure2SpeedStudy,
     only: tuple[str, ...],
     vae: LatentSpace,
-    out: Path,
     device: torch.device,
     record: dict[str, Any],
 ) -> None:
-    versions = {name: record["packages"][name] for name in ("torch", "diffusers")}
+    table = MeasuredTable(study.name, Path(study.settings.out), record, ("torch", "diffusers"))
     rows: list[SpeedRow] = []
-    numbers: list[dict[str, Any]] = []
     for timed in study.cells:
         if only and timed.name not in only:
             continue
         image = load_image(study.image, timed.size).to(device)
         row = measure_cell(timed, Problem.of(study.image, image, vae), study.settings)
         rows.append(row)
-        numbers.append(numbers_of(row, device) | versions)
         if row.ours_ms is not None:
             record["metrics"][timed.name] = quantile_columns("ours", row.ours_ms)
-        # After each row: what was measured survives an interruption.
-        write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
-        progress_console.print(_line_of(row), markup=False, highlight=False)
-    with atomic_write(out / f"{study.name}.csv") as temporary:
-        pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")
-    text = _markdown(study, rows, device)
-    with atomic_write(out / f"{study.name}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    _save_plot(rows, device, out / f"{study.name}.png")
-    print(text)  # noqa: T201
-    print(f"written to {out}/{study.name}.*")  # noqa: T201
+        table.add(numbers_of(row, device), _line_of(row))
+    table.finish(_markdown(study, rows, device), lambda path: _save_plot(rows, device, path))
     wrong = [row.timed.name for row in rows if not row.accepted]
     if wrong:
         raise UserError(

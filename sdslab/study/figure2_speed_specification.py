@@ -6,16 +6,13 @@ from pathlib import Path
 from sdslab.errors import UserError
 from sdslab.study.specification import (
     Cell,
-    apply_preset,
     build,
-    check_keys,
     find_study,
     load_study,
-    read_toml,
-    rows_of_tables,
+    read_study,
 )
 
-KEYS = ("title", "kind", "settings", "cells", "presets")
+SECTIONS = ("cells",)
 
 
 @dataclass(frozen=True)
@@ -81,31 +78,22 @@ def load_figure2_speed_study(path: Path, preset: str | None = None) -> Figure2Sp
     Raises:
         UserError: a key or value that is not one of the valid ones.
     """
-    table = read_toml(path)
-    check_keys(table, KEYS, str(path))
-    presets = table.get("presets", {})
-    if preset is not None and preset not in presets:
-        valid = ", ".join(presets) or "none here"
-        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
-    rows = rows_of_tables(table.get("cells", []), f"{path}: cells")
-    given = dict(table.get("settings", {}))
-    if preset is not None:
-        apply_preset(presets[preset], given, {"cells": rows}, f"{path}: presets.{preset}")
-    settings = build(Figure2SpeedSettings, given, f"{path}: settings")
+    tables = read_study(path, SECTIONS, preset)
+    settings = build(Figure2SpeedSettings, tables.settings, f"{path}: settings")
     timed = load_study(find_study(settings.study))
     cells = {cell.name: cell for cell in timed.cells}
     size = settings.size or timed.settings.size
     chosen = tuple(
         _timed(build(SpeedCell, row, f"{path}: cells"), cells, size, f"{path}: cells")
-        for row in rows
+        for row in tables.sections["cells"]
     )
     names = [row.name for row in chosen]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: cells must have different names, got {', '.join(names)}")
     return Figure2SpeedStudy(
-        name=path.stem,
-        title=str(table.get("title", path.stem)),
-        preset=preset or "default",
+        name=tables.name,
+        title=tables.title,
+        preset=tables.preset,
         settings=settings,
         cells=chosen,
         image=settings.image or timed.settings.images[0],

@@ -1,28 +1,22 @@
 """Runs the kernel study and writes its table, plot and numbers."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from rich.console import Console
 
-from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
-from sdslab.report.at_the_end import reported
-from sdslab.run_record import recorded, run_record, write_json
-from sdslab.run_schema import origin_of
 from sdslab.study.kernel_benchmark import KernelRow, Limits, measure, measure_limits, numbers_of
 from sdslab.study.kernel_specification import KernelStudy
+from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.plots import close_figure, save_figure
+from sdslab.study.specification import check_only
+from sdslab.study.study_run import study_run
 from sdslab.study.timing import quantile_columns, spread
-
-progress_console = Console(stderr=True)
 
 
 def run_kernel_study(study: KernelStudy, only: tuple[str, ...] = ()) -> None:
@@ -35,50 +29,35 @@ def run_kernel_study(study: KernelStudy, only: tuple[str, ...] = ()) -> None:
             have no times.
     """
     names = [case.name for case in study.cases]
-    for name in only:
-        if name not in names:
-            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    check_only(only, names)
     device = resolve_device(study.settings.device)
-    out = Path(study.settings.out)
-    check_writable(out)
-    record = run_record(dataclasses.asdict(study), device, program="study", kind="kernels")
-    folder = out / study.name
-    with reported(folder), recorded(folder / "run.json", record, device):
-        _run_cases(study, only, out, device, record)
+    with study_run(study, "kernels", device, only=only) as record:
+        _run_cases(study, only, device, record)
 
 
 def _run_cases(
     study: KernelStudy,
     only: tuple[str, ...],
-    out: Path,
     device: torch.device,
     record: dict[str, Any],
 ) -> None:
-    versions = {name: record["packages"][name] for name in ("torch", "triton")}
+    table = MeasuredTable(study.name, Path(study.settings.out), record, ("torch", "triton"))
     limits = measure_limits(study.settings, device)
     rows: list[KernelRow] = []
-    numbers: list[dict[str, Any]] = []
     for case in study.cases:
         if only and case.name not in only:
             continue
         for batch, side in case.sizes_on(device.type, study.settings):
             row = measure(case, batch, side, study.settings, device)
             rows.append(row)
-            numbers.append(numbers_of(row, limits, device) | versions)
             if row.ours_ms is not None:
                 name = f"{case.name}, {row.shape}"
                 record["metrics"][name] = quantile_columns("ours", row.ours_ms)
-            # After each row: what was measured survives an interruption.
-            write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
-            progress_console.print(_line_of(row, limits), markup=False, highlight=False)
-    with atomic_write(out / f"{study.name}.csv") as temporary:
-        pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")
-    text = _markdown(study, rows, limits, device)
-    with atomic_write(out / f"{study.name}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    _save_plot(study, rows, limits, device, out / f"{study.name}.png")
-    print(text)  # noqa: T201
-    print(f"written to {out}/{study.name}.*")  # noqa: T201
+            table.add(numbers_of(row, limits, device), _line_of(row, limits))
+    table.finish(
+        _markdown(study, rows, limits, device),
+        lambda path: _save_plot(study, rows, limits, device, path),
+    )
     wrong = [f"{row.case.name} at {row.shape}" for row in rows if not row.accepted]
     if wrong:
         raise UserError(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from sdslab.errors import UserError
-from sdslab.study.specification import apply_preset, build, check_keys, read_toml, rows_of_tables
+from sdslab.study.specification import build, read_study
 
-KEYS = ("title", "kind", "settings", "cases", "presets")
+SECTIONS = ("cases",)
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,13 @@ def load_kernel_study(path: Path, preset: str | None = None) -> KernelStudy:
     Raises:
         UserError: a key or value that is not one of the valid ones.
     """
-    table = read_toml(path)
-    check_keys(table, KEYS, str(path))
-    presets = table.get("presets", {})
-    if preset is not None and preset not in presets:
-        valid = ", ".join(presets) or "none here"
-        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
-    rows = rows_of_tables(table.get("cases", []), f"{path}: cases")
-    settings = dict(table.get("settings", {}))
-    if preset is not None:
-        apply_preset(presets[preset], settings, {"cases": rows}, f"{path}: presets.{preset}")
+    tables = read_study(path, SECTIONS, preset)
     study = KernelStudy(
-        name=path.stem,
-        title=str(table.get("title", path.stem)),
-        preset=preset or "default",
-        settings=build(KernelSettings, settings, f"{path}: settings"),
-        cases=tuple(build(KernelCase, row, f"{path}: cases") for row in rows),
+        name=tables.name,
+        title=tables.title,
+        preset=tables.preset,
+        settings=build(KernelSettings, tables.settings, f"{path}: settings"),
+        cases=tuple(build(KernelCase, row, f"{path}: cases") for row in tables.sections["cases"]),
     )
     _check_sizes(study.settings, f"{path}: settings")
     for case in study.cases:

@@ -1,25 +1,19 @@
 """Runs the renderer study and writes its table, picture and numbers."""
 
-import dataclasses
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
-from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
 from sdslab.meshes.material import MAPS
 from sdslab.rendering.preview import contact_sheet
-from sdslab.report.at_the_end import reported
-from sdslab.run_record import recorded, run_record, write_json
-from sdslab.run_schema import origin_of
+from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.renderer_benchmark import (
     ComparisonRow,
     RecoveryRow,
@@ -35,11 +29,11 @@ from sdslab.study.renderer_specification import (
     RendererStudy,
     StepTiming,
 )
+from sdslab.study.specification import check_only
+from sdslab.study.study_run import progress_console, study_run
 from sdslab.study.timing import quantile_columns, spread
 
 Row = ComparisonRow | StepRow | RecoveryRow
-
-progress_console = Console(stderr=True)
 
 
 def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None:
@@ -56,50 +50,36 @@ def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None
         if not only or case.name in only
     ]
     names = [case.name for case in (*study.comparisons, *study.steps, *study.recoveries)]
-    for name in only:
-        if name not in names:
-            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    check_only(only, names)
     device = resolve_device(study.settings.device)
-    out = Path(study.settings.out)
-    check_writable(out)
-    record = run_record(dataclasses.asdict(study), device, program="study", kind="renderer")
-    folder = out / study.name
-    with reported(folder), recorded(folder / "run.json", record, device):
-        _run_rows(study, cases, out, device, record)
+    with study_run(study, "renderer", device, only=only) as record:
+        _run_rows(study, cases, device, record)
 
 
 def _run_rows(
     study: RendererStudy,
     cases: list[Comparison | StepTiming | Recovery],
-    out: Path,
     device: torch.device,
     record: dict[str, Any],
 ) -> None:
+    table = MeasuredTable(study.name, Path(study.settings.out), record, ("torch",))
     rows: list[Row] = []
-    numbers: list[dict[str, Any]] = []
     for row in _run_cases(cases, study.settings):
         rows.append(row)
-        origin = {"device": device_name(device), "torch": record["packages"]["torch"]}
-        numbers.append(_numbers_of(row) | origin)
+        numbers = _numbers_of(row)
         record["metrics"][row.name] = {
-            name: value
-            for name, value in _numbers_of(row).items()
-            if isinstance(value, int | float)
+            name: value for name, value in numbers.items() if isinstance(value, int | float)
         }
-        # After each row: what was measured survives an interruption.
-        write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
-        progress_console.print(_line_of(row), markup=False, highlight=False, soft_wrap=True)
-    table = pd.DataFrame(numbers)
-    with atomic_write(out / f"{study.name}.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
-    with atomic_write(out / f"{study.name}.md") as temporary:
-        temporary.write_text(_markdown(study, rows, device_name(device)), encoding="utf-8")
+        table.add(numbers | {"device": device_name(device)}, _line_of(row))
+    table.finish(_markdown(study, rows, device_name(device)), lambda path: _save_sheet(rows, path))
+
+
+def _save_sheet(rows: list[Row], path: Path) -> None:
+    """What the recoveries made, below what they should have made; nothing without them."""
     recoveries = [row for row in rows if isinstance(row, RecoveryRow)]
     if recoveries:
         sheet = [recoveries[-1].target_pictures, *(row.pictures for row in recoveries)]
-        contact_sheet(sheet, recoveries[-1].maps, out / f"{study.name}.png")
-    print(_markdown(study, rows, device_name(device)))  # noqa: T201
-    print(f"written to {out}/{study.name}.*")  # noqa: T201
+        contact_sheet(sheet, recoveries[-1].maps, path)
 
 
 def _run_cases(

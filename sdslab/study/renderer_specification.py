@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from sdslab.errors import UserError
-from sdslab.study.specification import apply_preset, build, check_keys, read_toml, rows_of_tables
+from sdslab.study.specification import build, read_study
 
-KEYS = ("title", "kind", "settings", "comparisons", "steps", "recoveries", "presets")
+SECTIONS = ("comparisons", "steps", "recoveries")
 
 
 @dataclass(frozen=True)
@@ -93,23 +93,11 @@ def load_renderer_study(path: Path, preset: str | None = None) -> RendererStudy:
     Raises:
         UserError: a key or value that is not one of the valid ones.
     """
-    table = read_toml(path)
-    check_keys(table, KEYS, str(path))
-    presets = table.get("presets", {})
-    if preset is not None and preset not in presets:
-        valid = ", ".join(presets) or "none here"
-        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
-    sections = {
-        name: rows_of_tables(table.get(name, []), f"{path}: {name}")
-        for name in ("comparisons", "steps", "recoveries")
-    }
-    settings = dict(table.get("settings", {}))
-    if preset is not None:
-        apply_preset(presets[preset], settings, sections, f"{path}: presets.{preset}")
+    tables = read_study(path, SECTIONS, preset)
     kinds = {"comparisons": Comparison, "steps": StepTiming, "recoveries": Recovery}
     built = {
         name: tuple(build(kinds[name], row, f"{path}: {name}") for row in rows)
-        for name, rows in sections.items()
+        for name, rows in tables.sections.items()
     }
     for row in (*built["comparisons"], *built["steps"], *built["recoveries"]):
         size = row.texture_size
@@ -118,9 +106,9 @@ def load_renderer_study(path: Path, preset: str | None = None) -> RendererStudy:
                 f"{path}: {row.name}: texture_size must be a power of two up to 8192, got {size}"
             )
     return RendererStudy(
-        name=path.stem,
-        title=str(table.get("title", path.stem)),
-        preset=preset or "default",
-        settings=build(RendererSettings, settings, f"{path}: settings"),
+        name=tables.name,
+        title=tables.title,
+        preset=tables.preset,
+        settings=build(RendererSettings, tables.settings, f"{path}: settings"),
         **built,
     )

@@ -1,6 +1,5 @@
 """Runs every cell of a study that is not on disk yet, and writes tables and pictures."""
 
-import dataclasses
 import itertools
 import sys
 import time
@@ -23,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write, check_writable
+from sdslab.atomic_write import atomic_write
 from sdslab.checkpoint import Checkpoints
 from sdslab.cpu_memory import keep_freed_memory
 from sdslab.devices import device_name, resolve_device
@@ -31,19 +30,17 @@ from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.report.at_the_end import reported
-from sdslab.run_lock import RunLock
-from sdslab.run_record import recorded, run_record, write_json
+from sdslab.run_record import write_json
 from sdslab.run_schema import origin_of
 from sdslab.study import reconstruct
 from sdslab.study.cell_store import CellStore, cell_key, code_digest
 from sdslab.study.reconstruct import CellProgress, CellResult, Problem
 from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
 from sdslab.study.specification import Cell, Study, select_cells
+from sdslab.study.study_run import progress_console, study_run
 
 # Rows go on stdout, progress on stderr: `> table.txt` keeps the table alone.
 console = Console(width=None if sys.stdout.isatty() else 130)
-progress_console = Console(stderr=True)
 SECONDS_BETWEEN_SAVES = 30.0
 
 
@@ -79,22 +76,8 @@ def run_study(study: Study, only: tuple[str, ...] = (), *, fresh: bool = False) 
         vae = LatentSpace.load(source, device, dtype)
     for cell in study.cells:
         reconstruct.check_cell(cell, settings.size, vae)
-    out = Path(settings.out)
-    check_writable(out)
-
-    with RunLock(out / study.name) as lock:
-        if lock.note:
-            progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
-        record = run_record(
-            dataclasses.asdict(study),
-            device,
-            program="study",
-            kind="reconstruction",
-            seeds=settings.seeds,
-        )
-        folder = out / study.name
-        with reported(folder), recorded(folder / "run.json", record, device):
-            _run(study, images, vae, device, fresh, record)
+    with study_run(study, "reconstruction", device, seeds=settings.seeds, only=only) as record:
+        _run(study, images, vae, device, fresh, record)
 
 
 def _run(

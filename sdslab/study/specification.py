@@ -149,10 +149,7 @@ def load_study(path: Path, preset: str | None = None) -> Study:
 
 def select_cells(study: Study, only: tuple[str, ...]) -> Study:
     """Keeps the cells named in ``only``; all, where it is empty."""
-    names = [cell.name for cell in study.cells]
-    for name in only:
-        if name not in names:
-            raise UserError(f"--only must name one of {', '.join(names)}, got {name!r}")
+    check_only(only, [cell.name for cell in study.cells])
     cells = tuple(cell for cell in study.cells if not only or cell.name in only)
     return dataclasses.replace(study, cells=cells)
 
@@ -224,6 +221,52 @@ def rows_of_tables(value: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise UserError(f"{where} must be [[tables]], got {value!r}")
     return [dict(as_table(row, where)) for row in value]
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """A study file's tables with one preset applied; what is in them is not checked yet.
+
+    Attributes:
+        name: of the file.
+        title: of the study.
+        preset: "default", or the one that was applied.
+        settings: its settings.
+        sections: its rows by section.
+    """
+
+    name: str
+    title: str
+    preset: str
+    settings: dict[str, Any]
+    sections: dict[str, list[dict[str, Any]]]
+
+
+def read_study(path: Path, sections: tuple[str, ...], preset: str | None) -> StudyTables:
+    """Reads a study file of another kind than "reconstruction".
+
+    Raises:
+        UserError: no TOML, another section, or an unknown preset.
+    """
+    table = read_toml(path)
+    check_keys(table, ("title", "kind", "settings", *sections, "presets"), str(path))
+    presets = table.get("presets", {})
+    if preset is not None and preset not in presets:
+        valid = ", ".join(presets) or "none here"
+        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
+    rows = {name: rows_of_tables(table.get(name, []), f"{path}: {name}") for name in sections}
+    settings = dict(table.get("settings", {}))
+    if preset is not None:
+        apply_preset(presets[preset], settings, rows, f"{path}: presets.{preset}")
+    title = str(table.get("title", path.stem))
+    return StudyTables(path.stem, title, preset or "default", settings, rows)
+
+
+def check_only(only: tuple[str, ...], names: list[str], where: str = "") -> None:
+    """Refuses names of rows that a study does not have."""
+    for name in only:
+        if name not in names:
+            raise UserError(f"--only must name one of {', '.join(names)}{where}, got {name!r}")
 
 
 def _check_cell(cell: Cell, where: str) -> None:

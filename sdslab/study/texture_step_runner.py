@@ -1,29 +1,24 @@
 """Runs the texture-step study and writes its table, picture and numbers."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
-from rich.console import Console
 
-from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.cpu_memory import keep_freed_memory
 from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
-from sdslab.report.at_the_end import reported
-from sdslab.run_record import recorded, run_record, write_json
-from sdslab.run_schema import origin_of
+from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.phase_clock import PHASES
 from sdslab.study.plots import close_figure, save_figure
+from sdslab.study.specification import check_only
+from sdslab.study.study_run import study_run
 from sdslab.study.texture_step_benchmark import StepRow, measure_step, numbers_of
 from sdslab.study.texture_step_specification import StepCase, TextureStepStudy
 from sdslab.study.timing import clock_name, quantile_columns, spread
 
-progress_console = Console(stderr=True)
 PHASE_LABELS = dict(
     zip(
         PHASES,
@@ -44,43 +39,29 @@ def run_texture_step_study(study: TextureStepStudy, only: tuple[str, ...] = ()) 
     if study.settings.graph and device.type != "cuda":
         raise UserError(f"graph = true needs a CUDA device, got {device}; leave it out")
     cases = _cases(study, only, device)
-    out = Path(study.settings.out)
-    check_writable(out)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32: it is what half is judged by
     keep_freed_memory()
-    record = run_record(dataclasses.asdict(study), device, program="study", kind="texture_step")
-    folder = out / study.name
-    with reported(folder), recorded(folder / "run.json", record, device):
-        _run_cases(study, cases, out, device, record)
+    with study_run(study, "texture_step", device, only=only) as record:
+        _run_cases(study, cases, device, record)
 
 
 def _run_cases(
     study: TextureStepStudy,
     cases: list[StepCase],
-    out: Path,
     device: torch.device,
     record: dict[str, Any],
 ) -> None:
-    versions = {name: record["packages"][name] for name in ("torch", "diffusers", "triton")}
+    table = MeasuredTable(
+        study.name, Path(study.settings.out), record, ("torch", "diffusers", "triton")
+    )
     rows: list[StepRow] = []
-    numbers: list[dict[str, Any]] = []
     for case in cases:
         row = measure_step(case, study.settings, device)
         rows.append(row)
-        numbers.append(numbers_of(row, study.settings, device) | versions)
         if row.ours is not None:
             record["metrics"][row.case.name] = quantile_columns("ours", row.ours.step)
-        # After each row: what was measured survives an interruption.
-        write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
-        progress_console.print(_line_of(row), markup=False, highlight=False)
-    with atomic_write(out / f"{study.name}.csv") as temporary:
-        pd.DataFrame(numbers).to_csv(temporary, index=False, float_format="%.6g")
-    text = _markdown(study, rows, device)
-    with atomic_write(out / f"{study.name}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    _save_plot(rows, device, out / f"{study.name}.png")
-    print(text)  # noqa: T201
-    print(f"written to {out}/{study.name}.*")  # noqa: T201
+        table.add(numbers_of(row, study.settings, device), _line_of(row))
+    table.finish(_markdown(study, rows, device), lambda path: _save_plot(rows, device, path))
     wrong = [row.case.name for row in rows if not row.accepted]
     if wrong:
         raise UserError(
@@ -92,12 +73,7 @@ def _run_cases(
 def _cases(study: TextureStepStudy, only: tuple[str, ...], device: torch.device) -> list[StepCase]:
     here = [case for case in study.steps if case.device == device.type]
     names = [case.name for case in here]
-    for name in only:
-        if name not in names:
-            raise UserError(
-                f"--only must name one of {', '.join(names)} on a {device.type} device, got "
-                f"{name!r}"
-            )
+    check_only(only, names, f" on a {device.type} device")
     if not here:
         raise UserError(f"the study has no rows for a {device.type} device; give another --device")
     return [case for case in here if not only or case.name in only]

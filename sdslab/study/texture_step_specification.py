@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from sdslab.errors import UserError
-from sdslab.study.specification import apply_preset, build, check_keys, read_toml, rows_of_tables
+from sdslab.study.specification import build, read_study
 
-KEYS = ("title", "kind", "settings", "steps", "presets")
+SECTIONS = ("steps",)
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,13 @@ def load_texture_step_study(path: Path, preset: str | None = None) -> TextureSte
     Raises:
         UserError: a key or value that is not one of the valid ones.
     """
-    table = read_toml(path)
-    check_keys(table, KEYS, str(path))
-    presets = table.get("presets", {})
-    if preset is not None and preset not in presets:
-        valid = ", ".join(presets) or "none here"
-        raise UserError(f"{path}: preset must be one of {valid}, got {preset!r}")
-    rows = rows_of_tables(table.get("steps", []), f"{path}: steps")
-    settings = dict(table.get("settings", {}))
-    if preset is not None:
-        apply_preset(presets[preset], settings, {"steps": rows}, f"{path}: presets.{preset}")
+    tables = read_study(path, SECTIONS, preset)
     study = TextureStepStudy(
-        name=path.stem,
-        title=str(table.get("title", path.stem)),
-        preset=preset or "default",
-        settings=build(TextureStepSettings, settings, f"{path}: settings"),
-        steps=tuple(build(StepCase, row, f"{path}: steps") for row in rows),
+        name=tables.name,
+        title=tables.title,
+        preset=tables.preset,
+        settings=build(TextureStepSettings, tables.settings, f"{path}: settings"),
+        steps=tuple(build(StepCase, row, f"{path}: steps") for row in tables.sections["steps"]),
     )
     for case in study.steps:
         size = case.texture_size
