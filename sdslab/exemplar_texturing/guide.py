@@ -1,6 +1,7 @@
 """The gradient of a step: noise fixed to the surface, steep views weighed down, SR-SDS last."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -111,15 +112,22 @@ class ExemplarGuide:
         b, height, width = surface.shape
         return surface.fill(cosine**self.power, cosine.new_zeros(b, 1, height, width))
 
+    @cached_property
+    def _noise_table(self) -> Tensor:
+        """What the voxels look their noise up in, [``TABLE_SIZE``, c]."""
+        sample = torch.arange(1, device=self.picture.renderer.device)
+        key = NoiseKey(self.seed, 0, sample, ANCHORED_NOISE_STREAM)
+        return philox_normal(key, (TABLE_SIZE, len(self.picture.guided)))[0]
+
     def _anchored_noise(self, z: Tensor, key: NoiseKey, surface: Surface) -> Tensor:
         """Noise that belongs to the place on the surface, whatever view looks at it.
 
         The voxels are cubes as wide as a pixel; behind the object the noise is fresh.
         """
-        table_key = NoiseKey(self.seed, 0, torch.arange(1, device=z.device), ANCHORED_NOISE_STREAM)
-        table = philox_normal(table_key, (TABLE_SIZE, z.shape[1]))[0]
         voxel = (surface.position * self.pixels_per_unit).floor().long()
         place = voxel[:, 0] * VOXEL_HASH[0]
         place = place ^ (voxel[:, 1] * VOXEL_HASH[1]) ^ (voxel[:, 2] * VOXEL_HASH[2])
         behind = philox_normal(key, z.shape[1:])
-        return surface.fill(table[place % TABLE_SIZE].to(z.dtype), behind.to(z.dtype)).contiguous()
+        return surface.fill(
+            self._noise_table[place % TABLE_SIZE].to(z.dtype), behind.to(z.dtype)
+        ).contiguous()
