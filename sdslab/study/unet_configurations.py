@@ -54,8 +54,8 @@ def _stage_two(shared: dict[str, Any], size: int, widths: tuple[int, ...]) -> di
     }
 
 
-# Source: the unet/config.json of DeepFloyd/IF-I-XL-v1.0 and IF-II-L-v1.0. IF-I-M's is inferred: that
-# of IF-I-XL with a width of 192 in place of 704 has 372 M parameters, and 0.4 B are published.
+# Source: the unet/config.json of DeepFloyd/IF-I-XL-v1.0 and IF-II-L-v1.0. IF-I-M's is inferred:
+# IF-I-XL's with a width of 192 in place of 704 has 372 M parameters, and 0.4 B are published.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "IF-I-M": {
         **_stage_one(_REAL, 64, (192, 384, 576, 768)), **_OF_FOUR_LEVELS, "layers_per_block": 3,
