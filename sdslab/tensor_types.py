@@ -6,6 +6,7 @@ from torch import Tensor
 Maps = Float[Tensor, "b c h w"]  # an image (c = 3, sRGB-encoded, nominally [0, 1]) or a material
 Texels = Float[Tensor, "h w c"]  # the same as a texture, row 0 at v = 0
 Image = Float[Tensor, "b 3 h w"]  # sRGB-encoded, nominally [0, 1]
+Pictures = Float[Tensor, "b _ _ _"]  # beside z, in [0, 1], of a size and of channels of their own
 Diffused = Float[Tensor, "b c *spatial"]  # z or z_t: pixels in [−1, 1], or scaled latents
 PerSample = Float[Tensor, " b"]  # ᾱ, weights, losses
 Timesteps = Int[Tensor, " b"]  # integers in [0, number of training timesteps)

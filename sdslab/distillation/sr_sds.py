@@ -8,7 +8,7 @@ from sdslab.denoisers.denoiser import Condition, Denoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule, Weighting
 from sdslab.distillation.sds import sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult, SRMode, sr_condition
-from sdslab.tensor_types import Diffused, Maps, Timesteps
+from sdslab.tensor_types import Diffused, Pictures, Timesteps
 
 # The timestep that each mode's own code noises the condition to.
 NOISE_LEVELS: dict[SRMode, int] = {"castex": 500, "pipeline": 250}
@@ -17,7 +17,7 @@ NOISE_LEVELS: dict[SRMode, int] = {"castex": 500, "pipeline": 250}
 @torch.no_grad()
 def sr_sds_gradient(
     z: Diffused,
-    stage_one_render: Maps,
+    stage_one_render: Pictures,
     denoiser: Denoiser,
     t: Timesteps,
     noise: torch.Tensor | NoiseKey,
@@ -35,7 +35,7 @@ def sr_sds_gradient(
 
     Args:
         z: clean samples [b, c, h, h] in pixel space, [−1, 1].
-        stage_one_render: [b, c, h', w'] in [0, 1], the frozen stage-I texture under the camera,
+        stage_one_render: [b, c', h', w'] in [0, 1], the frozen stage-I texture under the camera,
             light and background of z.
         denoiser: predicts x̂_0, ε̂ or v̂ from z_t and ``Condition.low_resolution``.
         t: a timestep per sample, [b].
