@@ -35,13 +35,14 @@ const browser = await chromium.launchPersistentContext(profile, {
 const problems = [];
 try {
   const page = await browser.newPage();
+  page.setDefaultTimeout(120000); // another program may take the processor meanwhile
   page.on("console", (message) => {
     if (message.type() === "error") problems.push(message.text());
   });
   page.on("pageerror", (error) => problems.push(String(error)));
   await page.goto(url);
-  await page.getByText("Paused").waitFor({ timeout: 60000 });
-  await page.locator("canvas").first().waitFor({ timeout: 60000 });
+  await page.getByText("Paused").waitFor({ timeout: 120000 });
+  await page.locator("canvas").first().waitFor({ timeout: 120000 });
   console.log(JSON.stringify("here"));
   const press = (name) => page.getByRole("button", { name, exact: true }).click();
   const commands = {
