@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdslab.errors import UserError
-from sdslab.study.specification import build, read_study
+from sdslab.study.specification import build, check_names, read_study
 
 SECTIONS = ("methods",)
 
@@ -69,12 +69,17 @@ def load_mesh_study(path: Path, preset: str | None = None) -> MeshStudy:
         settings=build(MeshSettings, tables.settings, f"{path}: settings"),
         methods=tuple(build(Method, row, f"{path}: methods") for row in tables.sections["methods"]),
     )
+    check_mesh_study(study, str(path))
+    return study
+
+
+def check_mesh_study(study: MeshStudy, where: str) -> None:
+    """Refuses settings and methods that make no sense."""
     size = study.settings.texture_size
     if not 32 <= size <= 8192 or size & (size - 1):
-        raise UserError(f"{path}: texture_size must be a power of two from 32 to 8192, got {size}")
+        raise UserError(f"{where}: texture_size must be a power of two from 32 to 8192, got {size}")
     if not 0.01 <= study.settings.scale <= 100:
-        raise UserError(f"{path}: scale must be from 0.01 to 100, got {study.settings.scale:g}")
-    names = [method.name for method in study.methods]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{path}: methods must be given, with different names, got {names}")
-    return study
+        raise UserError(f"{where}: scale must be from 0.01 to 100, got {study.settings.scale:g}")
+    if not study.methods:
+        raise UserError(f"{where}: methods must be given, at least one, got none")
+    check_names([method.name for method in study.methods], f"{where}: methods")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdslab.errors import UserError
-from sdslab.study.specification import build, read_study
+from sdslab.study.specification import build, check_names, read_study
 
 SECTIONS = ("cases", "sweeps")
 FACTOR = 4  # of the enlargement
@@ -116,11 +116,12 @@ def load_exemplar_study(path: Path, preset: str | None = None) -> ExemplarStudy:
         cases=tuple(build(ExemplarCase, row, f"{path}: cases") for row in tables.sections["cases"]),
         sweeps=tuple(build(Sweep, row, f"{path}: sweeps") for row in tables.sections["sweeps"]),
     )
-    _check(study, str(path))
+    check_exemplar_study(study, str(path))
     return study
 
 
-def _check(study: ExemplarStudy, where: str) -> None:
+def check_exemplar_study(study: ExemplarStudy, where: str) -> None:
+    """Refuses settings, cases and sweeps that make no sense."""
     settings = study.settings
     if settings.size % 4 or not 32 <= settings.size <= settings.exemplar_size:
         raise UserError(
@@ -131,11 +132,9 @@ def _check(study: ExemplarStudy, where: str) -> None:
         raise UserError(
             f"{where}: settings.exemplar_size must be a multiple of 4, got {settings.exemplar_size}"
         )
-    names = [case.name for case in study.cases]
+    check_names([case.name for case in study.cases], f"{where}: cases")
     for case in study.cases:
         place = f"{where}: cases.{case.name}"
-        if names.count(case.name) > 1:
-            raise UserError(f"{place}: cases must have different names, got this one twice")
         if case.steps < 2:
             raise UserError(f"{place}: steps must be at least 2, got {case.steps}")
         if not case.temperature > 0:

@@ -7,6 +7,7 @@ from sdslab.errors import UserError
 from sdslab.study.specification import (
     Cell,
     build,
+    check_names,
     find_study,
     load_study,
     read_study,
@@ -87,9 +88,7 @@ def load_figure2_speed_study(path: Path, preset: str | None = None) -> Figure2Sp
         _timed(build(SpeedCell, row, f"{path}: cells"), cells, size, f"{path}: cells")
         for row in tables.sections["cells"]
     )
-    names = [row.name for row in chosen]
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: cells must have different names, got {', '.join(names)}")
+    check_names([row.name for row in chosen], f"{path}: cells")
     return Figure2SpeedStudy(
         name=tables.name,
         title=tables.title,

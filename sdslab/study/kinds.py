@@ -16,27 +16,37 @@ class StudyFile:
     Attributes:
         study: its dataclass, with a name, a preset and settings.
         load: reads a file with one of its presets.
+        check: refuses one that was not read by ``load``, and makes no sense; of ``SAVED_KINDS``.
     """
 
     study: type[Any]
     load: Callable[[Path, str | None], Any]
+    check: Callable[[Any, str], None] | None = None
 
 
 def study_file(kind: str) -> StudyFile:
     """What a study of a kind is as data. Imports nothing heavy."""
     match kind:
         case "reconstruction":
-            from sdslab.study.specification import Study, load_study
+            from sdslab.study.specification import Study, check_study, load_study
 
-            return StudyFile(Study, load_study)
+            return StudyFile(Study, load_study, check_study)
         case "exemplar":
-            from sdslab.study.exemplar_specification import ExemplarStudy, load_exemplar_study
+            from sdslab.study.exemplar_specification import (
+                ExemplarStudy,
+                check_exemplar_study,
+                load_exemplar_study,
+            )
 
-            return StudyFile(ExemplarStudy, load_exemplar_study)
+            return StudyFile(ExemplarStudy, load_exemplar_study, check_exemplar_study)
         case "exemplar_mesh":
-            from sdslab.study.exemplar_mesh_specification import MeshStudy, load_mesh_study
+            from sdslab.study.exemplar_mesh_specification import (
+                MeshStudy,
+                check_mesh_study,
+                load_mesh_study,
+            )
 
-            return StudyFile(MeshStudy, load_mesh_study)
+            return StudyFile(MeshStudy, load_mesh_study, check_mesh_study)
         case "renderer":
             from sdslab.study.renderer_specification import RendererStudy, load_renderer_study
 

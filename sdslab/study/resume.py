@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 from sdslab.resumed_run import ResumedRun
 from sdslab.study.kinds import SAVED_KINDS, study_file
 from sdslab.tables import build
@@ -49,17 +49,23 @@ def resumed_study(option: str) -> ResumedStudy:
             f"--resume is for studies whose finished rows are kept, got {option!r}, a study of "
             f"speeds, which are compared within one run; run its command again"
         )
-    where = f"{option}/run.json: config"
-    study = build(study_file(kind).study, _with_infinities(run.record["config"]), where)
+    where = f"{one_line(option)}/run.json: config"
+    file = study_file(kind)
+    study = build(file.study, _with_infinities(run.record["config"]), where)
+    assert file.check is not None
+    file.check(study, where)
     if study.name != run.out.name:
         raise UserError(
             f"{where}: the study must have its folder's name, {run.out.name!r}, got "
             f"{study.name!r}; run its command again instead"
         )
     settings = dataclasses.replace(study.settings, out=str(run.out.parent))
-    only = run.record["details"].get("only") or ()
-    if not all(isinstance(name, str) for name in only):
-        raise UserError(f"{option}/run.json: details.only must be names, got {only!r}")
+    only = run.record["details"].get("only", [])
+    if not isinstance(only, list) or not all(isinstance(name, str) for name in only):
+        raise UserError(
+            f"{one_line(option)}/run.json: details.only must be a list of names, got {only!r}; run "
+            f"its command again instead"
+        )
     study = dataclasses.replace(study, settings=settings)
     return ResumedStudy(kind, study, tuple(only), run.started_in)
 

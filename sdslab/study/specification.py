@@ -168,18 +168,15 @@ def _resolve(table: dict[str, Any], preset: str | None, path: Path) -> Study:
         build(Cell, cell, f"{path}: cells.{cell.get('name', number)}")
         for number, cell in enumerate(cells)
     )
-    names = [cell.name for cell in built]
-    for cell in built:
-        if names.count(cell.name) > 1:
-            raise UserError(f"{path}: cells must have different names, got {cell.name!r} twice")
-        _check_cell(cell, f"{path}: cells.{cell.name}")
-    return Study(
+    study = Study(
         name=path.stem,
         title=str(table["title"]),
         preset=preset or "default",
         settings=build(Settings, settings, f"{path}: settings"),
         cells=built,
     )
+    check_study(study, str(path))
+    return study
 
 
 def apply_preset(
@@ -262,6 +259,24 @@ def read_study(path: Path, sections: tuple[str, ...], preset: str | None) -> Stu
     return StudyTables(path.stem, title, preset or "default", settings, rows)
 
 
+def check_study(study: Study, where: str) -> None:
+    """Refuses cells that make no sense, and names that are not one file's each."""
+    check_names([cell.name for cell in study.cells], f"{where}: cells")
+    for cell in study.cells:
+        _check_cell(cell, f"{where}: cells.{cell.name}")
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Refuses rows' names that are no part of a file's name, or not each row's own."""
+    for name in names:
+        if not re.fullmatch("[a-z0-9_]+", name):
+            raise UserError(
+                f"{where}: a name must be lower-case letters, digits and underscores, got {name!r}"
+            )
+        if names.count(name) > 1:
+            raise UserError(f"{where} must have different names, got {name!r} twice")
+
+
 def check_only(only: tuple[str, ...], names: list[str], where: str = "") -> None:
     """Refuses names of rows that a study does not have."""
     for name in only:
@@ -270,11 +285,6 @@ def check_only(only: tuple[str, ...], names: list[str], where: str = "") -> None
 
 
 def _check_cell(cell: Cell, where: str) -> None:
-    if not re.fullmatch("[a-z0-9_]+", cell.name):
-        raise UserError(
-            f"{where}: a cell's name must be lower-case letters, digits and underscores, got "
-            f"{cell.name!r}"
-        )
     if cell.parameterization == "latent" and cell.diffusion == "pixel":
         raise UserError(f"{where}: a latent parameterization needs diffusion = 'latent'")
     if (cell.parameterization == "dip") != (cell.initialization == "network"):

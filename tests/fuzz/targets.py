@@ -29,6 +29,7 @@ from sdslab.study.exemplar_specification import load_exemplar_study
 from sdslab.study.figure2_speed_specification import load_figure2_speed_study
 from sdslab.study.kernel_specification import load_kernel_study
 from sdslab.study.renderer_specification import load_renderer_study
+from sdslab.study.resume import resumed_study
 from sdslab.study.specification import load_study, study_kind
 from sdslab.study.texture_step_specification import load_texture_step_study
 from sdslab.texture.argument_checks import check
@@ -111,6 +112,17 @@ def run_json(data: bytes) -> bool:
     return _taken(resume, "run.json", data)
 
 
+def study_run_json(data: bytes) -> bool:
+    """The record of a study, as ``--resume`` reads it."""
+
+    def resume(path: Path) -> None:
+        folder = path.parent / "figure2"
+        folder.mkdir()
+        resumed_study(str(path.replace(folder / "run.json").parent))
+
+    return _taken(resume, "run.json", data)
+
+
 def run_lock(data: bytes) -> bool:
     """The file of a run's lock."""
 
@@ -148,6 +160,7 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     for target in (
         study_toml,
         run_json,
+        study_run_json,
         run_report,
         checkpoint,
         checkpoint_header,
@@ -184,10 +197,15 @@ def valid_inputs() -> dict[str, list[bytes]]:
     texture |= {"metrics": {"steps": 3}, "seconds": {"total": 2.5}, "peak_memory_mb": {"gpu": 1.5}}
     texture["details"] = {"inputs": {}, "folder": "/"}
     study = run_record({"cells": [{"name": "a", "steps": 2}]}, device, program="study", kind="x")
+    figure2 = load_study(REPOSITORY / "studies" / "figure2.toml")
+    config = json.loads(json.dumps(dataclasses.asdict(figure2)).replace("Infinity", '"inf"'))
+    resumable = run_record(config, device, program="study", kind="reconstruction", seeds=(0,))
+    named = resumable | {"details": {"folder": "/", "only": ["pixel_rgb"]}}
     studies = [path.read_bytes() for path in sorted((REPOSITORY / "studies").glob("*.toml"))]
     return {
         "study_toml": studies,
         "run_json": [json.dumps(texture).encode()],
+        "study_run_json": [json.dumps(record).encode() for record in (resumable, named)],
         "checkpoint": [content],
         "checkpoint_header": [content[8 : 8 + header_size]],
         "run_lock": [lock, json.dumps({"host": "node7"}).encode()],

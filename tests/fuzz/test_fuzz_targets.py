@@ -20,6 +20,11 @@ TOKENS = {
         b"{}", b"[]", b"null", b'"', b"-1", b"1e999", b"NaN", b"true", b"[" * 3000, b"\0", b"\xff",
         b'"config": {}', b'"steps": "3"', b'"mesh": 3', b'"exemplar": [[]]', b'"folder": "\\u0000"',
     ],
+    "study_run_json": [
+        b"{}", b"[]", b"null", b'"', b"-1", b"1e999", b"NaN", b"true", b"[" * 3000, b"\0", b"\xff",
+        b'"config": {}', b'"only": 3', b'"only": "ab"', b'"only": [[]]', b"../",
+        b'"kind": "kernels"',
+    ],
     "checkpoint": [b"\0", b"\xff" * 8, b'"sha256":"' + b"0" * 64 + b'"', b"{}"],
     "checkpoint_header": [
         b"{}", b"[]", b"null", b'"', b"\\", b"9" * 30, b"-1", b'"F64"', b'"__metadata__":{}',

@@ -328,6 +328,41 @@ def test_what_cannot_be_resumed_says_why(
         assert message in error[0]
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("config", "cells", "x/../../../escaped", "a name must be lower-case letters, digits"),
+        ("details", "only", 5, "details.only must be a list of names, got 5"),
+        ("details", "only", "pixel_rgb", "details.only must be a list of names"),
+        ("config", "colour", 1, "config: valid keys are name, title"),
+    ],
+)
+def test_a_record_from_elsewhere_writes_nowhere_else(
+    section: str,
+    key: str,
+    value: object,
+    message: str,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "out"
+    run(Selection(str(study), only=("pixel_rgb",)), Overrides(image=("coffee",), out=str(out)))
+    record = json.loads((out / "small" / "run.json").read_text("utf-8"))
+    record["details"]["only"] = []
+    if key == "cells":
+        record["config"]["cells"][0]["name"] = value
+    else:
+        record[section][key] = value
+    (out / "small" / "run.json").write_text(json.dumps(record), "utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert resume(monkeypatch, str(out / "small")) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_second_process_in_the_same_folder_is_refused(study: Path, tmp_path: Path):
     with (
         RunLock(tmp_path / study.stem),

@@ -74,6 +74,21 @@ def test_a_study_writes_its_table_and_goes_on_from_what_is_saved(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../../all", "a name must be lower-case letters, digits and underscores"),
+        ("projected", "methods must have different names, got 'projected' twice"),
+    ],
+)
+def test_names_are_parts_of_file_names(tmp_path: Path, name: str, message: str):
+    tiny(tmp_path)
+    path = tmp_path / "tiny.toml"
+    path.write_text(path.read_text().replace('name = "all"', f'name = "{name}"'))
+    with pytest.raises(UserError, match=message):
+        load_mesh_study(path)
+
+
+@pytest.mark.parametrize(
     ("settings", "method", "message"),
     [
         ("texture_size2 = 3", "triplanar", "valid keys"),

@@ -176,7 +176,8 @@ def test_the_study_s_own_file_is_valid():
         ("size = 32\nexemplar_size = 32", "size = 64\nexemplar_size = 32", "from 32 to exemplar"),
         ('noise = "fresh"', 'noise = "stale"', "must be one of fixed, fresh, got 'stale'"),
         ("values = [0, 3]", "value = [0, 3]", "valid keys are name, case, parameter, values"),
-        ('name = "sr"', 'name = "sds"', "different names, got this one twice"),
+        ('name = "sr"', 'name = "sds"', "different names, got 'sds' twice"),
+        ('name = "sr"', 'name = "x/../sr"', "a name must be lower-case letters, digits"),
     ],
 )
 def test_mistakes_in_the_file_are_told(study: Path, old: str, new: str, message: str):
