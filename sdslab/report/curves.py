@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 28, 38
 MOST_POINTS = 400  # of a line; longer ones are averaged
+SMALLEST_RANGE = 1e-300  # of values; a fraction of it may round to 0
 COLOURS = 6  # series classes that the style knows
 
 
@@ -56,8 +57,9 @@ def line_chart(title: str, series: Sequence[Series]) -> Markup:
     values = [value for each in series for value in each.values]
     first, last = 1.0, max(max(each.steps) for each in series)
     low, high = min(values), max(values)
-    if low == high:
-        low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
+    if high - low < SMALLEST_RANGE:
+        margin = abs(high) if abs(high) > SMALLEST_RANGE else 1.0
+        low, high = low - margin, high + margin
     logarithmic = low > 0 and high / low > 10
     ticks = _decades(low, high) if logarithmic else _round_numbers(low, high)
     bottom, top = (math.log10(low), math.log10(high)) if logarithmic else (low, high)

@@ -4,7 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sdslab.report.curves import MOST_POINTS, Series, line_chart, read_metrics, stacked_bar
@@ -40,6 +40,9 @@ def test_values_of_several_decades_are_logarithmic():
 
 
 @given(st.lists(FINITE, min_size=1, max_size=50), st.lists(FINITE, max_size=3))
+@example([5e-324], [])
+@example([0.0, 5e-324], [])
+@example([5e-324, 5.0], [])
 def test_any_numbers_make_a_valid_chart(first: list[float], second: list[float]):
     series = [Series("one", [float(i + 1) for i in range(len(first))], first)]
     if second:
