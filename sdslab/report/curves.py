@@ -58,8 +58,8 @@ def line_chart(title: str, series: Sequence[Series]) -> Markup:
     first, last = 1.0, max(max(each.steps) for each in series)
     low, high = min(values), max(values)
     if high - low < SMALLEST_RANGE:
-        margin = abs(high) if abs(high) > SMALLEST_RANGE else 1.0
-        low, high = low - margin, high + margin
+        around = abs(high) if abs(high) > SMALLEST_RANGE else 1.0
+        low, high = low - around, high + around
     logarithmic = low > 0 and high / low > 10
     ticks = _decades(low, high) if logarithmic else _round_numbers(low, high)
     bottom, top = (math.log10(low), math.log10(high)) if logarithmic else (low, high)
