@@ -8,7 +8,7 @@ from torch import Tensor
 from sdslab.kernels.philox import NoiseKey, flat_normal
 from sdslab.kernels.validation import require_like, require_no_graph
 
-# What a custom op takes in place of a key: the tensor or the sample indices, and the key's words.
+# What a custom op takes in place of a key: the tensor or the samples' counters, and its words.
 FlatNoise = tuple[Tensor | None, Tensor | None, list[int]]
 
 
@@ -20,8 +20,8 @@ def flatten_noise(noise: Tensor | NoiseKey, x: Tensor) -> FlatNoise:
         x: [b, *dims], the tensor that the noise is for.
 
     Returns:
-        The tensor or None, the [b] sample indices on x's device or None, and the key's words (empty
-        for a tensor).
+        The tensor or None, the key's [b] counters on x's device or None, and its words (empty for a
+        tensor).
 
     Raises:
         ValueError: The noise does not match x.
@@ -32,7 +32,7 @@ def flatten_noise(noise: Tensor | NoiseKey, x: Tensor) -> FlatNoise:
                 f"noise.sample must hold one index per sample of x, {len(x)}, "
                 f"got {len(noise.sample)}; index the key's samples as you index x"
             )
-        return None, noise.sample.to(x.device).contiguous(), noise.words
+        return None, noise.counters.to(x.device), noise.words
     require_like(
         "noise", noise, x, (list(x.shape),), "draw it for every sample, or pass a NoiseKey"
     )

@@ -26,7 +26,8 @@ class NoiseKey:
 
     Args:
         seed: The run's seed, in [0, 2^64).
-        step: The optimisation step, in [0, 2^32).
+        step: The optimisation step, in [0, 2^32); or [1] int64 on the device of `sample`, for work
+            that is recorded once and replayed at every step.
         sample: [b] int64, global index of each sample in [0, 2^32): position in the whole batch of
             the step, not in this device's share of it.
         stream: In [0, 2^32), keeps draws of different purposes apart (`NOISE_STREAM`,
@@ -37,7 +38,7 @@ class NoiseKey:
     """
 
     seed: int
-    step: int
+    step: int | Tensor
     sample: Tensor
     stream: int = NOISE_STREAM
 
@@ -45,7 +46,9 @@ class NoiseKey:
         """Refuses numbers that would not fit the generator's key and counter."""
         for name, bits in (("seed", 64), ("step", 32), ("stream", 32)):
             value = getattr(self, name)
-            if not 0 <= value < 2**bits:
+            if isinstance(value, Tensor):
+                _require_step(value)
+            elif not 0 <= value < 2**bits:
                 raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}; number it from 0")
         if self.sample.dtype != torch.int64 or self.sample.ndim != 1:
             raise ValueError(
@@ -63,8 +66,27 @@ class NoiseKey:
 
     @property
     def words(self) -> list[int]:
-        """The numbers shared by all samples as 32-bit words: seed (low, high), stream, step."""
-        return [self.seed & _MASK, self.seed >> 32, self.stream, self.step]
+        """The numbers shared by all samples as 32-bit words: seed (low, high), stream, step.
+
+        A step that is a tensor is 0 here, for `counters` has it.
+        """
+        step = 0 if isinstance(self.step, Tensor) else self.step
+        return [self.seed & _MASK, self.seed >> 32, self.stream, step]
+
+    @property
+    def counters(self) -> Tensor:
+        """[b] int64: the sample in the low 32 bits; above them what is added to `words`' step."""
+        if isinstance(self.step, Tensor):
+            return self.sample + (self.step << 32)
+        return self.sample.contiguous()
+
+
+def _require_step(step: Tensor) -> None:
+    if step.dtype != torch.int64 or step.shape != (1,):
+        raise ValueError(
+            f"step must be a number or a [1] int64 tensor, got {list(step.shape)} of {step.dtype}; "
+            f"build it with torch.tensor([step])"
+        )
 
 
 def philox_4x32_10(even: Tensor, odd: Tensor, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -103,9 +125,9 @@ def _blocks(sample: Tensor, words: Sequence[int], blocks: int) -> tuple[Tensor, 
     even = sample.new_empty(2, len(sample), blocks)
     odd = torch.empty_like(even)
     even[0] = torch.arange(blocks, device=sample.device)
-    even[1] = sample[:, None]
+    even[1] = (sample & _MASK)[:, None]
     odd[0] = stream
-    odd[1] = step
+    odd[1] = ((sample >> 32) + step & _MASK)[:, None]
     return philox_4x32_10(even, odd, (seed_low, seed_high))
 
 
@@ -127,7 +149,7 @@ def _normal_reference(sample: Tensor, words: Sequence[int], n: int, dtype: torch
     """Plain torch body of `philox_normal`, over flat samples.
 
     Args:
-        sample: [b] int64 sample indices.
+        sample: `NoiseKey.counters`.
         words: `NoiseKey.words`.
         n: Elements of one sample.
         dtype: Of the result.
@@ -195,7 +217,7 @@ def _load_normal_triton() -> Callable[..., Tensor]:
 
 
 def flat_normal(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
-    """`philox_normal`, flat and by the device's own body: [b, n] from `NoiseKey.words`."""
+    """`philox_normal`, flat and by the device's own body: [b, n] from a `NoiseKey`'s parts."""
     return _normal_op(sample, words, n, dtype)
 
 
@@ -226,7 +248,7 @@ def philox_bits(key: NoiseKey, n: int, *, backend: Backend = "auto") -> Tensor:
         reference=_bits_reference,
         triton=_load_bits_triton,
     )
-    return body(key.sample.contiguous(), key.words, n)
+    return body(key.counters, key.words, n)
 
 
 def philox_uniform(
@@ -300,7 +322,7 @@ def philox_normal(
         raise ValueError(f"dtype must be one of {names}, got {dtype}; convert the result")
     for size in shape:
         _require_count("every dimension of shape", size)
-    sample = key.sample.to(device or key.sample.device).contiguous()
+    sample = key.counters.to(device or key.sample.device)
     body = choose_body(
         backend,
         sample.device,

@@ -17,9 +17,10 @@ _BLOCKS_AT_ONCE = 2**15
 
 
 @njit(nogil=True, cache=True)
-def _words(sample, seed_low, seed_high, stream, step, start, even_0, odd_0, even_1, odd_1):
+def _words(counters, seed_low, seed_high, stream, step, start, even_0, odd_0, even_1, odd_1):
     """Fills one array with each word of a sample's blocks from `start` on, rounded to floats."""
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    sample, step = counters & mask, step + (counters >> half)
     for i in range(len(even_0)):
         a, b, c, d = np.uint64(start + i) & mask, stream, sample, step
         low, high = seed_low, seed_high
@@ -38,7 +39,7 @@ def _fill_words(samples, words, blocks, first, u, v):
     """Fills u and v [2, count] with words (0, 2) and (1, 3) of blocks of all samples.
 
     Args:
-        samples: [b] int64.
+        samples: [b] int64, `NoiseKey.counters`.
         words: [4] uint64: seed (low, high), stream, step.
         blocks: Of each sample.
         first: Which of all samples' blocks comes first.

@@ -23,10 +23,9 @@ def philox_lanes(sample_ptr, row, counter, seed_low, seed_high, stream, step):
     """The four words of each Philox block."""
     same = tl.zeros_like(counter)
     seed = seed_low.to(tl.uint64) | (seed_high.to(tl.uint64) << 32)
-    sample = tl.load(sample_ptr + row).to(tl.uint32)
-    return tl.philox(
-        seed, counter, same + stream.to(tl.uint32), same + sample, same + step.to(tl.uint32)
-    )
+    counters = tl.load(sample_ptr + row)
+    sample, step = counters.to(tl.uint32), (counters >> 32).to(tl.uint32) + step.to(tl.uint32)
+    return tl.philox(seed, counter, same + stream.to(tl.uint32), same + sample, same + step)
 
 
 @triton.jit

@@ -72,6 +72,21 @@ def test_bits_are_the_same_in_every_body(body, n):
     assert torch.equal(philox_bits(draw, n, backend=body.backend).cpu(), expected)
 
 
+@pytest.mark.parametrize("step", [0, 11, 2**32 - 1])
+def test_a_step_on_the_device_draws_as_the_number_does(body, step):
+    sample = EXTREME_KEY.sample.to(body.device)
+    given = NoiseKey(5, step, sample, stream=3)
+    recorded = NoiseKey(5, torch.tensor([step], device=body.device), sample, stream=3)
+    bits = philox_bits(recorded, 9, backend=body.backend)
+    assert torch.equal(bits, philox_bits(given, 9, backend=body.backend))
+    normals, expected = (
+        philox_normal(draw, (3, 7), device=body.device, backend=body.backend)
+        for draw in (recorded, given)
+    )
+    assert torch.equal(normals, expected)
+    assert torch.equal(philox_normal(recorded, (3, 7)), philox_normal(given, (3, 7)))
+
+
 def normals_from_bits(draw: NoiseKey, n: int, dtype: torch.dtype) -> torch.Tensor:
     bits = philox_bits(draw, 4 * -(-n // 4)).unflatten(1, (-1, 2)).to(dtype)
     u, v = (bits * 2.0**-32 + 2.0**-33).unbind(-1)
@@ -220,6 +235,10 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "negative seed": (lambda: key(seed=-1), r"seed must be in \[0, 2\^64\), got -1; number it"),
     "large seed": (lambda: key(seed=2**64), r"seed must be in \[0, 2\^64\)"),
     "large step": (lambda: key(step=2**32), r"step must be in \[0, 2\^32\), got 4294967296"),
+    "step of another dtype": (
+        lambda: NoiseKey(0, torch.tensor([1.0]), torch.arange(2)),
+        r"step must be a number or a \[1\] int64 tensor, got \[1\] of torch.float32; build it",
+    ),
     "large stream": (lambda: key(stream=2**32), r"stream must be in \[0, 2\^32\)"),
     "negative sample": (
         lambda: NoiseKey(0, 0, torch.tensor([3, -1])),
