@@ -11,14 +11,15 @@ from sdslab.denoisers.noise_schedule import NoiseSchedule, TimestepSampler, Weig
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, SDSResult, SRMode
+from sdslab.optimization.recordable_guide import Draws, RecordableGuide
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene
 
 
 @dataclass(frozen=True, eq=False)
-class DiffusionGuide:
-    """A `Guide` for `optimize_material`: Eq. 1 for the pictures of a step.
+class DiffusionGuide(RecordableGuide):
+    """Eq. 1 for the pictures of a step; a `Guide` for `optimize_material`.
 
     Attributes:
         denoiser: the model, classifier-free guidance included.
@@ -52,12 +53,16 @@ class DiffusionGuide:
     low_size: int = 64
     condition_schedule: NoiseSchedule | None = None
 
+    def draw(self, index: int, cameras: Cameras) -> Draws:
+        key = NoiseKey(self.seed, index, torch.arange(len(cameras)))
+        t = self.timesteps(key, index / self.steps, shared=self.shared_timestep)
+        return Draws(torch.tensor([index]), t, self.prompt_of(cameras))
+
     @torch.no_grad()
-    def __call__(self, z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
+    def gradient(self, z: Tensor, draws: Draws, scene: Scene, surface: Surface) -> SDSResult:
         sample = torch.arange(len(z), device=z.device)
-        noise = NoiseKey(self.seed, index, sample)
-        t = self.timesteps(noise, index / self.steps, shared=self.shared_timestep)
-        condition = Condition(prompt=self.prompt_of(scene.cameras).to(z.device))
+        noise = NoiseKey(self.seed, draws.step, sample)
+        t, condition = draws.t, Condition(prompt=draws.prompt)
         if self.stage_one is None:
             result = sds_gradient(
                 z,
@@ -77,7 +82,7 @@ class DiffusionGuide:
             self.denoiser,
             t,
             noise,
-            NoiseKey(self.seed, index, sample, SR_CONDITION_STREAM),
+            NoiseKey(self.seed, draws.step, sample, SR_CONDITION_STREAM),
             weighting=self.weighting,
             condition=condition,
             clamp=self.clamp,

@@ -79,6 +79,7 @@ class LatentSpace(DiffusionSpace):
             self.shift = _per_channel(config["latents_mean"], channels)
             self.scale = self.scale / _per_channel(config["latents_std"], channels)
         blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        self.scale, self.shift = self.scale.to(vae.device), self.shift.to(vae.device)
         self.channels: int = channels
         self.factor: int = 2 ** (len(blocks) - 1)
 

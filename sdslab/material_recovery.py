@@ -20,10 +20,11 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult
-from sdslab.material_optimization import Guide, MaterialConfig, optimize_material
 from sdslab.meshes.material import MAPS, constant_material
 from sdslab.metrics import psnr_db
-from sdslab.optimize import OptimizeConfig, Step
+from sdslab.optimization.material_optimization import Guide, MaterialConfig, optimize_material
+from sdslab.optimization.optimize import Step
+from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import EVALUATION_VIEWS, Views

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sdslab.diffusion_space import PixelSpace
-from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
     grey_material,
     held_out_scenes,
@@ -19,7 +18,8 @@ from sdslab.material_recovery import (
 )
 from sdslab.meshes.material import ALBEDO, MAPS, constant_material, picture_material, without
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.optimize import OptimizeConfig
+from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend

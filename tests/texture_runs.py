@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from sdslab.interrupts import exit_code
-from sdslab.optimize import Step
+from sdslab.optimization.optimize import Step
 from sdslab.texture import stage
 from sdslab.texture.__main__ import main
 

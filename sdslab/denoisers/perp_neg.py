@@ -48,7 +48,8 @@ class PerpendicularNegatives(Denoiser):
     ) -> Prediction:
         if condition is None or condition.prompt is None:
             raise ValueError("Perp-Neg needs a condition with a prompt, got none")
-        rows = self.negatives.to(condition.prompt.device)[condition.prompt]  # [b, k]
+        self.negatives = self.negatives.to(condition.prompt.device)
+        rows = self.negatives[condition.prompt]  # [b, k]
         conditions = [
             condition.with_prompt(self.unconditional),
             condition,

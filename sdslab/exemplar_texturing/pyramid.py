@@ -16,12 +16,12 @@ from sdslab.exemplar_texturing.guide import ExemplarGuide
 from sdslab.exemplar_texturing.guided_picture import GuidedPicture
 from sdslab.exemplar_texturing.tangent_field import TangentField
 from sdslab.exemplar_texturing.turned_exemplars import turned
-from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.resize_maps import resize_maps
 from sdslab.meshes.seam_dilation import dilate_seams
-from sdslab.optimize import OptimizeConfig
+from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.band_limit import band_limit
 from sdslab.rendering.render_backend import make_backend

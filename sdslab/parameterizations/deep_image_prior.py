@@ -1,6 +1,7 @@
 """θ is the weights of an untrained hourglass network that maps fixed noise to the picture."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import final
 
 import torch
@@ -188,12 +189,18 @@ def convolve_upsampled(x: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         [b, k, 2h, 2w].
     """
-    # Row i: where the taps of an axis reach from a value whose two copies lie side by side.
-    spread = kernel.new_tensor([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
-    taps = kernel.transpose(0, 1).flatten(2) @ torch.kron(spread, spread)
+    taps = kernel.transpose(0, 1).flatten(2) @ _spread(kernel.device, kernel.dtype)
     # The reflection of an upsampled picture at its border is the border's own value.
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     return F.conv_transpose2d(padded, taps.unflatten(2, (4, 4)), stride=2, padding=3)
+
+
+@cache
+def _spread(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[9, 16]: where a 3×3 kernel's taps reach from a value that has become 2×2; made only once."""
+    # Row i: where the taps of an axis reach from a value whose two copies lie side by side.
+    axis = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], dtype=dtype, device=device)
+    return torch.kron(axis, axis)
 
 
 def _scale(architecture: Architecture, index: int) -> list[nn.Module]:

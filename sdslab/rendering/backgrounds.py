@@ -14,7 +14,12 @@ _SOLID = {"white": 1.0, "black": 0.0, "grey": 0.5}
 
 
 def sample_background(
-    kind: Background, seed: int, step: int, batch: int, resolution: tuple[int, int]
+    kind: Background,
+    seed: int,
+    step: int,
+    batch: int,
+    resolution: tuple[int, int],
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draws backgrounds, sRGB-encoded: sample i of step s depends on (seed, s, i) alone.
 
@@ -25,18 +30,22 @@ def sample_background(
         step: of the optimisation.
         batch: number of views.
         resolution: (height, width).
+        device: of the result; the few numbers that are drawn are copied there, not the pictures.
 
     Returns:
         [batch, 3, height, width] in [0, 1].
     """
     if kind in _SOLID:
-        return torch.full((1, 3, 1, 1), _SOLID[kind]).expand(batch, 3, *resolution)
+        solid = torch.full((1, 3, 1, 1), _SOLID[kind], device=device)
+        return solid.expand(batch, 3, *resolution)
     key = NoiseKey(seed, step, torch.arange(batch), BACKGROUND_STREAM)
-    numbers = philox_uniform(key, 7).float()
+    numbers = philox_uniform(key, 7).float().to(device)
     first, second = numbers[:, :3, None, None], numbers[:, 3:6, None, None]
     if kind == "random":
         return first.expand(batch, 3, *resolution)
     squares = 4 + (12 * numbers[:, 6]).floor().view(-1, 1, 1, 1)  # 4 to 15 along the picture's side
-    rows, columns = ((torch.arange(size) + 0.5) / max(resolution) for size in resolution)
+    rows, columns = (
+        (torch.arange(size, device=device) + 0.5) / max(resolution) for size in resolution
+    )
     parity = (rows[:, None] * squares).floor() + (columns * squares).floor()
     return torch.where(parity.remainder(2) == 0, first, second)

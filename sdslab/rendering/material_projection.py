@@ -1,5 +1,7 @@
 """Keeps a material valid while it is optimised."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,13 @@ from sdslab.meshes.material import CHANNELS, NORMAL, encode_normals
 # How far a normal may lean, as CasTex bounds it: |x|, |y| ≤ 1/2 and z ≥ 1/2.
 LOWER_BOUND = (0.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.75)
 UPPER_BOUND = (1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.75, 1.0)
+
+
+@cache
+def material_bounds(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The least and the largest value of each channel, [8]; copied to a device only once."""
+    lower, upper = (torch.tensor(bound, dtype=dtype) for bound in (LOWER_BOUND, UPPER_BOUND))
+    return lower.to(device), upper.to(device)
 
 
 @torch.no_grad()
@@ -25,4 +34,4 @@ def project_material_(maps: Tensor) -> None:
         project_texels(maps.view(-1, CHANNELS))
         return
     maps[..., NORMAL] = encode_normals(2 * maps[..., NORMAL] - 1)
-    maps.clamp_(maps.new_tensor(LOWER_BOUND), maps.new_tensor(UPPER_BOUND))
+    maps.clamp_(*material_bounds(maps.device, maps.dtype))

@@ -24,10 +24,11 @@ class NvdiffrastBackend(RenderBackend):
 
         self._nvdiffrast: Any = nvdiffrast.torch
         self._context = self._nvdiffrast.RasterizeCudaContext(device=device)
+        self._flip = torch.tensor([1.0, -1.0, 1.0, 1.0], device=device)
 
     def visibility(self, clip: Tensor, faces: Tensor, resolution: tuple[int, int]) -> Tensor:
         # Its first row is the one at y/w = −1.
-        upside_down = clip * clip.new_tensor([1, -1, 1, 1])
+        upside_down = clip * self._flip
         raster, _ = self._nvdiffrast.rasterize(
             self._context, upside_down.contiguous(), faces.contiguous(), resolution, grad_db=False
         )

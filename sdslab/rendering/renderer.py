@@ -39,6 +39,8 @@ class Surface:
         tangent: [n, 4], w its handedness.
         eye: [b, 3].
         depth: [n], distance from the eye along the direction of view.
+        padded: whether some rows are of no pixel at all: their `pixel` is b · height · width, the
+            rest of them is whatever.
     """
 
     shape: tuple[int, int, int]
@@ -52,6 +54,7 @@ class Surface:
     tangent: Tensor
     eye: Tensor
     depth: Tensor
+    padded: bool = False
 
     def fill(self, values: Tensor, background: Tensor) -> Tensor:
         """Averages values over each pixel; what is not covered has the background's.
@@ -64,18 +67,25 @@ class Surface:
             [b, k, height, width].
         """
         b, height, width = self.shape
-        flat = background.movedim(1, -1).reshape(b * height * width, -1)
+        pixels = b * height * width
+        flat = background.movedim(1, -1).reshape(pixels, -1)
+        if self.supersampling > 1:
+            flat = flat * (1 - self.coverage().view(-1, 1))
+        if self.padded:
+            flat = F.pad(flat, (0, 0, 0, 1))  # for the rows of no pixel
         if self.supersampling == 1:
-            return flat.index_copy(0, self.pixel, values).view(b, height, width, -1).movedim(-1, 1)
-        share = 1 / self.supersampling**2
-        flat = flat * (1 - self.coverage().view(-1, 1))
-        filled = flat.index_add(0, self.pixel, values * share)
-        return filled.view(b, height, width, -1).movedim(-1, 1)
+            filled = flat.index_copy(0, self.pixel, values)
+        else:
+            filled = flat.index_add(0, self.pixel, values / self.supersampling**2)
+        return filled[:pixels].view(b, height, width, -1).movedim(-1, 1)
 
     def coverage(self) -> Tensor:
         """[b, 1, height, width], the covered share of each pixel."""
-        counts = torch.bincount(self.pixel, minlength=self.shape[0] * self.shape[1] * self.shape[2])
-        return (counts / self.supersampling**2).view(self.shape[0], 1, *self.shape[1:])
+        b, height, width = self.shape
+        # Not bincount, for which a GPU would have to be waited for.
+        counts = self.depth.new_zeros(b * height * width + 1)
+        counts.index_add_(0, self.pixel, torch.ones_like(self.depth))
+        return (counts[:-1] / self.supersampling**2).view(b, 1, height, width)
 
 
 @final

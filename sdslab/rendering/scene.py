@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sdslab.rendering.backgrounds import Background, sample_background
@@ -50,6 +51,8 @@ class SceneSampler:
     resolution: int
     """Of the pictures, in pixels."""
     seed: int
+    device: torch.device | str = "cpu"
+    """Of the backgrounds, for large ones take long to get there."""
 
     def sample(self, step: int, batch: int, points: Tensor) -> Scene:
         """Draws ``batch`` views of an object whose vertices are ``points`` [k, 3]."""
@@ -57,5 +60,7 @@ class SceneSampler:
         return Scene(
             cameras=self.cameras.sample(self.seed, step, batch, points),
             lighting=self.lights.sample(step, batch) if self.lights else None,
-            background=sample_background(self.background, self.seed, step, batch, size),
+            background=sample_background(
+                self.background, self.seed, step, batch, size, self.device
+            ),
         )

@@ -30,7 +30,8 @@ def level_of_detail(uv_derivatives: Tensor, height: int, width: int) -> Tensor:
         height: of the texture.
         width: of the texture.
     """
-    ux, uy, vx, vy = (uv_derivatives * uv_derivatives.new_tensor([width] * 2 + [height] * 2)).T
+    by_pixel = uv_derivatives.T
+    (ux, uy), (vx, vy) = width * by_pixel[:2], height * by_pixel[2:]
     a, b, c = ux.square() + vx.square(), uy.square() + vy.square(), ux * uy + vx * vy
     major = (a + b) / 2 + ((a - b).square() / 4 + c.square()).sqrt()
     return major.clamp_min(1).log2() / 2

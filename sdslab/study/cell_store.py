@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1]
 # Code whose change makes old cells stale. Plots and tables may change without a new run.
 NUMERIC_SOURCES = (
     "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "metrics.py",
-    "optimize.py", "optimizer_state.py", "parameterizations", "study/reconstruct.py",
+    "optimization", "parameterizations", "study/reconstruct.py",
 )  # fmt: skip
 # What a cell looks like in a table; its numbers do not depend on it.
 PRESENTATION = ("name", "label", "pictured", "paper_psnr_db")

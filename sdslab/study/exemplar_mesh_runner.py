@@ -37,8 +37,8 @@ from sdslab.study.study_run import progress_console, study_run
 
 NUMERIC_SOURCES = (
     "denoisers", "diffusion_space.py", "distillation", "exemplar_texturing", "image_io.py",
-    "kernels", "material_optimization.py", "meshes", "optimize.py", "optimizer_state.py",
-    "parameterizations", "rendering", "study/exemplar_mesh_methods.py", "texture_statistics.py",
+    "kernels", "meshes", "optimization", "parameterizations", "rendering",
+    "study/exemplar_mesh_methods.py", "texture_statistics.py",
 )  # fmt: skip
 SHOWN_SIZE = 256  # of the pictures on the contact sheet
 COLUMNS = {

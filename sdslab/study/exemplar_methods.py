@@ -19,7 +19,8 @@ from sdslab.diffusion_space import PixelSpace, resize
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
-from sdslab.optimize import OptimizeConfig, optimize
+from sdslab.optimization.optimize import optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase
 

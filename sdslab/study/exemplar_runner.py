@@ -29,9 +29,9 @@ from sdslab.study.study_run import progress_console, study_run
 
 # Code whose change makes old pictures and scores stale.
 NUMERIC_SOURCES = (
-    "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "optimize.py",
-    "optimizer_state.py", "parameterizations", "study/exemplar_methods.py",
-    "study/exemplar_scores.py", "texture_statistics.py",
+    "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "optimization",
+    "parameterizations", "study/exemplar_methods.py", "study/exemplar_scores.py",
+    "texture_statistics.py",
 )  # fmt: skip
 PRESENTATION = ("name", "label", "pictured", "enlarges")  # no number depends on them
 

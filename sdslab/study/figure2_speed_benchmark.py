@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdslab.devices import device_name
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace
-from sdslab.optimize import OptimizeConfig, Step, optimize
+from sdslab.optimization.optimize import Step, optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.recorded_descent import RecordedDescent
 from sdslab.parameterizations.latent import LatentGrid
 from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.recorded_descent import RecordedDescent
 from sdslab.study.figure2_speed_specification import Figure2SpeedSettings, TimedCell
 from sdslab.study.reconstruct import (
     Problem,

@@ -7,6 +7,8 @@ from sdslab.study.timing import seconds_now
 PHASES: tuple[str, ...] = ("render", "condition", "unet", "gradient", "optimizer")
 """What a texture step does: views, pictures and their shading; resizing, noising and the condition
 of stage II; the UNet; guidance, x̂_0, the gradient and its way back to θ; Adam and projection."""
+WHOLE = "step"
+"""All of them at once, where they are one recording."""
 
 
 class PhaseClock:
@@ -36,7 +38,7 @@ class PhaseClock:
         total = dict.fromkeys(PHASES, 0.0)
         for (phase, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
             if phase is not None:
-                total[phase] += _between(start, end)
+                total[phase] = total.get(phase, 0.0) + _between(start, end)
         self._marks.clear()
         return total
 

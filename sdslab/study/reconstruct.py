@@ -21,8 +21,9 @@ from sdslab.distillation.sds import exact_sds_gradient, sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.metrics import mse, psnr_db
-from sdslab.optimize import OptimizeConfig, optimize
-from sdslab.optimizer_state import OptimizerState
+from sdslab.optimization.optimize import optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.parameterizations.deep_image_prior import (
     DeepImagePrior,
     check_size,

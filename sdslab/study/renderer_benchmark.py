@@ -12,7 +12,6 @@ from sdslab.devices import peak_memory_mb, resolve_device
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
     Measurement,
     grey_material,
@@ -25,7 +24,8 @@ from sdslab.meshes.material import picture_material, without
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.subdivide import subdivide
-from sdslab.optimize import Step
+from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.optimize import Step
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer

@@ -33,7 +33,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Optimization:
-    """Fields of ``sdslab.optimize.OptimizeConfig``, which explains and checks them."""
+    """Fields of ``OptimizeConfig``, which explains and checks them."""
 
     steps: int
     optimizer: str = "adam"

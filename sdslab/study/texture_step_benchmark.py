@@ -1,7 +1,7 @@
 """What the texture-step study measures: that both steps agree, then what each costs."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,13 +53,18 @@ class StepRow:
     parameters: int
     dtype: str
     disagreement: float
-    """Of θ's gradient with the eager step's in the next higher precision, relative L2."""
+    """Of θ's gradient with the eager step's in the next higher precision, relative L2; the larger
+    of the launched and the recorded step's."""
     budget: float
     """Twice the eager step's own, and the renderer's roundings."""
     ours: SplitTimes | None = None
     eager: SplitTimes | None = None
     ratio: float | None = None
     """Median over the repeats of eager / ours, which are timed in turn."""
+    recorded: Quantiles | None = None
+    """Milliseconds of our step where it is recorded."""
+    recorded_ratio: float | None = None
+    """Median of eager / recorded."""
 
     @property
     def accepted(self) -> bool:
@@ -68,10 +73,10 @@ class StepRow:
 
 
 def measure_step(case: StepCase, settings: TextureStepSettings, device: torch.device) -> StepRow:
-    """Compares the two steps' first gradients, then times both in turn."""
+    """Compares the steps' first gradients, then times them in turn."""
     problem = StepProblem.of(case, settings, device)
     clock = PhaseClock(device)
-    disagreement, budget = _errors(problem, settings, clock)
+    disagreement, budget = _errors(problem, clock)
     row = StepRow(
         case,
         problem.stage,
@@ -82,45 +87,48 @@ def measure_step(case: StepCase, settings: TextureStepSettings, device: torch.de
     )
     if not row.accepted:
         return row
-    ours = OurStep(problem, copy.deepcopy(problem.unet), clock, graph=settings.graph)
-    eager = EagerStep(problem, problem.unet, clock)
-    taken: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
+    unet = copy.deepcopy(problem.unet)
+    steps = (
+        OurStep(problem, unet, clock),
+        OurStep(problem, unet, clock, recorded=True),
+        EagerStep(problem, problem.unet, clock),
+    )
+    taken: tuple[list[dict[str, float]], ...] = ([], [], [])
     for _ in range(WARM_UPS + settings.repeats):
-        for step, times in zip((ours, eager), taken, strict=True):
+        for step, times in zip(steps, taken, strict=True):
             clock.milliseconds()
             step()
             times.append(clock.milliseconds())
-    our_steps, eager_steps = (times[WARM_UPS:] for times in taken)
-    ratios = [
-        sum(theirs.values()) / sum(mine.values())
-        for mine, theirs in zip(our_steps, eager_steps, strict=True)
-    ]
-    return StepRow(
-        case,
-        row.stage,
-        row.parameters,
-        row.dtype,
-        disagreement,
-        budget,
-        SplitTimes.of(our_steps),
-        SplitTimes.of(eager_steps),
-        float(np.median(ratios)),
+    ours, recorded, eager = (times[WARM_UPS:] for times in taken)
+    whole = [[sum(step.values()) for step in times] for times in (ours, recorded, eager)]
+    return replace(
+        row,
+        ours=SplitTimes.of(ours),
+        eager=SplitTimes.of(eager),
+        ratio=_median_ratio(whole[2], whole[0]),
+        recorded=quantiles_of(whole[1]),
+        recorded_ratio=_median_ratio(whole[2], whole[1]),
     )
 
 
-def _errors(
-    problem: StepProblem, settings: TextureStepSettings, clock: PhaseClock
-) -> tuple[float, float]:
+def _median_ratio(theirs: list[float], mine: list[float]) -> float:
+    return float(np.median(np.array(theirs) / np.array(mine)))
+
+
+def _errors(problem: StepProblem, clock: PhaseClock) -> tuple[float, float]:
     """Ours against the eager step in the next higher precision, and what is allowed."""
-    ours = OurStep(problem, copy.deepcopy(problem.unet), clock, graph=settings.graph)
-    ours()
-    gradient = ours.theta.texels.grad
-    assert gradient is not None
+    unet, gradients = copy.deepcopy(problem.unet), []
+    for recorded in (False, True):
+        ours = OurStep(problem, unet, clock, recorded=recorded)
+        ours()
+        gradients.append(ours.theta.texels.grad)
+    del ours, unet
     own = _eager_gradient(problem, problem.unet, clock, torch.float32)
     higher = HIGHER[problem.dtype]
     unet = torch.nn.Module.to(copy.deepcopy(problem.unet), higher)
     truth = _eager_gradient(problem, unet, clock, higher)
-    return _distance(gradient, truth), 2 * _distance(own, truth) + RENDERING_BUDGET
+    disagreement = max(_distance(gradient, truth) for gradient in gradients)
+    return disagreement, 2 * _distance(own, truth) + RENDERING_BUDGET
 
 
 def _eager_gradient(
@@ -148,7 +156,7 @@ def _distance(gradient: Tensor, truth: Tensor) -> float:
     return difference.item()
 
 
-def numbers_of(row: StepRow, settings: TextureStepSettings, device: torch.device) -> dict[str, Any]:
+def numbers_of(row: StepRow, device: torch.device) -> dict[str, Any]:
     """A row as columns of a table."""
     case = row.case
     numbers: dict[str, Any] = {
@@ -161,12 +169,14 @@ def numbers_of(row: StepRow, settings: TextureStepSettings, device: torch.device
         "views": case.views,
         "render_size": case.render_size,
         "texture_size": case.texture_size,
-        "graph": settings.graph,
         "disagreement": row.disagreement,
         "budget": row.budget,
         "accepted": row.accepted,
         "ratio": row.ratio,
+        "recorded_ratio": row.recorded_ratio,
     }
+    if row.recorded is not None:
+        numbers |= quantile_columns("recorded_step", row.recorded)
     for name in ("ours", "eager"):
         times: SplitTimes | None = getattr(row, name)
         if times is None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition, Denoiser, Prediction
-from sdslab.denoisers.graphed import GraphedDenoiser
 from sdslab.denoisers.noise_schedule import (
     DEEPFLOYD_IF,
     NoiseSchedule,
@@ -20,10 +19,12 @@ from sdslab.denoisers.unet import GuidanceModel
 from sdslab.denoisers.view_prompts import VIEW_NAMES, view_of
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
-from sdslab.material_optimization import MaterialConfig, optimize_material
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.optimize import OptimizeConfig, Step
+from sdslab.optimization.material_optimization import MaterialConfig, optimize_material
+from sdslab.optimization.optimize import Step
+from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.recorded_material import optimize_recorded_material
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, LightSampler
@@ -31,7 +32,7 @@ from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import Scene, Scenes, SceneSampler
 from sdslab.rendering.seen_texels import SeenTexels
-from sdslab.study.phase_clock import PhaseClock
+from sdslab.study.phase_clock import WHOLE, PhaseClock
 from sdslab.study.texture_step_specification import StepCase, TextureStepSettings
 from sdslab.study.unet_configurations import STAGE_TWO, build_unet
 from sdslab.tensor_types import Diffused, Timesteps
@@ -102,7 +103,7 @@ class StepProblem:
             embeddings.to(device, dtype),
             NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF),
             Renderer(load_mesh(settings.mesh), make_backend("auto", device), device),
-            SceneSampler(MEAN_DISTANCE, lights, "random", case.render_size, SEED),
+            SceneSampler(MEAN_DISTANCE, lights, "random", case.render_size, SEED, device),
             material,
             material.clone() if stage == 2 else None,
             case.views,
@@ -117,13 +118,13 @@ class OurStep:
         problem: what it is given.
         unet: its copy of the UNet, which it may lay out as it likes.
         clock: told where each phase begins.
-        graph: capture the UNet and its guidance as a CUDA graph.
+        recorded: replay CUDA graphs, whose inside the clock does not see.
     """
 
     def __init__(
-        self, problem: StepProblem, unet: Any, clock: PhaseClock, *, graph: bool = False
+        self, problem: StepProblem, unet: Any, clock: PhaseClock, *, recorded: bool = False
     ) -> None:
-        self._clock = clock
+        self._clock, self._recorded = clock, recorded
         self.theta = TexelGrid(problem.initial).to(problem.device)
         unet = unet.to(memory_format=torch.channels_last)
         model = GuidanceModel(
@@ -142,11 +143,12 @@ class OurStep:
         guided: Denoiser = ClassifierFreeGuidance(
             model.denoiser(prompts), prompts.unconditional, GUIDANCE_SCALE[problem.stage]
         )
-        if graph:
-            guided = GraphedDenoiser(guided, problem.device)
-        renderer = _clocked(problem.renderer, clock)
+        renderer, scenes, optimize = problem.renderer, problem.scenes, optimize_recorded_material
+        if not recorded:
+            renderer, scenes = _clocked(renderer, clock), _ClockedScenes(scenes, clock)
+            guided, optimize = _ClockedDenoiser(guided, clock), optimize_material
         guide = DiffusionGuide(
-            _ClockedDenoiser(guided, clock),
+            guided,
             lambda cameras: view_of(cameras.eye),
             renderer,
             SqrtAnnealedTimesteps(),
@@ -159,10 +161,10 @@ class OurStep:
             low_size=model.low_size,
         )
         size = (problem.initial.shape[0], problem.initial.shape[1])
-        self._steps: Iterator[Step] = optimize_material(
+        self._steps: Iterator[Step] = optimize(
             self.theta,
             renderer,
-            _ClockedScenes(problem.scenes, clock),
+            scenes,
             model.space,
             guide,
             MaterialConfig(problem.views, OptimizeConfig(STEPS, learning_rate=LEARNING_RATE)),
@@ -171,7 +173,7 @@ class OurStep:
 
     def __call__(self) -> None:
         """Moves θ by the last gradient and computes the next one."""
-        self._clock.mark("optimizer")
+        self._clock.mark(WHOLE if self._recorded else "optimizer")
         next(self._steps)
         self._clock.mark(None)
 

@@ -22,8 +22,6 @@ class TextureStepSettings:
     """"auto" is cuda where there is one."""
     repeats: int = 15
     """Timed steps of each row, after two that are not."""
-    graph: bool = False
-    """Whether the UNet and its guidance are captured as a CUDA graph."""
     out: str = "figures"
     """Folder for the results."""
 

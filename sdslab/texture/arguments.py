@@ -112,7 +112,7 @@ class Model:
     compile: bool = False
     """Compile the UNet (torch.compile): a minute first, then faster steps."""
     graph: bool = False
-    """Record the UNet and its guidance as a CUDA graph at the first step, and replay it."""
+    """Record what follows visibility as CUDA graphs in the first steps, and replay them."""
 
 
 @dataclass(frozen=True)

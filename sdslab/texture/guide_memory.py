@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor
 
 from sdslab.kernels import SDSResult
-from sdslab.material_optimization import Guide
+from sdslab.optimization.material_optimization import Guide
 from sdslab.rendering.renderer import Surface
 from sdslab.rendering.scene import Scene
 

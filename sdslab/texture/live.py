@@ -15,7 +15,7 @@ from sdslab.interrupts import interrupts_held
 from sdslab.meshes.export_glb import export_glb, glb_bytes
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.seam_dilation import dilate_seams
-from sdslab.optimize import Step
+from sdslab.optimization.optimize import Step
 from sdslab.texture.target import resize_maps
 
 HOST = "127.0.0.1"  # this machine alone: whoever reaches the page can pause the run

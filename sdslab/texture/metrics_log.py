@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from sdslab.atomic_write import atomic_write
-from sdslab.optimize import Step
+from sdslab.optimization.optimize import Step
 
 COLUMNS = ("stage", "step", "loss", "gradient_norm", "nonfinite", "seconds")
 

@@ -6,14 +6,14 @@ import math
 from rich.progress import Progress
 
 from sdslab.diffusion_space import PixelSpace
-from sdslab.material_optimization import MaterialConfig, maps_of
 from sdslab.material_recovery import (
     Measurement,
     degenerate_guide,
     measure,
     recovery_optimization,
 )
-from sdslab.optimize import Step
+from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.optimize import Step
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Stage, run_stage

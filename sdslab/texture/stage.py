@@ -13,15 +13,17 @@ from sdslab.devices import out_of_memory_message
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.errors import UserError
 from sdslab.interrupts import interrupts_held
-from sdslab.material_optimization import (
+from sdslab.optimization.material_optimization import (
     Guide,
     MaterialConfig,
     Picture,
     maps_of,
     optimize_material,
 )
-from sdslab.optimize import Step
-from sdslab.optimizer_state import OptimizerState
+from sdslab.optimization.optimize import Step
+from sdslab.optimization.optimizer_state import OptimizerState
+from sdslab.optimization.recordable_guide import RecordableGuide
+from sdslab.optimization.recorded_material import optimize_recorded_material
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.scene import Scenes
@@ -46,6 +48,7 @@ class Stage:
         carried: tensors that its checkpoints hold besides its own.
         memory: what the guide itself carries from step to step, which it changes in place.
         picture: what is guided; None is the shaded material.
+        recorded: replay the steps as CUDA graphs; the guide is a `RecordableGuide` then.
         note: of a step, for the progress bar.
     """
 
@@ -58,6 +61,7 @@ class Stage:
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     picture: Picture | None = None
+    recorded: bool = False
     note: Callable[[Step], str] = lambda step: f"loss {step.loss:.4g}, |g| {step.gradient_norm:.3g}"
 
 
@@ -112,17 +116,7 @@ def run_stage(
     task = progress.add_task(stage.name, total=total, completed=state.index, note="")
     interrupt = None
     saved_at = time.monotonic()
-    steps = optimize_material(
-        stage.theta,
-        workspace.renderer,
-        stage.scenes,
-        stage.space,
-        guide,
-        stage.config,
-        seen,
-        state,
-        stage.picture,
-    )
+    steps = _steps(stage, workspace, guide, seen, state)
     faults = _faults_told(stage, state, save, memory_remedy(workspace.guidance))
     with MetricsLog(workspace.out, stage.name, state.index) as log, faults:
         try:
@@ -153,6 +147,20 @@ def run_stage(
             progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
     progress.remove_task(task)
     return Outcome(state.index, state.skipped, state.seconds, interrupt)
+
+
+def _steps(
+    stage: Stage, workspace: Workspace, guide: GuideMemory, seen: SeenTexels, state: OptimizerState
+) -> Iterator[Step]:
+    renderer, theta, scenes, space = workspace.renderer, stage.theta, stage.scenes, stage.space
+    if stage.recorded:
+        assert isinstance(stage.guide, RecordableGuide)
+        return optimize_recorded_material(
+            theta, renderer, scenes, space, stage.guide, stage.config, seen, state
+        )
+    return optimize_material(
+        theta, renderer, scenes, space, guide, stage.config, seen, state, stage.picture
+    )
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Denoiser
 from sdslab.denoisers.dynamic_thresholding import DynamicThresholding
-from sdslab.denoisers.graphed import GraphedDenoiser
 from sdslab.denoisers.model_table import StageSettings
 from sdslab.denoisers.noise_schedule import weighting_named
 from sdslab.denoisers.perp_neg import PerpendicularNegatives
@@ -20,8 +19,8 @@ from sdslab.denoisers.unet import PIXEL_KINDS, GuidanceModel, check_stage, load_
 from sdslab.denoisers.view_prompts import OTHER_SIDES, VIEW_NAMES, view_of, view_prompts
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.errors import UserError
-from sdslab.material_optimization import MaterialConfig, maps_of
-from sdslab.optimize import OptimizeConfig
+from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import Cameras
@@ -148,8 +147,6 @@ def _stage(
     arguments = workspace.arguments
     in_pixels = model.kind in PIXEL_KINDS
     denoiser = _guided(model.denoiser(prompts), prompts, settings, number, arguments)
-    if arguments.model.graph:
-        denoiser = GraphedDenoiser(denoiser, workspace.device)
     if in_pixels and settings.x0_bound == "dynamic":
         denoiser = DynamicThresholding(denoiser, *model.thresholds)
 
@@ -190,6 +187,7 @@ def _stage(
             initial,
         ),
         carried={"stage_one": initial} if number == 2 else {},
+        recorded=arguments.model.graph,
     )
 
 

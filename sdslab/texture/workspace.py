@@ -150,7 +150,12 @@ class Workspace:
         seed = self.seed(stage)
         lights = self.lights and dataclasses.replace(self.lights, seed=seed)
         return SceneSampler(
-            CAMERA_SAMPLERS[rendering.cameras], lights, rendering.background, render_size, seed
+            CAMERA_SAMPLERS[rendering.cameras],
+            lights,
+            rendering.background,
+            render_size,
+            seed,
+            self.device,
         )
 
     def seed(self, stage: int = 1) -> int:

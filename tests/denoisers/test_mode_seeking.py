@@ -16,7 +16,8 @@ from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.distillation.sds import sds_gradient
 from sdslab.image_io import load_image
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
-from sdslab.optimize import OptimizeConfig, optimize
+from sdslab.optimization.optimize import optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.texture_statistics import contrast, fidelity, sliced_wasserstein
 

@@ -24,8 +24,9 @@ from sdslab.denoisers.noise_schedule import (
 )
 from sdslab.distillation.sds import sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult
-from sdslab.optimize import OptimizeConfig, Step, optimize
-from sdslab.optimizer_state import OptimizerState
+from sdslab.optimization.optimize import Step, optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.run_lock import RunLock
 

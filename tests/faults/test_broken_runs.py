@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdslab.material_optimization import Guide
+from sdslab.optimization.material_optimization import Guide
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.texture import runner, stage, workspace
 from tests.texture_runs import (

@@ -8,7 +8,7 @@ from torch import Tensor
 from sdslab.checkpoint import Checkpoints
 from sdslab.devices import out_of_memory_message
 from sdslab.kernels import SDSResult
-from sdslab.optimizer_state import OptimizerState
+from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.parameterizations.pixel import TexelGrid
 from tests.faults import small_run
 from tests.faults.small_run import STAGES, identity, result_path, run, save, steps_of

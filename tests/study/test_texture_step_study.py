@@ -83,7 +83,7 @@ def test_every_row_for_this_device_is_written(
         pd.testing.assert_series_equal(
             table[f"{name}_outside_unet"], outside, rtol=1e-4, check_names=False
         )
-    assert (table["ratio"] > 0).all()
+    assert (table[["ratio", "recorded_ratio", "recorded_step_ms_q50"]] > 0).all(axis=None)
     assert table["torch"].eq(torch.__version__).all()
     assert len(json.loads((out / "small.json").read_text())["rows"]) == 2
     text = (out / "small.md").read_text()
@@ -109,12 +109,6 @@ def test_a_wrong_gradient_is_reported_and_has_no_speed(
 def test_rows_of_another_device_are_refused_by_name(study: Path):
     with pytest.raises(UserError, match="one of one, two on a cpu device, got 'large'"):
         run(Selection(str(study), only=("large",)), Overrides(device="cpu"))
-
-
-def test_a_graph_needs_a_gpu(study: Path):
-    study.write_text(STUDY.replace("repeats = 2", "graph = true"))
-    with pytest.raises(UserError, match="graph = true needs a CUDA device, got cpu"):
-        run(Selection(str(study)), Overrides(device="cpu"))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sdslab.kernels import SDSResult
-from sdslab.optimize import OptimizeConfig, optimize
-from sdslab.optimizer_state import OptimizerState
+from sdslab.optimization.optimize import optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.texture.guide_memory import GuideMemory
 
 STEPS = 8

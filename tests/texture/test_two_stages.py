@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -28,7 +29,7 @@ from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
-from sdslab.texture import stage
+from sdslab.texture import stage, two_stages
 from sdslab.texture.arguments import (
     Arguments,
     Distillation,
@@ -41,6 +42,7 @@ from sdslab.texture.arguments import (
 )
 from sdslab.texture.runner import run
 from sdslab.texture.stage_settings import resolved_settings
+from tests.recorded_calls import watch_recorded_calls
 from tests.tiny_pipelines import (
     save_deepfloyd_one,
     save_deepfloyd_two,
@@ -259,6 +261,37 @@ def test_models_of_the_wrong_stage_are_refused(
     with pytest.raises(UserError, match=message):
         run(arguments(tmp_path / "run", models / one, second))
     assert not (tmp_path / "run").exists()
+
+
+PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Stable Diffusion": ("sd", "upscaler", {}),
+    "DeepFloyd, Perp-Neg, thresholds": ("if-1", "if-2", {"perp_neg": 0.5, "x0_bound": "dynamic"}),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_steps_that_are_to_be_recorded_are_the_same_and_need_no_host(
+    name: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, two, distillation = PAIRS[name]
+    given = arguments(tmp_path / "run", models / one, models / two)
+    given = replace(given, distillation=Distillation(**distillation))
+    calls = watch_recorded_calls(monkeypatch)
+    run(given)
+    assert not calls
+    monkeypatch.setattr(two_stages, "_check_graph", lambda _: None)  # as if there were a GPU
+    recorded = replace(
+        given,
+        model=replace(given.model, graph=True),
+        output=replace(given.output, out=str(tmp_path / "recorded")),
+    )
+    run(recorded)
+    assert len(calls) == 2 * (2 + 1)
+    assert min(calls) > 1
+    losses = [
+        pd.read_csv(tmp_path / folder / "metrics.csv")["loss"] for folder in ("run", "recorded")
+    ]
+    pd.testing.assert_series_equal(*losses, rtol=1e-4)
 
 
 def test_a_graph_needs_a_gpu(models: Path, tmp_path: Path):

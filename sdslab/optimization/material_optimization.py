@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,11 +10,12 @@ from torch import Tensor
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.kernels import SDSResult
 from sdslab.meshes.material import CHANNELS, MAPS, renormalized
-from sdslab.optimize import OptimizeConfig, Step, optimize
-from sdslab.optimizer_state import OptimizerState
+from sdslab.optimization.optimize import Step, optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
-from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND, project_material_
+from sdslab.rendering.material_projection import material_bounds, project_material_
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, Scenes
 from sdslab.rendering.seen_texels import SeenTexels
@@ -39,10 +41,15 @@ class MaterialConfig:
 
     def frozen_channels(self, device: torch.device) -> Tensor:
         """Which of the eight channels are frozen, [8] bool."""
-        frozen = torch.zeros(CHANNELS, dtype=torch.bool, device=device)
-        for name in self.frozen:
-            frozen[MAPS[name]] = True
-        return frozen
+        return _channels_of(self.frozen, device)
+
+
+@cache
+def _channels_of(names: tuple[str, ...], device: torch.device) -> Tensor:
+    channels = torch.zeros(CHANNELS, dtype=torch.bool)
+    for name in names:
+        channels[MAPS[name]] = True
+    return channels.to(device)
 
 
 def maps_of(theta: Parameterization, config: MaterialConfig | None = None) -> Tensor:
@@ -55,7 +62,7 @@ def maps_of(theta: Parameterization, config: MaterialConfig | None = None) -> Te
     maps = theta().squeeze(0).movedim(0, -1)
     if isinstance(theta, TexelGrid):
         return maps
-    lower, upper = maps.new_tensor(LOWER_BOUND), maps.new_tensor(UPPER_BOUND)
+    lower, upper = material_bounds(maps.device, maps.dtype)
     maps = renormalized(lower + (upper - lower) * maps)
     if config is None or config.initial is None or not config.frozen:
         return maps
@@ -89,9 +96,6 @@ def optimize_material(
     Yields:
         One `Step` before each update; its ``z`` is what the diffusion model saw.
     """
-    frozen = config.frozen_channels(renderer.device)
-    with torch.no_grad():
-        initial = maps_of(theta).clone() if config.frozen else None
     latest: tuple[int, Scene, Surface] | None = None
 
     def sight(index: int) -> tuple[Scene, Surface]:
@@ -110,15 +114,24 @@ def optimize_material(
             return space.encode(picture(surface, maps, scene))
         return space.encode(renderer.picture(surface, maps, scene.lighting, scene.background))
 
-    def project() -> None:
-        if not isinstance(theta, TexelGrid):
-            return
-        maps = theta.texels.detach()
-        project_material_(maps)
-        if initial is not None:
-            maps[..., frozen] = initial[..., frozen]
-
     def gradient(z: Tensor, index: int) -> SDSResult:
         return guide(z, index, *sight(index))
 
+    project = projection(theta, config)
     yield from optimize(theta.parameters(), diffused, gradient, config.optimization, project, state)
+
+
+def projection(theta: Parameterization, config: MaterialConfig) -> Callable[[], None]:
+    """What keeps a grid of texels valid, and its frozen maps as they are now."""
+    if not isinstance(theta, TexelGrid):
+        return lambda: None
+    maps = theta.texels.detach()
+    initial = maps.clone() if config.frozen else None
+    frozen = config.frozen_channels(maps.device)
+
+    def project() -> None:
+        project_material_(maps)
+        if initial is not None:
+            maps.copy_(torch.where(frozen, initial, maps))
+
+    return project

@@ -13,8 +13,9 @@ from torch import Tensor
 from sdslab.errors import UserError
 from sdslab.interrupts import Terminated, exit_code
 from sdslab.kernels import SDSResult
-from sdslab.optimize import OptimizeConfig, optimize
-from sdslab.optimizer_state import OptimizerState
+from sdslab.optimization.optimize import optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizerState
 from tests.conftest import random_image
 
 

@@ -6,23 +6,23 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sdslab.cuda_graph import Recorded
 from sdslab.errors import UserError
 from sdslab.kernels import SDSResult
-from sdslab.optimize import OptimizeConfig, learning_rate_at
+from sdslab.optimization.cuda_graph import Recorded
+from sdslab.optimization.optimize_config import OptimizeConfig, learning_rate_at
+from sdslab.optimization.step_work import make_optimizer, restoring
 
 
 @final
 class RecordedDescent:
-    """What `sdslab.optimize.optimize` does, without a look at what came out until it is asked for.
+    """What `optimize` does, without a look at what came out until it is asked for.
 
     The step's counter, its timesteps and its learning rate are tensors on the device, read and
     advanced by the step itself; gradients and losses go into buffers that stay where they are. So
     nothing stops it early and no step is skipped: ``losses`` tells afterwards.
 
     Where ``diffused`` is fixed work on fixed memory (the toy study's cells) all of it is recorded.
-    A mesh's pictures are not: their covered pixels are another number at every step; of a texture
-    step `GraphedDenoiser` records the model and its guidance.
+    A mesh's pictures are not: `optimize_recorded_material` records their steps.
 
     Args:
         theta: the parameters; on a GPU for a graph.
@@ -56,17 +56,11 @@ class RecordedDescent:
         self.losses = self._rates.new_zeros(config.steps)
         for parameter in self._parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self._optimizer = _optimizer(self._parameters, config, self._rate)
-        initial = [parameter.detach().clone() for parameter in self._parameters]
+        self._optimizer = make_optimizer(self._parameters, config, self._rate)
+        restore_theta = restoring(self._parameters, self._optimizer)
 
-        @torch.no_grad()
         def restore() -> None:
-            for parameter, value in zip(self._parameters, initial, strict=True):
-                parameter.copy_(value)
-            for memory in self._optimizer.state.values():
-                for value in memory.values():
-                    if isinstance(value, Tensor):
-                        value.zero_()
+            restore_theta()
             self._counter.zero_()
 
         self.step = Recorded(self._step, device, restore)
@@ -101,14 +95,3 @@ def _check(config: OptimizeConfig, timesteps: Tensor) -> None:
         raise ValueError(
             f"timesteps must have a row for each of {config.steps} steps, got {len(timesteps)}"
         )
-
-
-def _optimizer(
-    parameters: list[Tensor], config: OptimizeConfig, rate: Tensor
-) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, fused=True)
-    capturable = rate.device.type == "cuda"
-    return torch.optim.Adam(
-        parameters, lr=rate, betas=config.adam_betas, fused=True, capturable=capturable
-    )

@@ -17,9 +17,10 @@ from sdslab.diffusion_space import PixelSpace
 from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult
-from sdslab.optimize import OptimizeConfig, optimize
+from sdslab.optimization.optimize import optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.recorded_descent import RecordedDescent
 from sdslab.parameterizations.pixel import PixelGrid
-from sdslab.recorded_descent import RecordedDescent
 
 NEEDS_GPU = [
     pytest.mark.gpu,

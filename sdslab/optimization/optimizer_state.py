@@ -12,7 +12,7 @@ Numbers = dict[str, Any]  # JSON-able
 
 @final
 class OptimizerState:
-    """θ, the optimiser's memory and the counters of one run of `sdslab.optimize.optimize`.
+    """θ, the optimiser's memory and the counters of one run of `optimize`.
 
     Whole whenever the loop is left: between two steps, at its end, and after an exception. A run
     that goes on from it takes the same steps as one that never stopped, on the CPU bit for bit.

@@ -1,0 +1,130 @@
+"""The only optimisation loop of the project."""
+
+import math
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdslab.interrupts import interrupts_held
+from sdslab.kernels import SDSResult
+from sdslab.optimization.optimize_config import OptimizeConfig, learning_rate_at
+from sdslab.optimization.optimizer_state import OptimizerState
+from sdslab.optimization.step_work import LaunchedWork, RecordedWork, StepWork
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened in one step, before θ moved.
+
+    Attributes:
+        index: from 0; the first step sees the initial θ.
+        loss: the distillation objective, summed over the batch.
+        gradient_norm: L2 norm of θ's gradient.
+        z: what was distilled, detached.
+        nonfinite: NaN and infinite values that the model or the gradient held.
+        seconds: since the loop began, earlier processes included.
+        skipped: θ does not move, as the model's output is not finite; `loss` may be NaN then.
+    """
+
+    index: int
+    loss: float
+    gradient_norm: float
+    z: Tensor
+    nonfinite: int
+    seconds: float
+    skipped: bool = False
+
+
+def optimize(
+    theta: Iterable[Tensor],
+    diffused: Callable[[int], Tensor],
+    gradient: Callable[[Tensor, int], SDSResult],
+    config: OptimizeConfig,
+    project: Callable[[], None] | None = None,
+    state: OptimizerState | None = None,
+    load: Callable[[int], Hashable] | None = None,
+) -> Iterator[Step]:
+    """Moves θ along a distillation gradient, step by step.
+
+    Args:
+        theta: the parameters.
+        diffused: from the step index to z = encode(render(g(θ))), attached to θ's graph.
+        gradient: from (z detached, step index) to the gradient with respect to z.
+        config: optimiser, learning rate and when to stop.
+        project: moves θ, in place, back into its valid range after each update.
+        state: what to go on from, θ included; it follows the loop, so that its ``snapshot()`` can
+            be saved after any step, at the end or after an exception. None starts anew.
+        load: records what a step launches as CUDA graphs, as `RecordedWork` does with it. The steps
+            are the same.
+
+    Yields:
+        One `Step` before each update of θ; the loop ends after ``config.steps`` of them or on
+        convergence. A caller may stop after any of them: θ is whole then, also on Ctrl-C and
+        SIGTERM, which are held back to the end of the step.
+
+    Raises:
+        FloatingPointError: z or the gradient of θ is not finite, or the model's output was not in
+            ``config.nonfinite_limit`` steps in a row; θ is left as it was.
+        UserError: L-BFGS is to be recorded.
+        KeyboardInterrupt: Ctrl-C, or as `sdslab.interrupts.Terminated` SIGTERM, after the step.
+    """
+    parameters = list(theta)
+    project = project or (lambda: None)
+    work: StepWork
+    if load is None:
+        work = LaunchedWork(parameters, diffused, gradient, config, project)
+    else:
+        work = RecordedWork(parameters, diffused, gradient, config, project, load)
+    state = state or OptimizerState()
+    state.attach(parameters, work.optimizer)
+
+    start = time.perf_counter() - state.seconds
+    with interrupts_held() as raise_if_interrupted:
+        for index in range(state.index, config.steps):
+            raise_if_interrupted()
+            result, z = work.descend(index)
+            loss = result.loss.sum().item()
+            nonfinite = int(result.nonfinite.sum())
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients).item()
+            skipped = nonfinite > 0 or not math.isfinite(norm)
+            if skipped:
+                _raise_if_diverged(result, z, norm, index, config)
+                if state.skipped_in_a_row + 1 >= config.nonfinite_limit:
+                    raise FloatingPointError(
+                        f"the model's output must be finite, got NaN or infinite values in "
+                        f"{state.skipped_in_a_row + 1} steps in a row ({nonfinite} at step "
+                        f"{index}, where |z| is up to {z.abs().max():.3g}); compute in float32 or "
+                        f"bfloat16, or lower the guidance scale or the learning rate "
+                        f"({config.learning_rate:g})"
+                    )
+            state.seconds = time.perf_counter() - start - state.idle_seconds
+            yield Step(index, loss, norm, z, nonfinite, state.seconds, skipped)
+            if norm <= config.converged_below and not skipped:
+                break
+            if not skipped:
+                if norm > config.gradient_norm_limit:
+                    torch._foreach_mul_(gradients, config.gradient_norm_limit / norm)
+                work.move(learning_rate_at(config, index))
+            state.skipped += skipped
+            state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+            state.index = index + 1
+        raise_if_interrupted()
+
+
+def _raise_if_diverged(
+    result: SDSResult, z: Tensor, norm: float, index: int, config: OptimizeConfig
+) -> None:
+    """Tells θ's own failure, which no other step mends, from the model's."""
+    if not z.isfinite().all():
+        what = "z = encode(render(g(θ))) must be finite, got NaN or infinite values"
+    elif result.gradient.isfinite().all() and not math.isfinite(norm):
+        what = f"the gradient of θ must be finite, got a norm of {norm}"
+    else:
+        return
+    raise FloatingPointError(
+        f"{what} at step {index}; lower the learning rate ({config.learning_rate:g}) or use float64"
+    )

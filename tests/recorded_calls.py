@@ -1,0 +1,73 @@
+"""Watches what a GPU would replay on a CPU, where the same calls are made unrecorded."""
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sdslab.kernels import NoiseKey
+from sdslab.optimization.step_work import RecordedWork
+from sdslab.rendering.cpu_backend import CpuBackend
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Refuses what would wait for a GPU, or copy to it from memory that a graph cannot read."""
+
+    FORBIDDEN = (
+        "_local_scalar_dense", "nonzero", "masked_select", "bincount", "lift_fresh", "equal",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, name
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
+            assert not masks, "a mask as an index"
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def watch_recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fails a call that no graph could hold; returns a list that gets each half step's calls.
+
+    A work's first call of each kind is let pass, as a warm-up: tables are made once.
+    """
+    # What is given is looked at on a CPU only.
+    monkeypatch.setattr(NoiseKey, "__post_init__", lambda _: None)
+    for op in ("perturb", "sds_gradient", "sr_condition"):
+        module = sys.modules[f"sdslab.kernels.{op}"]
+        monkeypatch.setattr(module, "require_alpha_bar", lambda *_: None)
+    monkeypatch.setattr(CpuBackend, "sample_texture", _nearest_texel)
+    calls: list[int] = []
+
+    def watch(method: str) -> None:
+        original = getattr(RecordedWork, method)
+        begun: list[RecordedWork] = []
+
+        def watching(self: RecordedWork) -> object:
+            if self not in begun:
+                begun.append(self)
+                return original(self)
+            with NothingFromTheHost() as mode:
+                result = original(self)
+            calls.append(mode.calls)
+            return result
+
+        monkeypatch.setattr(RecordedWork, method, watching)
+
+    watch("_descend")
+    watch("_move")
+    return calls
+
+
+def _nearest_texel(_: CpuBackend, maps: Tensor, uv: Tensor, _derivatives: Tensor) -> Tensor:
+    """In place of the GPU's look-up, which the compiled loops of the CPU's are not."""
+    height, width = maps.shape[:2]
+    row, column = (uv[:, 1] * height).long() % height, (uv[:, 0] * width).long() % width
+    return maps.flatten(0, 1)[row * width + column]
