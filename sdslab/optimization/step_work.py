@@ -19,11 +19,22 @@ Gradient = Callable[[Tensor, int], SDSResult]
 class StepWork(ABC):
     """What a step computes; between its halves the loop looks at what came out.
 
-    Attributes:
+    Args:
         optimizer: moves θ.
+        diffused: as of `optimize`.
+        gradient: as of `optimize`.
+        project: as of `optimize`.
     """
 
-    optimizer: torch.optim.Optimizer
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        diffused: Diffused,
+        gradient: Gradient,
+        project: Callable[[], None],
+    ) -> None:
+        self.optimizer = optimizer
+        self._diffused, self._gradient, self._project = diffused, gradient, project
 
     @abstractmethod
     def descend(self, index: int) -> tuple[SDSResult, Tensor]:
@@ -32,6 +43,13 @@ class StepWork(ABC):
     @abstractmethod
     def move(self, rate: float) -> None:
         """Moves θ by its gradient at a learning rate, and back into its valid range."""
+
+    def _backward(self, index: int) -> tuple[SDSResult, Tensor]:
+        """Adds the step's gradient to θ's."""
+        z = self._diffused(index)
+        result = self._gradient(z.detach(), index)
+        z.backward(result.gradient)
+        return result, z.detach()
 
 
 @final
@@ -46,21 +64,14 @@ class LaunchedWork(StepWork):
         config: OptimizeConfig,
         project: Callable[[], None],
     ) -> None:
-        self._diffused, self._gradient, self._project = diffused, gradient, project
+        super().__init__(make_optimizer(parameters, config), diffused, gradient, project)
         self._index = 0
         self._searches = config.optimizer == "lbfgs"
-        self.optimizer = make_optimizer(parameters, config)
 
     def descend(self, index: int) -> tuple[SDSResult, Tensor]:
         self._index = index
-        return self._descend()
-
-    def _descend(self) -> tuple[SDSResult, Tensor]:
         self.optimizer.zero_grad()
-        z = self._diffused(self._index)
-        result = self._gradient(z.detach(), self._index)
-        z.backward(result.gradient)
-        return result, z.detach()
+        return self._backward(index)
 
     def move(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -70,7 +81,8 @@ class LaunchedWork(StepWork):
         self._project()
 
     def _loss(self) -> float:
-        return self._descend()[0].loss.sum().item()
+        result, _ = self.descend(self._index)
+        return result.loss.sum().item()
 
 
 @final
@@ -97,13 +109,11 @@ class RecordedWork(StepWork):
         project: Callable[[], None],
         load: Callable[[int], Hashable],
     ) -> None:
-        self._parameters, self._diffused, self._gradient = parameters, diffused, gradient
-        self._project, self._load = project, load
-        self._device = parameters[0].device
+        self._parameters, self._load, self._device = parameters, load, parameters[0].device
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         rate = torch.tensor(config.learning_rate, device=self._device)
-        self.optimizer = make_optimizer(parameters, config, rate)
+        super().__init__(make_optimizer(parameters, config, rate), diffused, gradient, project)
         self._descents = Recordings(self._descend, self._device)
         self._update: Recorded[None] | None = None
 
@@ -112,10 +122,7 @@ class RecordedWork(StepWork):
 
     def _descend(self) -> tuple[SDSResult, Tensor]:
         self.optimizer.zero_grad(set_to_none=False)
-        z = self._diffused(0)
-        result = self._gradient(z.detach(), 0)
-        z.backward(result.gradient)
-        return result, z.detach()
+        return self._backward(0)
 
     def move(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
