@@ -58,11 +58,9 @@ class NoiseKey:
         # On a GPU this would wait for the device at every step.
         if self.sample.device.type != "cpu":
             return
-        outside = self.sample[(self.sample < 0) | (self.sample > _MASK)]
-        if len(outside):
-            raise ValueError(
-                f"sample must be in [0, 2^32), got {outside.tolist()}; number samples from 0"
-            )
+        outside = [index for index in self.sample.tolist() if not 0 <= index <= _MASK]
+        if outside:
+            raise ValueError(f"sample must be in [0, 2^32), got {outside}; number samples from 0")
 
     @property
     def words(self) -> list[int]:
@@ -177,6 +175,13 @@ _bits_op = torch.library.custom_op("sdslab::philox_bits", _bits_reference, mutat
 _normal_op = torch.library.custom_op("sdslab::philox_normal", _normal_reference, mutates_args=())
 
 
+@_bits_op.register_kernel("cpu")
+def _(sample: Tensor, words: Sequence[int], n: int) -> Tensor:
+    from sdslab.kernels.philox_cpu import bits_cpu
+
+    return bits_cpu(sample, words, n)
+
+
 @_normal_op.register_kernel("cpu")
 def _(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
     from sdslab.kernels.philox_cpu import normal_cpu
@@ -230,7 +235,7 @@ def philox_bits(key: NoiseKey, n: int, *, backend: Backend = "auto") -> Tensor:
     Args:
         key: Names the draw.
         n: Words per sample; the first words of a longer draw are the same.
-        backend: "auto" by device, "reference" (plain torch) or "triton".
+        backend: "auto" by device (on a CPU a compiled loop), "reference" (plain torch) or "triton".
 
     Returns:
         [b, n] int64 with values in [0, 2^32), on the device of `key.sample`.

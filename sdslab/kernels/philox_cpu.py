@@ -1,7 +1,7 @@
-"""Standard normals on a CPU: the words of Philox compiled by numba, the rest by torch.
+"""Random words and standard normals on a CPU: Philox compiled by numba, Box-Muller by torch.
 
-Bit for bit what the plain torch body of `philox_normal` draws, four times faster: torch passes over
-memory at every step of the ten rounds, the compiled loop keeps them in registers.
+Bit for bit what the plain torch bodies draw: those pass over memory, or for a few words call torch,
+at every step of the ten rounds; the compiled loop keeps them in registers.
 """
 
 import math
@@ -16,20 +16,53 @@ from torch import Tensor
 _BLOCKS_AT_ONCE = 2**15
 
 
+# Inlined, or the loops around it would not be vectorised.
+@njit(nogil=True, cache=True, inline="always")
+def _block(a, b, c, d, low, high):
+    """Ten rounds on a block: four counter words and the key's two, all uint64 in [0, 2^32)."""
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for _ in range(10):
+        p, q = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
+        a, b = (q >> half) ^ b ^ low, q & mask
+        c, d = (p >> half) ^ d ^ high, p & mask
+        low = (low + np.uint64(0x9E3779B9)) & mask
+        high = (high + np.uint64(0xBB67AE85)) & mask
+    return a, b, c, d
+
+
+@njit(nogil=True, cache=True)
+def _sample_and_step(counters, step):
+    """Counter words 2 and 3, from one of `NoiseKey.counters` and the key's step."""
+    counters, mask = np.uint64(counters), np.uint64(0xFFFFFFFF)
+    return counters & mask, (step + (counters >> np.uint64(32))) & mask
+
+
+@njit(nogil=True, cache=True)
+def _fill_bits(samples, words, lanes):
+    """Fills lanes [b, blocks, 4] with the words of each sample's first blocks.
+
+    Args:
+        samples: [b] int64, `NoiseKey.counters`.
+        words: [4] uint64: seed (low, high), stream, step.
+        lanes: int64.
+    """
+    low, high, stream = words[0], words[1], words[2]
+    for row in range(len(lanes)):
+        sample, step = _sample_and_step(samples[row], words[3])
+        out = lanes[row]
+        for i in range(len(out)):
+            first = np.uint64(i) & np.uint64(0xFFFFFFFF)
+            a, b, c, d = _block(first, stream, sample, step, low, high)
+            out[i, 0], out[i, 1], out[i, 2], out[i, 3] = a, b, c, d
+
+
 @njit(nogil=True, cache=True)
 def _words(counters, seed_low, seed_high, stream, step, start, even_0, odd_0, even_1, odd_1):
     """Fills one array with each word of a sample's blocks from `start` on, rounded to floats."""
-    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    sample, step = counters & mask, step + (counters >> half)
+    sample, step = _sample_and_step(counters, step)
     for i in range(len(even_0)):
-        a, b, c, d = np.uint64(start + i) & mask, stream, sample, step
-        low, high = seed_low, seed_high
-        for _ in range(10):
-            p, q = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-            a, b = (q >> half) ^ b ^ low, q & mask
-            c, d = (p >> half) ^ d ^ high, p & mask
-            low = (low + np.uint64(0x9E3779B9)) & mask
-            high = (high + np.uint64(0xBB67AE85)) & mask
+        first = np.uint64(start + i) & np.uint64(0xFFFFFFFF)
+        a, b, c, d = _block(first, stream, sample, step, seed_low, seed_high)
         even_0[i], odd_0[i] = np.uint32(a), np.uint32(b)
         even_1[i], odd_1[i] = np.uint32(c), np.uint32(d)
 
@@ -73,6 +106,14 @@ def _interleave(radius, cosine, sine, lanes):
         lanes[i, 1] = radius[0, i] * sine[0, i]
         lanes[i, 2] = radius[1, i] * cosine[1, i]
         lanes[i, 3] = radius[1, i] * sine[1, i]
+
+
+def bits_cpu(samples: Tensor, words: Sequence[int], n: int) -> Tensor:
+    """Body of `philox_bits` on a CPU; arguments as of the plain torch body."""
+    blocks = -(-n // 4)
+    lanes = samples.new_empty(len(samples), blocks, 4)
+    _fill_bits(samples.numpy(), np.array(words, dtype=np.uint64), lanes.numpy())
+    return lanes.flatten(1)[:, :n].contiguous()
 
 
 def normal_cpu(samples: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:

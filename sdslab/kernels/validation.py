@@ -1,5 +1,6 @@
 """Argument checks shared by the ops: each error says what must hold, what came and what to do."""
 
+import operator
 from typing import Literal
 
 import torch
@@ -63,12 +64,12 @@ def require_alpha_bar(alpha_bar: Tensor, x: Tensor, interval: Interval) -> None:
     # Reading values back from a GPU would stall every step, so they are checked on the CPU only.
     if alpha_bar.device.type != "cpu":
         return
-    above = alpha_bar >= 0 if interval[0] == "[" else alpha_bar > 0
-    below = alpha_bar <= 1 if interval[-1] == "]" else alpha_bar < 1
-    inside = above & below
-    if not inside.all():
+    above = operator.ge if interval[0] == "[" else operator.gt
+    below = operator.le if interval[-1] == "]" else operator.lt
+    outside = [value for value in alpha_bar.tolist() if not (above(value, 0) and below(value, 1))]
+    if outside:
         raise ValueError(
-            f"alpha_bar must be in {interval} here, got {alpha_bar[~inside].tolist()}; "
+            f"alpha_bar must be in {interval} here, got {outside}; "
             "restrict the timesteps, or choose a form and prediction_type that do not divide by 0"
         )
 

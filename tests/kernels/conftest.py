@@ -1,4 +1,4 @@
-"""Every op is tested through all its bodies: plain torch, Triton interpreted and compiled."""
+"""Every op is tested through all its bodies: plain torch, the CPU's, Triton's by both its ways."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from sdslab.kernels import Backend
 # Triton reads this variable once, when something imports it, so tests cannot set it themselves:
 # test_triton_kernels.py runs them with it in a process of their own.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CPU_BODIES = ["reference", "interpreted"] if INTERPRETED else ["reference"]
+CPU_BODIES = ["reference", "cpu", *(["interpreted"] if INTERPRETED else [])]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Body:
 def body(request: pytest.FixtureRequest) -> Body:
     if request.param == "reference":
         return Body("cpu", "reference")
+    if request.param == "cpu":
+        return Body("cpu", "auto")
     if request.param == "interpreted":
         pytest.importorskip("triton", reason="triton is not installed")
         return Body("cpu", "triton")
