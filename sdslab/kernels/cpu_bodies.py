@@ -23,8 +23,8 @@ from sdslab.kernels.degenerate_sds_gradient import weight_of_difference
 from sdslab.kernels.noise_argument import draw_noise
 from sdslab.worker_threads import run_all, split, worker_count
 
-# Elements that a thread is worth, as in torch.
-_GRAIN = 2**15
+# Elements that are worth a thread: to wake one takes as long as a hundred thousand.
+_GRAIN = 2**17
 
 _NUMPY_NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 

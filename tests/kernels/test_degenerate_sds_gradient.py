@@ -142,7 +142,7 @@ def test_strides_do_not_matter(body):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("targets", [1, 3], ids=["one target", "a target each"])
 def test_the_compiled_body_of_a_cpu_rounds_as_plain_torch_does(targets, threads):
-    inputs = batch((3, 3, 201, 113), targets=targets)
+    inputs = batch((3, 3, 401, 227), targets=targets)
     expected = degenerate_sds_gradient(**inputs, clamp=1.0, backend="reference")
     before = torch.get_num_threads()
     try:

@@ -59,7 +59,7 @@ def test_strides_do_not_matter(body):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_compiled_body_of_a_cpu_rounds_as_plain_torch_does(dtype, threads):
-    x, alpha_bar, eps = batch((3, 3, 201, 113), dtype)
+    x, alpha_bar, eps = batch((3, 3, 401, 227), dtype)
     expected = perturb(x, alpha_bar, eps, backend="reference")
     before = torch.get_num_threads()
     try:

@@ -259,7 +259,7 @@ def test_the_compiled_body_of_a_cpu_rounds_as_plain_torch_does(
 
 
 def test_the_number_of_threads_does_not_matter():
-    inputs = batch((3, 3, 201, 113))
+    inputs = batch((3, 3, 401, 227))
     threads = torch.get_num_threads()
     results = []
     try:
