@@ -1,4 +1,4 @@
-"""Fused operations, each with a plain torch body and a Triton body."""
+"""Fused operations: each has a plain torch body, a Triton body and, but for two, a CPU's own."""
 
 from sdslab.kernels.backend import Backend
 from sdslab.kernels.degenerate_sds_gradient import degenerate_sds_gradient

@@ -20,18 +20,26 @@ from sdslab.kernels.validation import (
 )
 
 
+def weight_of_difference(
+    weight: Tensor, alpha_bar: Tensor, form: str, dtype: torch.dtype
+) -> Tensor:
+    """What x - x* is multiplied by in either form: [b], of `dtype`."""
+    weight = weight.to(dtype)
+    if form == "x0":
+        return weight
+    # In float64, because 1 - alpha_bar cancels at small t.
+    alpha_bar = alpha_bar.double()
+    return weight * (alpha_bar / (1 - alpha_bar)).sqrt().to(dtype)
+
+
 def _reference(
     x: Tensor, target: Tensor, alpha_bar: Tensor, weight: Tensor, form: str, clamp: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(x)
-    weight = weight.to(dtype)
+    weight = weight_of_difference(weight, alpha_bar, form, dtype)
     x0_hat = target.to(dtype)
     if clamp is not None:
         x0_hat = x0_hat.clamp(-clamp, clamp)
-    if form == "epsilon":
-        # In float64, because 1 - alpha_bar cancels at small t.
-        alpha_bar = alpha_bar.double()
-        weight = weight * (alpha_bar / (1 - alpha_bar)).sqrt().to(dtype)
     difference = x.to(dtype) - x0_hat
     gradient = weight.reshape(-1, *[1] * (x.ndim - 1)) * difference
     loss = 0.5 * weight * difference.square().flatten(1).sum(1)
@@ -39,6 +47,15 @@ def _reference(
 
 
 _op = torch.library.custom_op("sdslab::degenerate_sds_gradient", _reference, mutates_args=())
+
+
+@_op.register_kernel("cpu")
+def _(
+    x: Tensor, target: Tensor, alpha_bar: Tensor, weight: Tensor, form: str, clamp: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    from sdslab.kernels.cpu_bodies import degenerate_sds_gradient_cpu
+
+    return degenerate_sds_gradient_cpu(x, target, alpha_bar, weight, form, clamp)
 
 
 @_op.register_kernel("cuda")
@@ -89,7 +106,7 @@ def degenerate_sds_gradient(
         weight: [b] floating point, w(t) in the chosen form.
         form: Which of the two equations above.
         clamp: Bound of |x*|, applied as `sds_gradient` applies it to x̂_0, or None.
-        backend: "auto" by device, "reference" (plain torch) or "triton".
+        backend: "auto" by device (on a CPU a compiled loop), "reference" (plain torch) or "triton".
 
     Returns:
         The gradient, its loss and, as `nonfinite`, the number of elements of each sample at which

@@ -38,6 +38,15 @@ def _reference(
 _op = torch.library.custom_op("sdslab::perturb", _reference, mutates_args=())
 
 
+@_op.register_kernel("cpu")
+def _(
+    x: Tensor, alpha_bar: Tensor, noise: Tensor | None, sample: Tensor | None, words: Sequence[int]
+) -> Tensor:
+    from sdslab.kernels.cpu_bodies import perturb_cpu
+
+    return perturb_cpu(x, alpha_bar, noise, sample, words)
+
+
 @_op.register_kernel("cuda")
 def _(
     x: Tensor, alpha_bar: Tensor, noise: Tensor | None, sample: Tensor | None, words: Sequence[int]
@@ -75,7 +84,7 @@ def perturb(
         alpha_bar: [b] in [0, 1], floating point. Values are checked on the CPU only.
         noise: ε as a tensor [b, *dims], or a `NoiseKey` with b samples, which stands for
             `philox_normal(noise, dims)` in the precision of the computation.
-        backend: "auto" by device, "reference" (plain torch) or "triton".
+        backend: "auto" by device (on a CPU a compiled loop), "reference" (plain torch) or "triton".
 
     Returns:
         x_t, [b, *dims], of x's dtype, contiguous.

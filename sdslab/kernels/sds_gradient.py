@@ -1,7 +1,7 @@
 """The score-distillation gradient, from the raw output of a diffusion model."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -91,33 +91,16 @@ def _reference(
 _op = torch.library.custom_op("sdslab::sds_gradient", _reference, mutates_args=())
 
 
+@_op.register_kernel("cpu")
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from sdslab.kernels.cpu_bodies import sds_gradient_cpu
+
+    return sds_gradient_cpu(*arguments)
+
+
 @_op.register_kernel("cuda")
-def _(
-    x: Tensor,
-    model_output: Tensor,
-    alpha_bar: Tensor,
-    weight: Tensor,
-    noise: Tensor | None,
-    sample: Tensor | None,
-    words: Sequence[int],
-    guidance_scale: float,
-    prediction_type: str,
-    form: str,
-    clamp: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _load_triton()(
-        x,
-        model_output,
-        alpha_bar,
-        weight,
-        noise,
-        sample,
-        words,
-        guidance_scale,
-        prediction_type,
-        form,
-        clamp,
-    )
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _load_triton()(*arguments)
 
 
 @_op.register_fake
@@ -152,7 +135,7 @@ def sds_gradient(
     clamp: float | None = None,
     backend: Backend = "auto",
 ) -> SDSResult:
-    """From the raw model output to the distillation gradient, in one pass on CUDA.
+    """From the raw model output to the distillation gradient, in one pass.
 
     With x_t = √ᾱ x + √(1 - ᾱ) ε, recomputed here in full precision, and m the guided output, the
     model's x̂_0 is
@@ -187,7 +170,7 @@ def sds_gradient(
         prediction_type: What the model predicts.
         form: Which of the two equations above.
         clamp: Bound of |x̂_0| (CasTex: 1 in the pixel space [-1, 1]), or None.
-        backend: "auto" by device, "reference" (plain torch) or "triton".
+        backend: "auto" by device (on a CPU a compiled loop), "reference" (plain torch) or "triton".
 
     Returns:
         The gradient, its loss and, as `nonfinite`, the number of elements of each sample at which

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdslab.rendering.cpu_rasterizer import interpolate, visible_faces
 from sdslab.rendering.cpu_texture import sample_texture_cpu
 from sdslab.rendering.render_backend import Fragments, RenderBackend
-from sdslab.rendering.worker_threads import run_all, split, worker_count
+from sdslab.worker_threads import run_all, split, worker_count
 
 
 @final

@@ -7,7 +7,7 @@ from numba import njit
 from torch import Tensor
 
 from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND
-from sdslab.rendering.worker_threads import run_all, split, worker_count
+from sdslab.worker_threads import run_all, split, worker_count
 
 
 @njit(nogil=True, cache=True)

@@ -14,7 +14,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from sdslab.rendering.worker_threads import run_all, split, worker_count
+from sdslab.worker_threads import run_all, split, worker_count
 
 
 def _levels(height: int, width: int) -> np.ndarray:

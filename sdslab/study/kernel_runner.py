@@ -84,7 +84,7 @@ def _markdown(
     body = "the GPU's kernels"
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        body = f"plain torch with a compiled Philox, as on any CPU (threads: {threads})"
+        body = f"compiled loops but for the SR condition, as on any CPU (threads: {threads})"
     lines = [
         f"# {study.title}",
         "",

@@ -17,7 +17,7 @@ def worker_count() -> int:
 
 
 def run_all(kernel: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> None:
-    """Calls ``kernel`` once per tuple of arguments, in parallel, and waits.
+    """Calls ``kernel`` once per tuple of arguments, in parallel, and waits; also in this thread.
 
     The calls must write to memory of their own: nothing here orders them.
     """
@@ -29,7 +29,9 @@ def run_all(kernel: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Non
     if count not in _pools:
         _pools[count] = ThreadPoolExecutor(count, thread_name_prefix="sdslab")
         atexit.register(_pools[count].shutdown)
-    for future in [_pools[count].submit(kernel, *arguments) for arguments in calls]:
+    futures = [_pools[count].submit(kernel, *arguments) for arguments in calls[1:]]
+    kernel(*calls[0])
+    for future in futures:
         future.result()
 
 
