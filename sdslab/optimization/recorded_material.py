@@ -37,7 +37,7 @@ def optimize_recorded_material(
     ever, for a rasteriser waits for the GPU. The rest is two graphs: look-up, shading, encoding,
     the model, the distillation gradient and its way back to θ; Adam and projection. They read the
     step's counter, t, prompts, light, background and surface from memory that stays. The covered
-    pixels are padded to one of a dozen lengths, of which each has a recording of its own.
+    pixels are padded to one of 13 lengths, of which each has a recording of its own.
 
     Yields:
         One `Step` before each update; its ``z`` is overwritten by the next.
@@ -55,7 +55,7 @@ def optimize_recorded_material(
         if memory is None:
             memory = _Memory(surface, scene, draws, renderer.device)
         memory.fill(surface, scene, draws)
-        return memory.rows
+        return len(memory.surface.pixel)
 
     def diffused(_: int) -> Tensor:
         assert memory is not None
@@ -84,7 +84,6 @@ class _Memory:
         device: where the steps are recorded.
 
     Attributes:
-        rows: of ``surface``.
         surface: the step's, padded.
         scene: the step's light and background; its cameras are the first step's.
         draws: the step's.
@@ -104,21 +103,22 @@ class _Memory:
         # Rows that no step has filled must have finite derivatives, for 0 · NaN is NaN.
         self._whole.normal[:, 2] = self._whole.tangent[:, 0] = self._whole.tangent[:, 3] = 1
         self.scene, self.draws = held(scene, device), held(draws, device)
-        self.rows, self.surface = 0, self._whole
+        self.surface = self._whole
 
     def fill(self, surface: Surface, scene: Scene, draws: Draws) -> None:
         """Copies a step's."""
         n = len(surface.pixel)
-        self.rows = padded_length(n, self._capacity)
+        rows = padded_length(n, self._capacity)
         for name in self._row_names:
             getattr(self._whole, name)[:n].copy_(getattr(surface, name))
-        self._whole.pixel[n : self.rows] = self._pixels
+        self._whole.pixel[n:rows] = self._pixels
         self._whole.eye.copy_(surface.eye)
         self.surface = replace(
             self._whole,
-            **{name: getattr(self._whole, name)[: self.rows] for name in self._row_names},
+            **{name: getattr(self._whole, name)[:rows] for name in self._row_names},
         )
-        refill(self.scene, replace(scene, cameras=self.scene.cameras))
+        refill(self.scene.lighting, scene.lighting)
+        refill(self.scene.background, scene.background)
         refill(self.draws, draws)
 
 

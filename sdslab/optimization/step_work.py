@@ -91,8 +91,7 @@ class RecordedWork(StepWork):
 
     Args:
         parameters: θ.
-        diffused: as of `optimize`, but it reads what ``load`` filled and leaves
-            the index aside.
+        diffused: as of `optimize`, but it reads what ``load`` filled and leaves the index aside.
         gradient: likewise.
         config: without L-BFGS, which decides by what it computes.
         project: in place, and without a look at θ's values by the host.
