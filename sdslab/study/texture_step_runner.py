@@ -11,13 +11,13 @@ from sdslab.cpu_memory import keep_freed_memory
 from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
 from sdslab.study.measured_table import MeasuredTable
-from sdslab.study.phase_clock import PHASES
+from sdslab.study.phase_clock import PHASES, WHOLE
 from sdslab.study.plots import close_figure, save_figure
 from sdslab.study.specification import check_only
 from sdslab.study.study_run import study_run
 from sdslab.study.texture_step_benchmark import StepRow, measure_step, numbers_of
 from sdslab.study.texture_step_specification import StepCase, TextureStepStudy
-from sdslab.study.timing import clock_name, quantile_columns, spread
+from sdslab.study.timing import Quantiles, clock_name, quantile_columns, spread
 
 PHASE_LABELS = dict(
     zip(
@@ -128,22 +128,26 @@ def _markdown(study: TextureStepStudy, rows: list[StepRow], device: torch.device
 
 
 def _save_plot(rows: list[StepRow], device: torch.device, path: Path) -> None:
-    """A bar for each implementation of each step, split into phases."""
-    bars = [
-        (f"{row.case.label}\n{row.case.shape}, {name}", times)
-        for row in rows
-        for name, times in (("ours", row.ours), ("eager", row.eager))
-        if times is not None
-    ]
+    """A bar for each implementation of each step, split into phases but where it is recorded."""
+    bars: list[tuple[str, dict[str, Quantiles]]] = []
+    for row in rows:
+        if row.ours is None or row.eager is None or row.recorded is None:
+            continue
+        for name, phases in (
+            ("ours", row.ours.phases),
+            ("recorded", {WHOLE: row.recorded}),
+            ("eager", row.eager.phases),
+        ):
+            bars.append((f"{row.case.label}\n{row.case.shape}, {name}", phases))
     figure, ax = plt.subplots(figsize=(8.6, 1.2 + 0.55 * max(1, len(bars))), layout="constrained")
-    colors = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    for place, (_, times) in enumerate(bars):
+    tab10 = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    colors = {**dict(zip(PHASES, tab10, strict=False)), WHOLE: "silver"}
+    for place, (_, phases) in enumerate(bars):
         left = 0.0
-        for phase, color in zip(PHASES, colors, strict=False):
-            width = times.phases[phase][1]
+        for phase, (_, median, _) in phases.items():
             label = PHASE_LABELS[phase] if place == 0 else None
-            ax.barh(place, width, left=left, color=color, label=label)
-            left += width
+            ax.barh(place, median, left=left, color=colors[phase], label=label)
+            left += median
     ax.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
     ax.invert_yaxis()
     ax.set(xlabel="ms a step (medians)", title=device_name(device))
