@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
     NoiseSchedule,
     UniformTimesteps,
     weighting_named,
@@ -96,7 +95,7 @@ def degenerate_guide(
         seed: of the timesteps.
         weighting: w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``.
     """
-    schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+    schedule = NoiseSchedule.deepfloyd_if()
     weight = weighting_named(weighting)
     timesteps = UniformTimesteps()
     sample = torch.arange(config.views, device=renderer.device)

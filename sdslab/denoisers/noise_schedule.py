@@ -1,6 +1,7 @@
 """ᾱ_t, how t is sampled, and how the gradient is weighted over t."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,14 +15,6 @@ from sdslab.errors import UserError
 from sdslab.kernels import Form
 from sdslab.kernels.philox import TIMESTEP_STREAM, NoiseKey, philox_uniform
 from sdslab.tensor_types import PerSample, Timesteps
-
-DEEPFLOYD_IF = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
-STABLE_DIFFUSION = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-}
 
 
 @final
@@ -51,12 +44,33 @@ class NoiseSchedule:
         return self.alpha_bars[t]
 
     @classmethod
+    def deepfloyd_if(cls) -> "NoiseSchedule":
+        """DeepFloyd IF's: 1000 steps of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17)."""
+
+        def alpha_bar(share: float) -> float:
+            return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        betas = [
+            min(1 - alpha_bar((t + 1) / 1000) / alpha_bar(t / 1000), 0.999) for t in range(1000)
+        ]
+        return cls._of_betas(torch.tensor(betas, dtype=torch.float32))
+
+    @classmethod
+    def stable_diffusion(cls) -> "NoiseSchedule":
+        """Stable Diffusion 1 and 2's: √β rises along a straight line, 1000 steps."""
+        return cls._of_betas(torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+
+    @classmethod
+    def _of_betas(cls, betas: Tensor) -> "NoiseSchedule":
+        # in float32 as diffusers does, and without it: it takes seconds to import
+        return cls((1 - betas).cumprod(0))
+
+    @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any] | str | Path) -> "NoiseSchedule":
         """Reads ᾱ from any diffusers scheduler config that has one.
 
         Args:
-            config: the config itself (such as ``DEEPFLOYD_IF`` or ``STABLE_DIFFUSION``), a
-                ``scheduler_config.json``, or the folder that holds it.
+            config: the config itself, a ``scheduler_config.json``, or the folder that holds it.
 
         Raises:
             UserError: unreadable, unknown to diffusers, or a scheduler without ᾱ (flow matching).

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
-    STABLE_DIFFUSION,
     NoiseSchedule,
     UniformTimesteps,
     weighting_named,
@@ -274,8 +272,12 @@ def timesteps_of(z_star: Tensor, seed: int, steps: int) -> Tensor:
 
 
 def _denoiser(cell: Cell, z_star: Tensor) -> DegenerateDenoiser:
-    config = DEEPFLOYD_IF if cell.diffusion == "pixel" else STABLE_DIFFUSION
-    return DegenerateDenoiser(z_star, NoiseSchedule.from_scheduler_config(config))
+    schedule = (
+        NoiseSchedule.deepfloyd_if()
+        if cell.diffusion == "pixel"
+        else NoiseSchedule.stable_diffusion()
+    )
+    return DegenerateDenoiser(z_star, schedule)
 
 
 def _noise_and_timestep(

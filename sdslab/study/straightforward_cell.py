@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
-    STABLE_DIFFUSION,
     NoiseSchedule,
     UniformTimesteps,
     weighting_named,
@@ -47,8 +45,9 @@ class StraightforwardCell:
         with torch.no_grad():
             self._z_star = self._space.encode(problem.image)
         pixels = isinstance(self._space, PixelSpace)
-        config = DEEPFLOYD_IF if pixels else STABLE_DIFFUSION
-        self._schedule = NoiseSchedule.from_scheduler_config(config)
+        self._schedule = (
+            NoiseSchedule.deepfloyd_if() if pixels else NoiseSchedule.stable_diffusion()
+        )
         optimization = cell.optimization
         optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
         self._optimizer = optimizers[optimization.optimizer](

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition, Denoiser, Prediction
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
     NoiseSchedule,
     SqrtAnnealedTimesteps,
     weighting_named,
@@ -101,7 +100,7 @@ class StepProblem:
             unet,
             dtype,
             embeddings.to(device, dtype),
-            NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF),
+            NoiseSchedule.deepfloyd_if(),
             Renderer(load_mesh(settings.mesh), make_backend("auto", device), device),
             SceneSampler(MEAN_DISTANCE, lights, "random", case.render_size, SEED, device),
             material,

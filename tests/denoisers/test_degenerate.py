@@ -2,19 +2,17 @@ import pytest
 import torch
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
-from sdslab.denoisers.noise_schedule import DEEPFLOYD_IF, STABLE_DIFFUSION, NoiseSchedule
+from sdslab.denoisers.noise_schedule import NoiseSchedule
 from tests.conftest import random_image
 
-SCHEDULES = [DEEPFLOYD_IF, STABLE_DIFFUSION]
+SCHEDULES = [NoiseSchedule.deepfloyd_if(), NoiseSchedule.stable_diffusion()]
 
 
-@pytest.mark.parametrize("config", SCHEDULES, ids=["deepfloyd", "stable-diffusion"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=["deepfloyd", "stable-diffusion"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "x0"])
-def test_x0_hat_is_x_star_whatever_the_noise_and_the_timestep(config, prediction_type):
+def test_x0_hat_is_x_star_whatever_the_noise_and_the_timestep(schedule, prediction_type):
     x_star = random_image(1, 3, 6, 5, dtype=torch.float64)
-    denoiser = DegenerateDenoiser(
-        x_star, NoiseSchedule.from_scheduler_config(config), prediction_type
-    )
+    denoiser = DegenerateDenoiser(x_star, schedule, prediction_type)
     t = torch.tensor([0, 20, 500, 979])
     x_t = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(
@@ -25,7 +23,7 @@ def test_x0_hat_is_x_star_whatever_the_noise_and_the_timestep(config, prediction
 @pytest.mark.parametrize("prediction_type", ["epsilon", "x0"])
 def test_epsilon_hat_is_equation_3(prediction_type):
     x_star = random_image(1, 3, 4, 4, dtype=torch.float64)
-    schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+    schedule = NoiseSchedule.deepfloyd_if()
     denoiser = DegenerateDenoiser(x_star, schedule, prediction_type)
     t = torch.tensor([700])
     alpha_bar = schedule.alpha_bars[700]
@@ -37,7 +35,7 @@ def test_epsilon_hat_is_equation_3(prediction_type):
 def test_it_is_the_score_of_the_noised_point_mass():
     # −√(1−ᾱ) ∇ log N(x_t; √ᾱ x*, (1−ᾱ) I), differentiated by autograd
     x_star = random_image(1, 3, 4, 4, dtype=torch.float64)
-    schedule = NoiseSchedule.from_scheduler_config(STABLE_DIFFUSION)
+    schedule = NoiseSchedule.stable_diffusion()
     alpha_bar = schedule.alpha_bars[400]
     x_t = random_image(1, 3, 4, 4, seed=2, dtype=torch.float64).requires_grad_()
     log_density = torch.distributions.Normal(

@@ -10,7 +10,7 @@ from sdslab.denoisers.denoiser import (
     guided_output,
     x0_from,
 )
-from sdslab.denoisers.noise_schedule import DEEPFLOYD_IF, NoiseSchedule
+from sdslab.denoisers.noise_schedule import NoiseSchedule
 from tests.conftest import random_image
 
 
@@ -18,7 +18,7 @@ class PromptEchoes(Denoiser):
     """Predicts its prompt's row as ε̂."""
 
     def __init__(self) -> None:
-        self.schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+        self.schedule = NoiseSchedule.deepfloyd_if()
         self.batches: list[int] = []
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Prediction:

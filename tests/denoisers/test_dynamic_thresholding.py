@@ -5,9 +5,9 @@ from torch import Tensor
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.dynamic_thresholding import DynamicThresholding
-from sdslab.denoisers.noise_schedule import DEEPFLOYD_IF, NoiseSchedule
+from sdslab.denoisers.noise_schedule import NoiseSchedule
 
-SCHEDULE = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+SCHEDULE = NoiseSchedule.deepfloyd_if()
 
 
 def thresholded(x0_hat: Tensor) -> Tensor:

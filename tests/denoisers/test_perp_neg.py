@@ -9,7 +9,7 @@ from sdslab.denoisers.denoiser import (
     Prediction,
     guided_output,
 )
-from sdslab.denoisers.noise_schedule import DEEPFLOYD_IF, NoiseSchedule
+from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.denoisers.perp_neg import PerpendicularNegatives, perpendicular
 from sdslab.denoisers.view_prompts import BACK, FRONT, OTHER_SIDES, VIEW_NAMES
 from tests.conftest import random_image
@@ -21,7 +21,7 @@ class Table(Denoiser):
     """A fixed ε̂ for each prompt, with three channels of variance that must not matter."""
 
     def __init__(self, rows: Tensor) -> None:
-        self.schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+        self.schedule = NoiseSchedule.deepfloyd_if()
         self.rows = rows
         self.batches: list[int] = []
 

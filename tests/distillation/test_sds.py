@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
     WEIGHTINGS,
     NoiseSchedule,
     Weighting,
@@ -23,7 +22,7 @@ from sdslab.parameterizations.pixel import PixelGrid
 from tests.conftest import random_image
 
 SIZE = 64
-SCHEDULE = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+SCHEDULE = NoiseSchedule.deepfloyd_if()
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 UNIT = WEIGHTINGS["x0_unit"]
 
@@ -110,7 +109,7 @@ def test_the_same_through_sampled_noise_and_the_printed_epsilon_hat(
     assert_close_to_largest(gradients(theta), expected, 1e-10)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     t=st.lists(st.integers(0, 990), min_size=1, max_size=4),
     seed=st.integers(0, 2**64 - 1),

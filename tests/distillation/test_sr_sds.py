@@ -14,13 +14,13 @@ from sdslab.denoisers.denoiser import (
     Denoiser,
     Prediction,
 )
-from sdslab.denoisers.noise_schedule import DEEPFLOYD_IF, WEIGHTINGS, NoiseSchedule
+from sdslab.denoisers.noise_schedule import WEIGHTINGS, NoiseSchedule
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import NOISE_LEVELS, sr_sds_gradient
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, philox_normal, sr_condition
 from tests.conftest import random_image
 
-SCHEDULE = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+SCHEDULE = NoiseSchedule.deepfloyd_if()
 SIZE, LOW = 32, 8
 PROMPTS = torch.tensor([0.0, 0.3, -0.2], dtype=torch.float64)
 

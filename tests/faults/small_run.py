@@ -17,7 +17,6 @@ from sdslab.atomic_write import atomic_write
 from sdslab.checkpoint import Checkpoints
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
     NoiseSchedule,
     UniformTimesteps,
     weighting_named,
@@ -35,7 +34,7 @@ STAGES = (
     OptimizeConfig(30, "adam", 0.01, gradient_norm_limit=5.0),
 )
 EVERY = 3  # steps between checkpoints
-SCHEDULE = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+SCHEDULE = NoiseSchedule.deepfloyd_if()
 WEIGHTING = weighting_named("x0_castex")
 
 

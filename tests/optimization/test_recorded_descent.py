@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
     NoiseSchedule,
     UniformTimesteps,
     weighting_named,
@@ -43,9 +42,7 @@ def pixel_cell(
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, 8, 8, generator=generator).to(device)
     theta = PixelGrid.uniform_noise((1, 3, 8, 8), seed=1).to(device)
-    denoiser = DegenerateDenoiser(
-        space.encode(image), NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
-    )
+    denoiser = DegenerateDenoiser(space.encode(image), NoiseSchedule.deepfloyd_if())
     weighting = weighting_named("x0_castex")
 
     def gradient(z: Tensor, t: Tensor) -> SDSResult:

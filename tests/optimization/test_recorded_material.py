@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
     WEIGHTINGS,
     NoiseSchedule,
     SqrtAnnealedTimesteps,
@@ -47,7 +46,7 @@ class Shifted(Denoiser):
     """Depends on all that it is given."""
 
     def __init__(self, device: str) -> None:
-        self.schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+        self.schedule = NoiseSchedule.deepfloyd_if()
         self.rows = torch.linspace(-0.5, 0.5, 4, device=device)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Prediction:

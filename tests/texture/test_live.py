@@ -138,21 +138,32 @@ def browser() -> Iterator[Callable[[str], Callable[[str], str]]]:
             pass
 
 
-@pytest.mark.slow
-def test_a_person_turns_pauses_steps_saves_and_leaves(
-    browser: Callable[[str], Callable[[str], str]], tmp_path: Path
-):
+@pytest.fixture
+def endless_run(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A watched run that no browser is too slow to find still going, and its page's address."""
     run = subprocess.Popen(
         [sys.executable, "-m", "sdslab.texture", "apple", "--target=coffee", "--texture-size=64",
-         "--render-size=64", "--views=2", "--turntable=0", "--steps=400", "--out=run", *LIVE],
+         "--render-size=64", "--views=2", "--turntable=0", "--steps=1000000", "--out=run", *LIVE],
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert run.stderr
-    url = next(m[1] for line in run.stderr if (m := re.match(r"live view: (http\S+)", line)))
+    with run:
+        assert run.stderr
+        line = next(line for line in run.stderr if line.startswith("live view: "))
+        yield run, line.split()[2]
+        run.kill()
+
+
+@pytest.mark.slow
+def test_a_person_turns_pauses_steps_saves_and_leaves(
+    endless_run: tuple[subprocess.Popen[str], str],
+    browser: Callable[[str], Callable[[str], str]],
+    tmp_path: Path,
+):
+    run, url = endless_run
     page = browser(url)
 
     def step() -> int:
-        found = re.search(r"step (\d+) of 400", page("status"))
+        found = re.search(r"step (\d+) of 1000000", page("status"))
         assert found
         return int(found[1])
 
@@ -187,9 +198,12 @@ def test_a_person_turns_pauses_steps_saves_and_leaves(
     assert pictures[0].std() > 20  # not blank
     assert pictures[1].mean() < pictures[0].mean() - 10
     assert np.abs(pictures[2] - pictures[1]).mean() > 3
+    assert step() == paused_at + 1  # it has waited all the while
     page("pause")
+    while step() == paused_at + 1:
+        time.sleep(0.2)
     assert page("leave") == "0"  # no error on its console
-    with run:
-        run.communicate(timeout=300)
-    assert run.returncode == 0
-    assert (tmp_path / "run" / "maps" / "albedo.png").exists()
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=300)
+    assert run.returncode == 130
+    assert saved_steps(tmp_path / "run")[1] > paused_at + 1

@@ -12,7 +12,6 @@ import torch
 from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.model_table import PRESETS
 from sdslab.denoisers.noise_schedule import (
-    DEEPFLOYD_IF,
     WEIGHTINGS,
     NoiseSchedule,
     UniformTimesteps,
@@ -161,7 +160,7 @@ class Listens(Denoiser):
     """Remembers its condition."""
 
     def __init__(self) -> None:
-        self.schedule = NoiseSchedule.from_scheduler_config(DEEPFLOYD_IF)
+        self.schedule = NoiseSchedule.deepfloyd_if()
         self.heard: list[Condition] = []
 
     def predict(
