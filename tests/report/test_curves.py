@@ -4,7 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdslab.report.curves import MOST_POINTS, Series, line_chart, read_metrics, stacked_bar
@@ -39,6 +39,7 @@ def test_values_of_several_decades_are_logarithmic():
     assert ">10,000<" in chart
 
 
+@settings(deadline=None)
 @given(st.lists(FINITE, min_size=1, max_size=50), st.lists(FINITE, max_size=3))
 @example([5e-324], [])
 @example([0.0, 5e-324], [])
