@@ -16,7 +16,7 @@ from sdslab.texture.__main__ import main
 
 SMALL = (
     "--texture-size=32", "--render-size=32", "--views=2", "--turntable=0", "--device=cpu",
-    "--preview-every=0",
+    "--preview-every=0", "--picture-size=32",
 )  # fmt: skip
 
 

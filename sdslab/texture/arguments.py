@@ -233,6 +233,8 @@ class Output:
     """Write the maps as 32-bit EXR as well."""
     turntable: Annotated[int, _option("FRAMES", "48")] = 48
     """Frames of the turntable; 0 makes none."""
+    picture_size: Annotated[int, _option("PIXELS", "384")] = 384
+    """Height and width at which the turntable, the contact sheet and previews/ are rendered."""
     device: str = "auto"
     """cpu, cuda, cuda:N or auto."""
     threads: Annotated[int | None, _option("N", "torch's own choice")] = None

@@ -136,6 +136,7 @@ class Workspace:
         return Previewer(
             Renderer(self.mesh, self.backend, self.device, color_mode, supersampling=2),
             self.lights.environments[0] if self.lights else None,
+            self.arguments.output.picture_size,
         )
 
     @cached_property

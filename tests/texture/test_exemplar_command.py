@@ -52,7 +52,7 @@ def arguments(
         Distillation(),
         Optimization(texture_size=64, steps=2, views=2),
         Rendering(unlit=True),
-        Output(out=str(out), turntable=0, preview_every=0, device="cpu"),
+        Output(out=str(out), turntable=0, picture_size=32, preview_every=0, device="cpu"),
     )
 
 

@@ -74,7 +74,7 @@ def arguments(out: Path, one: Path, two: Path | str, **optimization: object) -> 
         Distillation(),
         Optimization(**{**values, **optimization}),  # type: ignore[arg-type]
         Rendering(render_size=32, light=("white",)),
-        Output(out=str(out), turntable=0, preview_every=0, device="cpu"),
+        Output(out=str(out), turntable=0, picture_size=32, preview_every=0, device="cpu"),
     )
 
 
