@@ -19,6 +19,7 @@ from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.run_schema import read_run
 from sdslab.texture.target import own_maps
+from tests.texture_runs import texture
 
 SMALL = (
     "--texture-size=64", "--render-size=64", "--views=2", "--turntable=2", "--picture-size=64",
@@ -209,14 +210,18 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_write_nothing(
-    arguments: tuple[str, ...], message: str, tmp_path: Path
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     (tmp_path / "file").write_text("")
-    code, out, err = command_line(tmp_path, *arguments)
-    assert code == 2
+    monkeypatch.chdir(tmp_path)
+    assert texture(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
     assert out == ""
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
-    assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
