@@ -1,8 +1,11 @@
 """Every op is tested through all its bodies: plain torch, the CPU's, Triton's by both its ways."""
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from sdslab.kernels import Backend
 # Triton reads this variable once, when something imports it, so tests cannot set it themselves:
 # test_triton_kernels.py runs them with it in a process of their own.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+PLAIN = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+PLAIN["PYTHONPATH"] = os.pathsep.join(sys.path)
 CPU_BODIES = ["reference", "cpu", *(["interpreted"] if INTERPRETED else [])]
 
 
@@ -54,6 +59,29 @@ def assert_within_budget() -> Callable[..., None]:
         assert error <= budget, f"{name}: error {error:.3e} exceeds the budget of {budget:.3e}"
 
     return check
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted_tests(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str] | None]:
+    """A process that tests the interpreted bodies while the other tests run: it takes a minute."""
+    if not any(item.name == "test_interpreted_bodies" for item in request.session.items):
+        yield None
+        return
+    folder = Path(__file__).parent
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pytest", str(folder)),
+            *("-k", "interpreted and not test_interpreted_bodies"),
+            *("--confcutdir", str(folder), "-p", "no:cacheprovider"),
+        ],
+        env=PLAIN | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        yield process
+        process.kill()
 
 
 @pytest.fixture(scope="module")
