@@ -21,6 +21,7 @@ from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.renderer import Renderer
 
 SHEET_WIDTH = 1400
+LARGEST_ON_SHEET = 384  # of a view there: the sheet's columns are narrower
 GAP = 20
 LABEL_HEIGHT = 30
 FONT_SIZE = 18
@@ -37,7 +38,7 @@ class Previewer:
     Attributes:
         renderer: of the mesh, supersampled.
         environment: the light, or None for the albedo alone.
-        size: height and width of a picture.
+        size: height and width of a picture; on a contact sheet it need not be large.
     """
 
     renderer: Renderer
@@ -47,22 +48,31 @@ class Previewer:
     @torch.no_grad()
     def picture(self, cameras: Cameras, maps: Tensor) -> Tensor:
         """[b, 3, size, size] in [0, 1], on white, on the CPU."""
+        return self._picture(cameras, maps, self.size)
+
+    def _picture(self, cameras: Cameras, maps: Tensor, size: int) -> Tensor:
         lighting = self.environment and Lighting.fixed(self.environment, len(cameras))
-        surface = self.renderer.see(cameras, self.size)
-        background = sample_background("white", 0, 0, len(cameras), (self.size, self.size))
+        surface = self.renderer.see(cameras, size)
+        background = sample_background("white", 0, 0, len(cameras), (size, size))
         maps = maps.to(self.renderer.device)
         return self.renderer.picture(surface, maps, lighting, background).clamp(0, 1).cpu()
 
-    def six_views(self, name: str, maps: Tensor) -> list[tuple[str, Tensor]]:
-        """Labelled pictures, for a row of `contact_sheet`."""
-        pictures = self.picture(six_views(self.renderer.bounding_radius), maps)
-        return [(f"{name}, {view}", p) for view, p in zip(VIEW_NAMES, pictures, strict=True)]
+    @property
+    def _size_on_sheet(self) -> int:
+        return min(self.size, LARGEST_ON_SHEET)
+
+    @torch.no_grad()
+    def views(self, name: str, maps: Tensor, count: int = 6) -> list[tuple[str, Tensor]]:
+        """The first ``count`` of the six views, labelled, for a row of `contact_sheet`."""
+        cameras = six_views(self.renderer.bounding_radius)[:count]
+        pictures = self._picture(cameras, maps, self._size_on_sheet)
+        return [(f"{name}, {view}", p) for view, p in zip(VIEW_NAMES, pictures, strict=False)]
 
     @torch.no_grad()
     def buffers(self, maps: Tensor) -> list[tuple[str, Tensor]]:
         """The front view's geometry and material, labelled, for a row of `contact_sheet`."""
         cameras = six_views(self.renderer.bounding_radius)[0:1]
-        surface = self.renderer.see(cameras, self.size)
+        surface = self.renderer.see(cameras, self._size_on_sheet)
         buffers = self.renderer.g_buffer(surface, maps.to(self.renderer.device))
         mask, depth = buffers["mask"], buffers["depth"]
         covered = depth[mask == 1]

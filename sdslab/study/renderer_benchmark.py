@@ -223,8 +223,8 @@ def measure_recovery(
         seconds,
         measure(maps, run.target, run.renderer, run.scenes, run.seen.texels()),
         maps.cpu(),
-        previewer.six_views(case.name, maps),
-        previewer.six_views("target", run.target),
+        previewer.views(case.name, maps),
+        previewer.views("target", run.target),
     )
 
 

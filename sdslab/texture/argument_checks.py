@@ -109,7 +109,7 @@ def check(arguments: Arguments) -> None:
         "--perp-neg": (distillation.perp_neg, 0, 100),
         "--gradient-clamp": (distillation.gradient_clamp, 1e-9, 1e9),
         "--turntable": (output.turntable, 0, 720),
-        "--picture-size": (output.picture_size, 16, 4096),
+        "--picture-size": (output.picture_size, 16, 2048),
         "--preview-every": (output.preview_every, 0, 10**6),
         "--checkpoint-every": (output.checkpoint_every, 0, 10**6),
         "--live-port": (output.live_port, 0, 65535),

@@ -234,7 +234,7 @@ class Output:
     turntable: Annotated[int, _option("FRAMES", "48")] = 48
     """Frames of the turntable; 0 makes none."""
     picture_size: Annotated[int, _option("PIXELS", "384")] = 384
-    """Height and width at which the turntable, the contact sheet and previews/ are rendered."""
+    """Height and width of the turntable and front.png; sheets and previews show 384 at most."""
     device: str = "auto"
     """cpu, cuda, cuda:N or auto."""
     threads: Annotated[int | None, _option("N", "torch's own choice")] = None

@@ -108,7 +108,7 @@ def write_outputs(
     progress("maps")
     save_maps(maps, out / "maps", exr=exr)
     progress("contact_sheet.png")
-    rows = [previewer.six_views(name, material) for name, material in materials.items()]
+    rows = [previewer.views(name, material) for name, material in materials.items()]
     contact_sheet([*rows, previewer.buffers(maps)], maps, out / "contact_sheet.png")
     names = (
         "mesh.glb",

@@ -209,4 +209,4 @@ def memory_remedy(guidance: GuidanceName) -> str:
 
 def preview(previewer: Previewer, maps: Tensor, path: Path) -> None:
     """Four fixed views of the material on the CPU, and its maps."""
-    contact_sheet([previewer.six_views("", maps)[:4]], maps, path)
+    contact_sheet([previewer.views("", maps, 4)], maps, path)

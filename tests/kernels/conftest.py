@@ -16,6 +16,7 @@ from sdslab.kernels import Backend
 # Triton reads this variable once, when something imports it, so tests cannot set it themselves:
 # test_triton_kernels.py runs them with it in a process of their own.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The environment of a process that does not interpret them.
 PLAIN = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 PLAIN["PYTHONPATH"] = os.pathsep.join(sys.path)
 CPU_BODIES = ["reference", "cpu", *(["interpreted"] if INTERPRETED else [])]

@@ -95,7 +95,7 @@ def make_run(folder: Path, light: str | None = "studio") -> Run:
     front = Image.fromarray((255 * run.front("stage2", 128)).round().astype(np.uint8))
     front.save(folder / "front.png")
     contact_sheet(
-        [previewer.six_views("stage2", maps["stage2"])],
+        [previewer.views("stage2", maps["stage2"])],
         maps["stage2"],
         folder / "contact_sheet.png",
     )

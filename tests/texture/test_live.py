@@ -207,3 +207,4 @@ def test_a_person_turns_pauses_steps_saves_and_leaves(
     run.communicate(timeout=300)
     assert run.returncode == 130
     assert saved_steps(tmp_path / "run")[1] > paused_at + 1
+    assert (tmp_path / "run" / "maps" / "albedo.png").exists()
