@@ -10,7 +10,17 @@ from PIL import Image, ImageSequence
 
 from sdslab.errors import UserError
 from sdslab.meshes.material import constant_material
-from sdslab.rendering.preview import SHEET_WIDTH, contact_sheet, save_turntable
+from sdslab.meshes.mesh_io import load_mesh
+from sdslab.rendering.cpu_backend import CpuBackend
+from sdslab.rendering.preview import (
+    LARGEST_ON_SHEET,
+    SHEET_WIDTH,
+    VIEW_NAMES,
+    Previewer,
+    contact_sheet,
+    save_turntable,
+)
+from sdslab.rendering.renderer import Renderer
 
 COLOR = (0.8, 0.3, 0.1)
 
@@ -138,6 +148,18 @@ def test_a_contact_sheet_shows_every_view_and_map(count: int, tmp_path: Path):
     views = {(round(255 * float(c)), 0, 76) for c in colors}
     layers = {(0, 153, 0), (51, 51, 51), (204, 204, 204), (128, 128, 255)}
     assert views | layers <= shown
+
+
+def test_views_for_a_sheet_are_no_larger_than_it_shows_them():
+    """A turntable's frames are as large as was asked; more on a sheet would be time and memory."""
+    previewer = Previewer(Renderer(load_mesh("torus"), CpuBackend()), None, LARGEST_ON_SHEET + 1)
+    maps = constant_material(4, 4)
+    (frame,) = previewer.turntable(maps, 1)
+    assert frame.shape == (3, LARGEST_ON_SHEET + 1, LARGEST_ON_SHEET + 1)
+    views = previewer.views("torus", maps, 4)
+    assert [label for label, _ in views] == [f"torus, {name}" for name in VIEW_NAMES[:4]]
+    for _, picture in (*views, *previewer.buffers(maps)):
+        assert picture.shape == (3, LARGEST_ON_SHEET, LARGEST_ON_SHEET)
 
 
 def test_radiance_above_one_is_shown_as_white(tmp_path: Path):
