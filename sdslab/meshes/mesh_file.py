@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote
 
 import numpy as np
@@ -35,6 +36,13 @@ class FileMaterial:
         metallic_image: its blue channel counts.
         normal_image: tangent space, +Y up.
         double_sided: whether both sides are to be shown.
+        alpha: opacity factor; the colour image's alpha channel multiplies it.
+        alpha_mode: glTF's OPAQUE, MASK or BLEND.
+        alpha_cutoff: of MASK.
+        emissive: linear factor, the strength included.
+        emissive_image: sRGB.
+        occlusion_strength: of the occlusion image.
+        occlusion_image: its red channel counts.
     """
 
     name: str = ""
@@ -47,6 +55,13 @@ class FileMaterial:
     metallic_image: bytes | None = None
     normal_image: bytes | None = None
     double_sided: bool = False
+    alpha: float = 1.0
+    alpha_mode: Literal["OPAQUE", "MASK", "BLEND"] = "OPAQUE"
+    alpha_cutoff: float = 0.5
+    emissive: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    emissive_image: bytes | None = None
+    occlusion_strength: float = 1.0
+    occlusion_image: bytes | None = None
 
     @property
     def images(self) -> tuple[bytes | None, ...]:
@@ -68,6 +83,11 @@ class MeshFile:
         part_material: index into `materials` of every part, −1 for none.
         uv: [v, 2] with v up, NaN where the file has none; or None.
         normals: [v, 3], NaN where the file has none; or None.
+        colors: [v, 4] vertex colours, linear RGB and alpha in [0, 1]; or None.
+        extra_uv: [v, 2] a second set of texture coordinates, v up; or None.
+        texture_uv: [v, 2] where the materials' pictures are looked up, v up, where that is not
+            `uv` itself: a texture transform, or pictures that lie on the second set; or None.
+        lost: what the file has and a result will not have, a phrase each ("2 animations").
         source_vertex: [v], the file's vertex that each comes from, non-decreasing.
         materials: those of the file.
         notes: phrases for `Mesh.notes`.
@@ -80,6 +100,10 @@ class MeshFile:
     part_material: list[int]
     uv: Floats | None = None
     normals: Floats | None = None
+    colors: Floats | None = None
+    extra_uv: Floats | None = None
+    texture_uv: Floats | None = None
+    lost: list[str] = field(default_factory=list)
     source_vertex: Indices = field(default_factory=lambda: np.empty(0, np.int64))
     materials: list[FileMaterial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
