@@ -1,13 +1,25 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from sdslab.errors import UserError
-from sdslab.image_io import SKIMAGE_PHOTOGRAPHS, load_image
+from sdslab.color import linear_to_srgb
+from sdslab.errors import UserError, UserNote, exit_on_user_error
+from sdslab.image_io import SKIMAGE_PHOTOGRAPHS, load_image, load_picture
+from tests.color_profiles import (
+    P3_PRIMARIES,
+    SRGB_PRIMARIES,
+    grey_profile,
+    rgb_profile,
+    rgb_to_xyz,
+)
+
+COLORS = np.random.default_rng(0).integers(60, 200, (8, 8, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", SKIMAGE_PHOTOGRAPHS)
@@ -36,6 +48,100 @@ def test_the_central_square_is_cropped(tmp_path: Path):
 def test_transparency_is_laid_on_white(tmp_path: Path):
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert load_image(tmp_path / "clear.png", 4).min() == 1
+
+
+def p3_in_srgb() -> torch.Tensor:
+    """COLORS, encoded with an exponent of 2.2 in Display P3's primaries, [1, 3, 8, 8]."""
+    to_srgb = np.linalg.inv(rgb_to_xyz(SRGB_PRIMARIES)) @ rgb_to_xyz(P3_PRIMARIES)
+    linear = torch.from_numpy((COLORS / 255) ** 2.2 @ to_srgb.T).clamp(0, 1)
+    return linear_to_srgb(linear).movedim(-1, 0)[None].float()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_of_an_embedded_profile_become_srgb(mode: str, tmp_path: Path):
+    picture = Image.fromarray(COLORS)
+    picture = picture.quantize(64, dither=Image.Dither.NONE) if mode == "P" else picture
+    picture = picture.convert(mode)
+    picture.save(tmp_path / "p3.png", icc_profile=rgb_profile(P3_PRIMARIES, 2.2))
+    read = load_image(tmp_path / "p3.png", 8)
+    atol = {"P": 4}.get(mode, 1.5) / 255
+    torch.testing.assert_close(read, p3_in_srgb(), atol=atol, rtol=0)
+
+
+def test_a_map_has_no_colours_to_convert(tmp_path: Path):
+    Image.fromarray(COLORS).save(tmp_path / "map.png", icc_profile=rgb_profile(P3_PRIMARIES, 2.2))
+    read = load_picture(tmp_path / "map.png", 8, colors=False).channels * 255
+    torch.testing.assert_close(read.movedim(0, -1).round().byte(), torch.from_numpy(COLORS))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("profile", [grey_profile(1.0), rgb_profile(SRGB_PRIMARIES, 1.0)])
+def test_linear_grey_becomes_srgb(dtype: type, profile: bytes, tmp_path: Path):
+    share = np.linspace(0.1, 1, 64).reshape(8, 8)
+    pixels = (share * np.iinfo(dtype).max).round().astype(dtype)
+    Image.fromarray(pixels).save(tmp_path / "grey.png", icc_profile=profile)
+    expected = linear_to_srgb(torch.from_numpy(share)).float().expand(1, 3, 8, 8)
+    read = load_image(tmp_path / "grey.png", 8)
+    torch.testing.assert_close(read, expected, atol=2.5 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile", "reason"),
+    [
+        ("RGB", b"damaged", "cannot open profile"),
+        ("RGB", rgb_profile(P3_PRIMARIES, 2.2)[:200], "profile"),
+        ("CMYK", rgb_profile(P3_PRIMARIES, 2.2), "it is for RGB colours, the picture has CMYK"),
+    ],
+    ids=["no profile", "cut off", "of other colours"],
+)
+def test_a_profile_of_no_use_is_told_of_and_left(
+    mode: str, profile: bytes, reason: str, tmp_path: Path
+):
+    for name, given in (("plain.tif", None), ("other.tif", profile)):
+        Image.fromarray(COLORS).convert(mode).save(tmp_path / name, icc_profile=given)
+    with pytest.warns(UserNote, match=rf"other.tif: its colour profile is left aside: .*{reason}"):
+        read = load_image(tmp_path / "other.tif", 8)
+    assert read.equal(load_image(tmp_path / "plain.tif", 8))
+
+
+def test_a_program_says_a_note_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.fromarray(COLORS).save(tmp_path / "a.png", icc_profile=b"damaged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with exit_on_user_error():
+            load_image(tmp_path / "a.png", 8)
+    error = capsys.readouterr().err
+    assert error.startswith("note: a.png: its colour profile is left aside: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "tRNS"])
+def test_opacity_is_read_and_hidden_colours_do_not_bleed(mode: str, tmp_path: Path):
+    path = tmp_path / "cutout.png"
+    shape = np.zeros((64, 64), np.uint8)
+    shape[16:48, 16:48] = 255
+    if mode == "tRNS":
+        Image.fromarray(shape // 2).save(path, transparency=0)
+    else:
+        whole = np.stack((shape // 2, shape // 2, shape // 2, shape), -1)
+        picture = Image.fromarray(whole)
+        picture = picture.quantize(8) if mode == "PA" else picture.convert(mode)
+        picture.save(path)
+    photo = load_picture(path, 16)
+    assert photo.opacity is not None
+    expected = F.interpolate(torch.from_numpy(shape)[None, None] / 255, (16, 16), mode="area")
+    assert (photo.opacity - expected[0]).abs().max() < 0.15  # bicubic, not area
+    inside = photo.channels[:, photo.opacity[0] > 0.3]
+    torch.testing.assert_close(inside, torch.full_like(inside, 127 / 255), atol=0.02, rtol=0)
+    assert load_image(path, 64)[..., :15, :15].min() == 1
+
+
+@pytest.mark.parametrize("suffix", ["exr", "hdr"])
+def test_linear_light_is_no_photo(suffix: str, tmp_path: Path):
+    path = tmp_path / f"photo.{suffix}"
+    path.write_bytes(b"#?RADIANCE")
+    with pytest.raises(UserError, match=r"sRGB-encoded .* linear light .* save it as PNG"):
+        load_image(path, 8)
 
 
 def test_a_folder_does_not_hide_a_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError
-from sdslab.image_io import load_picture
+from sdslab.image_io import Photo, load_picture
 from sdslab.meshes.material import ALBEDO, NORMAL, ROUGHNESS
 
 LARGEST_SIDE = 1024  # pixels of a photo's shorter side that are used
 LARGEST_ASPECT = 2.0  # of what is used of a photo; its middle
 SAME_ASPECT = 0.02  # relative difference of a photo's and its maps' aspects
+OPAQUE = 0.95  # share of a photo's largest opacity from which a pixel belongs to what it shows
 DIRECTIONAL_FROM = 0.4  # of `anisotropy`: bricks have .5, gravel, grass and tissue .3
 
 
@@ -24,7 +26,8 @@ class Exemplar:
     """A photograph and what is known of its material.
 
     Attributes:
-        channels: [c, h, w] in [0, 1]; of the material channels that are guided.
+        channels: [c, h, w] in [0, 1]; of the material channels that are guided. Outside the mask
+            they are those inside, mirrored at its border.
         mask: [1, h, w] bool, what of it may be copied; None is all.
         tag: its name for guidance by tag, or None.
     """
@@ -100,7 +103,8 @@ def load_exemplars(
         sources: files, or names of scikit-image's photographs; ``TAG=FILE`` gives one a tag.
         normals: tangent-space normal maps (+Y up), as many as photos or none.
         roughness: roughness maps, as many as photos or none.
-        masks: pictures, bright where the photo may be used, as many as photos or none.
+        masks: pictures, bright where the photo may be used, as many as photos or none. Without one
+            a photo may be used where it is opaque.
 
     Raises:
         UserError: a picture cannot be read, or they do not fit each other.
@@ -120,20 +124,24 @@ def load_exemplars(
     for number, source in enumerate(sources):
         tag, file = tag_and_file(source)
         photo = _read(file)
-        channels = [photo]
+        channels = [photo.channels]
         if roughness:
-            channels.append(_beside(photo, roughness[number], file).mean(0, keepdim=True))
+            channels.append(_beside(photo, roughness[number], file).channels.mean(0, keepdim=True))
         if normals:
-            channels.append(_beside(photo, normals[number], file))
-        mask = None
+            channels.append(_beside(photo, normals[number], file).channels)
         if masks:
-            mask = _beside(photo, masks[number], file).mean(0, keepdim=True) > 0.5
+            mask = _beside(photo, masks[number], file).on(0.0).mean(0, keepdim=True) > 0.5
             if not mask.any():
                 raise UserError(
                     f"--exemplar-mask must be bright where the photo may be used, got "
                     f"{masks[number]!r}, which is dark all over; invert it"
                 )
-        exemplars.append(Exemplar(torch.cat(channels), mask, tag))
+        else:
+            mask = _opaque(photo, file)
+        stacked = torch.cat(channels)
+        if mask is not None:
+            stacked = _continued(stacked, mask)
+        exemplars.append(Exemplar(stacked, mask, tag))
     return ExemplarSet(tuple(exemplars), guided)
 
 
@@ -168,23 +176,66 @@ def anisotropy(picture: Tensor, mask: Tensor | None = None) -> float:
     return math.hypot(xx - yy, 2 * xy) / max(xx + yy, 1e-9)
 
 
-def _read(source: str) -> Tensor:
-    """The middle of a picture, [3, h, w], of an aspect of at most ``LARGEST_ASPECT``."""
-    picture = load_picture(source, LARGEST_SIDE)
-    height, width = picture.shape[1:]
+def _read(source: str, *, colors: bool = True) -> Photo:
+    """The middle of a picture, of an aspect of at most ``LARGEST_ASPECT``."""
+    photo = load_picture(source, LARGEST_SIDE, colors=colors)
+    height, width = photo.channels.shape[1:]
     longest = max(1, round(LARGEST_ASPECT * min(height, width)))
     top, left = (max(0, side - longest) // 2 for side in (height, width))
-    return picture[:, top : top + longest, left : left + longest].contiguous()
+
+    def middle(picture: Tensor) -> Tensor:
+        return picture[:, top : top + longest, left : left + longest].contiguous()
+
+    return Photo(
+        middle(photo.channels), photo.opacity if photo.opacity is None else middle(photo.opacity)
+    )
 
 
-def _beside(photo: Tensor, source: str, of: str) -> Tensor:
+def _beside(photo: Photo, source: str, of: str) -> Photo:
     """A map of a photo, at the photo's size."""
-    other = _read(source)
-    aspects = [picture.shape[2] / picture.shape[1] for picture in (photo, other)]
+    other = _read(source, colors=False)
+    size = photo.channels.shape[1:]
+    aspects = [picture.shape[2] / picture.shape[1] for picture in (photo.channels, other.channels)]
     if abs(aspects[0] / aspects[1] - 1) > SAME_ASPECT:
         raise UserError(
             f"maps and masks must show what their photo shows, got {source!r} with an aspect of "
             f"{aspects[1]:.3g} for {of!r} with {aspects[0]:.3g}; crop one of them"
         )
-    size = photo.shape[1:]
-    return F.interpolate(other[None], size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+    def resized(picture: Tensor) -> Tensor:
+        return F.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+
+    opacity = None if other.opacity is None else resized(other.opacity)
+    return Photo(resized(other.channels).clamp(0, 1), opacity)
+
+
+def _opaque(photo: Photo, source: str) -> Tensor | None:
+    """Where a photo shows something, [1, h, w] bool; None is everywhere.
+
+    Raises:
+        UserError: nowhere.
+    """
+    if photo.opacity is None:
+        return None
+    most = float(photo.opacity.max())
+    if most < 0.5:
+        raise UserError(
+            f"--exemplar must show something, got {source!r}, which is transparent all over; "
+            f"remove its alpha channel, or give --exemplar-mask"
+        )
+    mask = photo.opacity >= OPAQUE * most
+    return None if mask.all() else mask
+
+
+def _continued(channels: Tensor, mask: Tensor) -> Tensor:
+    """[c, h, w] whose values outside a mask [1, h, w] are those inside, mirrored at its border."""
+    from scipy.ndimage import distance_transform_edt
+
+    inside = mask[0].numpy()
+    nearest = distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    assert isinstance(nearest, np.ndarray)
+    here = np.indices(inside.shape)
+    limits = np.array(inside.shape)[:, None, None] - 1
+    across = np.clip(2 * nearest - here, 0, limits)
+    row, column = torch.from_numpy(np.where(inside[across[0], across[1]], across, nearest)).long()
+    return channels[:, row, column]

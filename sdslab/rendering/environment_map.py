@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdslab.color import srgb_to_linear
 from sdslab.errors import UserError
+from sdslab.image_io import load_picture
 from sdslab.rendering.radiance_hdr import read_hdr
 
 HEIGHT = 512  # larger maps are reduced to this many rows
@@ -176,8 +177,8 @@ def _read_exr(path: Path) -> np.ndarray:
 def _read_picture(path: Path) -> np.ndarray:
     with Image.open(path) as picture:
         _require_size(*picture.size, path)
-        pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
-    return srgb_to_linear(torch.from_numpy(pixels)).numpy()
+    channels = load_picture(path, LARGEST_WIDTH).channels
+    return srgb_to_linear(channels.movedim(0, -1)).numpy()
 
 
 def _constant(radiance: float) -> Tensor:

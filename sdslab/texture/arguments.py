@@ -76,7 +76,8 @@ class Exemplar:
     exemplar_mask: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, _option("PICTURE", "none; repeatable")
     ] = ()
-    """Bright where the photo may be used: one for each --exemplar."""
+    """Bright where the photo may be used: one for each --exemplar. Without one, a photo is used
+    where it is opaque."""
     tag: Annotated[str | None, _option("TAG", "none: all alike")] = None
     """Of several exemplars, the one that the object should look like most: --exemplar
     moss=moss.jpg --exemplar bark=bark.jpg --tag moss."""

@@ -84,6 +84,51 @@ def test_a_dark_mask_is_refused(tmp_path: Path):
         load_exemplars(["gravel"], masks=[str(tmp_path / "dark.png")])
 
 
+def cutout(path: Path, opacity: int = 255) -> Path:
+    """A ramp 64×64 that is opaque in its middle 32×32 and white around it, half so in between."""
+    pixels = np.full((64, 64, 4), 255, np.uint8)
+    pixels[..., 3] = 0
+    pixels[14:50, 14:50, 3] = opacity // 2
+    pixels[16:48, 16:48, :3] = ramp(32, 32)
+    pixels[16:48, 16:48, 3] = opacity
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.parametrize("opacity", [255, 160], ids=["opaque", "translucent"])
+def test_opacity_is_the_mask(opacity: int, tmp_path: Path):
+    (exemplar,) = load_exemplars([str(cutout(tmp_path / "a.png", opacity))]).exemplars
+    assert exemplar.mask is not None
+    assert exemplar.mask[0, 16:48, 16:48].all()
+    assert int(exemplar.mask.sum()) == 32 * 32
+    # Nothing of the white around it is left, and what is there instead is mirrored.
+    inside = exemplar.channels[:, 16:48, 16:48]
+    torch.testing.assert_close(inside * 255, torch.from_numpy(ramp(32, 32)).movedim(-1, 0).float())
+    beyond = exemplar.channels[:, 16:48, 48:60]
+    assert beyond.flip(-1).equal(inside[:, :, 19:31])
+
+
+def test_a_given_mask_wins_over_opacity(tmp_path: Path):
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :32] = 255
+    Image.fromarray(half).save(tmp_path / "mask.png")
+    photo, mask = str(cutout(tmp_path / "a.png")), str(tmp_path / "mask.png")
+    (exemplar,) = load_exemplars([photo], masks=[mask]).exemplars
+    assert exemplar.mask is not None
+    assert exemplar.mask[0].equal(torch.from_numpy(half) > 0)
+
+
+def test_a_photo_that_is_transparent_all_over_is_refused(tmp_path: Path):
+    Image.new("RGBA", (64, 64)).save(tmp_path / "clear.png")
+    with pytest.raises(UserError, match="transparent all over; remove its alpha"):
+        load_exemplars([str(tmp_path / "clear.png")])
+
+
+def test_an_opaque_alpha_channel_is_no_mask(tmp_path: Path):
+    Image.fromarray(ramp()).convert("RGBA").save(tmp_path / "a.png")
+    assert load_exemplars([str(tmp_path / "a.png")]).exemplars[0].mask is None
+
+
 def test_stripes_have_a_direction_and_noise_has_none():
     stripes = torch.sin(torch.arange(64.0) / 2).expand(3, 64, 64)
     assert anisotropy(stripes) == pytest.approx(1)
