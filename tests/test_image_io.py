@@ -172,10 +172,12 @@ def test_other_pixel_formats_become_rgb_in_unit_range(mode: str, tmp_path: Path)
 
 
 def test_resizing_is_antialiased(tmp_path: Path):
-    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    """Stripes of period 3, which any sampling in steps of 4 shows as coarser stripes."""
+    stripes = np.tile(np.array([0, 0, 255], np.uint8), (192, 64))
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
-    inner = load_image(tmp_path / "stripes.png", 16)[..., 2:-2]  # apart from the filter at the edge
-    assert (inner - 0.5).abs().max() < 0.001
+    inner = load_image(tmp_path / "stripes.png", 48)[..., 2:-2]  # apart from the filter at the edge
+    assert (inner - 1 / 3).abs().max() < 0.06
+    assert load_image(tmp_path / "stripes.png", 192)[0, 0, 0, ::4].std() > 0.4
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ def test_psnr_equals_scikit_image(noise: float):
 def test_mse_accumulates_in_float64():
     reference = torch.zeros(2**22)
     image = torch.full_like(reference, 1e-3)  # a float32 running sum of 1e-6 would stall
-    assert mse(image, reference) == pytest.approx(float(np.float32(1e-3)) ** 2, rel=1e-12)
+    exact = float(np.float32(1e-3)) ** 2
+    assert mse(image, reference) == pytest.approx(exact, rel=1e-12, abs=0)
+    assert psnr_db(image, reference) == pytest.approx(-10 * math.log10(exact), rel=1e-13, abs=0)
 
 
 def test_equal_images_have_infinite_psnr_and_nan_stays_nan():

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import platform
@@ -108,6 +109,28 @@ def test_what_the_file_holds_cannot_break_the_message(tmp_path: Path):
     with RunLock(tmp_path) as lock:
         assert lock.note is not None
         assert "(a?[2J?b?c)" in lock.note
+
+
+def test_a_lock_that_its_owner_removes_meanwhile_is_not_taken_for_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Between opening the file and locking it, its owner unlinks it: the locked file is nobody's,
+    and a third process could lock a new one."""
+    path, opened = tmp_path / LOCK_NAME, []
+    original = fcntl.flock
+
+    def removed_before_locking(handle: int, how: int) -> None:
+        opened.append(handle)
+        if len(opened) == 1:
+            path.unlink()
+        original(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before_locking)
+    with RunLock(tmp_path):
+        assert len(opened) == 2
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match="at work in it"), RunLock(tmp_path):
+            pass
 
 
 def test_a_lock_of_another_machine_is_respected(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The exemplar denoiser against sums over every patch of the photograph, in float64."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition
 from sdslab.denoisers.exemplar import ExemplarDenoiser, cosine_schedule, timestep
 from sdslab.denoisers.patch_bank import PatchBank, low_pass
+from sdslab.exemplar_texturing.turned_exemplars import turned
 from sdslab.image_io import load_image
 from tests.conftest import random_image
 from tests.denoisers.test_patch_bank import smooth_photo
@@ -181,6 +183,30 @@ def test_without_noise_the_photo_stays_and_another_picture_becomes_patches_of_it
     nearest = patches[torch.cdist(other.view(1, -1), patches).argmin()]
     x0_hat = denoiser.x0_hat(signal * other[None], t)
     torch.testing.assert_close(x0_hat.flatten(), nearest)
+
+
+@pytest.mark.parametrize("pose", range(8))
+def test_a_place_sees_the_photo_turned_as_the_surface_is_there(pose):
+    """Turned counter-clockwise by the angle from the screen's up to the surface's, not the other
+    way round; halfway between two poses, to the nearer one."""
+    photo = smooth_photo(3, 21, 21)
+    copies = [turned(photo, None, math.pi / 4 * k, (0, 1, 2)) for k in range(8)]
+    bank = PatchBank.of(
+        [picture for picture, _ in copies], 7, EVERY, EVERY,
+        masks=[mask for _, mask in copies], tags=[0] * 8, poses=range(8), pose_count=8,
+    )  # fmt: skip
+    denoiser, t = ExemplarDenoiser(bank, sigma_floor=1e-5), torch.tensor([0])
+    x_t = denoiser.schedule.alpha_bar(t).sqrt() * copies[pose][0][None, :, 7:14, 7:14]
+
+    def x0_hat(angle: float) -> Tensor:
+        up = torch.tensor([-math.sin(angle), math.cos(angle)]).view(1, 2, 1, 1)
+        return denoiser.x0_hat(x_t, t, Condition(up=up.expand(1, 2, 7, 7)))[0]
+
+    expected = copies[pose][0][:, 7:14, 7:14]
+    for angle in (math.pi / 4 * (pose + off) for off in (-0.4, 0.0, 0.4)):
+        torch.testing.assert_close(x0_hat(angle), expected)
+    if pose % 4:
+        assert (x0_hat(-math.pi / 4 * pose) - expected).abs().max() > 0.05
 
 
 def test_of_pure_noise_it_is_the_mean_patch():

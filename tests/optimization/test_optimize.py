@@ -326,6 +326,45 @@ def test_the_state_counts_the_seconds_of_all_processes():
     assert 1000 < next(steps).seconds < 1100
 
 
+def test_the_time_that_the_caller_holds_the_loop_up_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    now = [0.0]
+    monkeypatch.setattr("sdslab.optimization.optimize.time.perf_counter", lambda: now[0])
+    quadratic, state, seconds = Quadratic(), OptimizerState(), []
+    loop = optimize(
+        [quadratic.theta],
+        lambda _: quadratic.theta * 1,
+        quadratic.gradient,
+        OptimizeConfig(3, "sgd"),
+        None,
+        state,
+    )
+    for step in loop:
+        seconds.append(step.seconds)
+        now[0] += 7.0  # a step takes two seconds, and the caller five more
+        state.idle_seconds += 5.0
+    assert seconds == [0.0, 2.0, 4.0]
+
+
+def test_bad_steps_in_a_row_are_counted_on_after_a_resume():
+    quadratic, config = Quadratic(), OptimizeConfig(9, "sgd", 0.5, nonfinite_limit=4)
+    bad = poisoned(quadratic, range(1, 99), math.nan)
+
+    def loop(state: OptimizerState):
+        return optimize([quadratic.theta], lambda _: quadratic.theta * 1, bad, config, None, state)
+
+    state = OptimizerState()
+    steps = loop(state)
+    for _ in range(4):
+        next(steps)
+    assert (state.index, state.skipped_in_a_row) == (3, 2)
+    again, seen = kept_on_disk(state), []
+    with pytest.raises(FloatingPointError, match=r"in 4 steps in a row \(1 at step 4"):
+        seen.extend(step.index for step in loop(again))
+    assert seen == [3]
+
+
 def test_a_state_of_other_parameters_is_refused():
     state = OptimizerState()
     list(Network(OptimizeConfig(1)).loop(state))

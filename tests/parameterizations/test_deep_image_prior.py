@@ -76,6 +76,9 @@ def test_every_weight_gets_a_gradient():
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+        # A bias in front of a normalisation has no effect, and no gradient but rounding.
+        if parameter.ndim == 4:
+            assert (parameter.grad.flatten(1).abs().amax(1) > 0).all(), name
 
 
 @pytest.mark.parametrize("size", [48, 32, 100])

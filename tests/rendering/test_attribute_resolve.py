@@ -1,12 +1,13 @@
 """Barycentrics, attributes and their derivatives, against closed forms and finite differences."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.rendering.attribute_resolve import resolve
 from sdslab.rendering.cameras import CameraSampler
-from sdslab.rendering.render_backend import Fragments, RenderBackend
+from sdslab.rendering.render_backend import Fragments, RenderBackend, make_backend
 
 RESOLUTION = 64
 
@@ -82,9 +83,12 @@ def test_a_backend_equals_the_reference(backend: RenderBackend, device: torch.de
         assert difference.abs().max() < 1e-4, name
 
 
-def test_a_backends_ids_equal_the_cpus(backend: RenderBackend, device: torch.device):
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_ids_on_a_gpu_equal_the_cpus():
     clip, faces, ids, _ = scene()
-    actual = backend.visibility(clip.to(device), faces.to(device), (RESOLUTION, RESOLUTION)).cpu()
+    backend = make_backend("auto", torch.device("cuda"))
+    actual = backend.visibility(clip.cuda(), faces.cuda(), (RESOLUTION, RESOLUTION)).cpu()
     covered = (ids > 0) | (actual > 0)
     assert (actual == ids)[covered].double().mean() >= 0.97
     assert ((actual > 0) == (ids > 0)).double().mean() >= 0.999

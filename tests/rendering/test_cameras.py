@@ -10,10 +10,13 @@ from sdslab.errors import UserError
 from sdslab.rendering.cameras import (
     CAMERA_SAMPLERS,
     EVALUATION_VIEWS,
+    FAR,
+    NEAR,
     WIDE_SAMPLER,
     Cameras,
     CameraSampler,
     castex_20_views,
+    fitting_distance,
     frame_fill,
     six_views,
     turntable_views,
@@ -59,6 +62,45 @@ def test_the_field_of_view_is_the_full_angle():
     cameras = orbit(90, 0, radius=2, fov=40)
     edge = 2 * math.tan(math.radians(20))
     assert project(cameras, [edge, 0, 0])[0, 0].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_near_and_the_far_plane_are_where_they_are_said_to_be():
+    front = orbit(90, 0, radius=3)
+    for distance, depth in ((NEAR, -1.0), (FAR, 1.0)):
+        assert project(front, [0, 0, 3 - distance])[0, 2].item() == pytest.approx(depth, abs=1e-4)
+
+
+@pytest.mark.parametrize(("elevation", "top"), [(90, -1.0), (-90, 1.0)], ids=["above", "below"])
+def test_straight_above_the_front_is_at_the_bottom_and_straight_below_at_the_top(
+    elevation: float, top: float
+):
+    """As if the camera had tilted there from the front: no jump on the way to the pole."""
+    pole, near_it = orbit(90, elevation), orbit(90, elevation * 0.999)
+    assert math.copysign(1, project(pole, [0, 0, 0.1])[0, 1].item()) == top
+    assert (pole.world_to_camera - near_it.world_to_camera).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("fov", [10.0, 30.0, 60.0, 120.0])
+def test_the_distance_goes_by_the_sine_of_half_the_field_of_view(fov: float):
+    """Then the sphere that just fits the picture is the same for every field of view."""
+    sampler = CameraSampler(fov_deg=(fov, fov), radius=(4.0, 4.0))
+    distance = sampler.sample(0, 0, 1).eye.norm().item()
+    fitting = 4 * math.sin(math.radians(15))  # the radius of that sphere
+    assert distance == pytest.approx(fitting / math.sin(math.radians(fov / 2)), rel=1e-5)
+    outline = fitting_distance(1.0, fov) * math.sin(math.radians(fov / 2))
+    assert outline == pytest.approx(1.03, rel=1e-6)
+
+
+def test_views_look_at_points_all_over_the_jitters_cube():
+    cameras = dataclasses.replace(CameraSampler(), look_at_jitter=0.5).sample(0, 0, 4000)
+    backward = cameras.world_to_camera[:, 2, :3].double()
+    eye = cameras.eye.double()
+    # The point of each line of sight that is nearest to the origin lies within the cube's sphere.
+    nearest = eye - (eye * backward).sum(1, keepdim=True) * backward
+    distance = nearest.norm(dim=1)
+    assert distance.max() <= 0.5 * math.sqrt(3)
+    assert distance.max() > 0.7
+    assert nearest.mean(0).abs().max() < 0.02
 
 
 def test_castexs_sampler_is_the_papers():

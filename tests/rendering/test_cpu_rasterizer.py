@@ -10,6 +10,7 @@ from torch import Tensor
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.rendering.cameras import Cameras, CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend
+from sdslab.rendering.cpu_rasterizer import ON_EDGE
 
 RESOLUTION = 128
 # The share of ids that two exact methods may tell apart, because a pixel centre lies on an edge.
@@ -80,6 +81,39 @@ def test_a_face_through_the_near_plane_is_cut_there():
     ids = CpuBackend().visibility(clip_of(cameras, floor), faces, (64, 64))[0]
     assert (ids[:32] == 0).all()
     assert (ids[33:, 16:48] == 1).all()
+
+
+def test_nothing_shows_before_the_near_plane_or_behind_the_far_one():
+    """Four walls across the picture, at depths just outside and just inside [−1, 1]."""
+    square = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32)
+    for depth, seen in ((-1.001, False), (-0.999, True), (0.999, True), (1.001, False)):
+        for w in (1.0, 3.0):
+            corners = torch.nn.functional.pad(square, (0, 1), value=depth)
+            clip = torch.nn.functional.pad(corners, (0, 1), value=1.0) * w
+            ids = CpuBackend().visibility(clip[None], faces, (4, 4))
+            assert (ids > 0).all() == seen
+            assert (ids > 0).any() == seen
+
+
+def test_a_wall_through_the_near_plane_shows_only_its_far_half():
+    """z/w falls from 0 at the left to −2 at the right: −1, the near plane, is in the middle."""
+    clip = torch.tensor([[[-1.0, -1, 0, 1], [1, -1, -2, 1], [1, 1, -2, 1], [-1, 1, 0, 1]]])
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32)
+    ids = CpuBackend().visibility(clip, faces, (8, 8))[0]
+    assert (ids[:, :4] > 0).all()
+    assert (ids[:, 4:] == 0).all()
+
+
+@pytest.mark.parametrize(("gap", "holds"), [(0.1 * ON_EDGE, True), (100 * ON_EDGE, False)])
+def test_a_pixel_centre_belongs_to_a_face_up_to_the_edges_tolerance(gap: float, holds: bool):
+    """The pixel's centre is at the origin, outside the face's left edge by a share of the face."""
+    offset = gap  # float32 holds it: it is far from the other coordinates' magnitude
+    corners = torch.tensor([[offset, -1.0, 0, 1], [1, 0, 0, 1], [offset, 1, 0, 1]])
+    ids = CpuBackend().visibility(
+        corners[None], torch.tensor([[0, 1, 2]], dtype=torch.int32), (1, 1)
+    )
+    assert bool(ids) == holds
 
 
 def test_the_first_row_is_the_top_and_the_first_column_the_left():

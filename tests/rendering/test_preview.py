@@ -3,6 +3,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -40,14 +41,13 @@ def frames(count: int, height: int, width: int) -> list[torch.Tensor]:
 
 def decode(path: Path, height: int, width: int) -> np.ndarray:
     """[n, h, w, 3] uint8."""
-    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     command = [ffmpeg, "-loglevel", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     content = subprocess.run(command, capture_output=True, check=True).stdout
     return np.frombuffer(content, np.uint8).reshape(-1, height, width, 3)
 
 
 def test_a_turntable_keeps_frames_and_colours(tmp_path: Path):
-    pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
     turntable = save_turntable(lambda: frames(6, 64, 96), tmp_path / "new" / "turn.mp4", fps=12)
     assert turntable.note == ""
     assert [file.name for file in turntable.path.parent.iterdir()] == ["turn.mp4"]
@@ -58,7 +58,7 @@ def test_a_turntable_keeps_frames_and_colours(tmp_path: Path):
 
 
 def test_a_turntable_plays_in_browsers(tmp_path: Path):
-    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg").get_ffmpeg_exe()
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     path = save_turntable(lambda: frames(2, 64, 64), tmp_path / "turn.mp4").path
     report = subprocess.run([ffmpeg, "-i", path], capture_output=True, check=False).stderr.decode()
     assert "Video: h264" in report
@@ -68,7 +68,6 @@ def test_a_turntable_plays_in_browsers(tmp_path: Path):
 
 
 def test_odd_sides_and_arrays_are_taken(tmp_path: Path):
-    pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
     pictures = [np.full((33, 47, 3), 128, np.uint8)] * 2
     turntable = save_turntable(lambda: iter(pictures), tmp_path / "turn.mp4")
     assert decode(turntable.path, 34, 48).shape == (2, 34, 48, 3)
@@ -76,7 +75,6 @@ def test_odd_sides_and_arrays_are_taken(tmp_path: Path):
 
 def test_frames_are_encoded_as_they_come(tmp_path: Path):
     """None is kept: a long turntable needs no more memory than a short one."""
-    pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
     alive: list[weakref.ref[torch.Tensor]] = []
 
     def watched() -> Iterator[torch.Tensor]:
@@ -103,7 +101,6 @@ def test_a_failing_frame_is_no_reason_for_a_gif(tmp_path: Path):
 def test_without_ffmpeg_a_gif_is_written_and_said(
     program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: program)
     turntable = save_turntable(lambda: frames(3, 32, 32), tmp_path / "turn.mp4", fps=10)
     assert turntable.path == tmp_path / "turn.gif"

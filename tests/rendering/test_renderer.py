@@ -16,7 +16,7 @@ from sdslab.metrics import psnr_db
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler, frame_fill
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lighting
-from sdslab.rendering.render_backend import RenderBackend, make_backend
+from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 
 CPU = torch.device("cpu")
@@ -237,11 +237,12 @@ def test_back_faces_show_their_inside(environment: Environment):
     assert picture.isfinite().all()
 
 
-def test_a_backends_picture_equals_the_cpus(
-    mesh: Mesh, environment: Environment, backend: RenderBackend, device: torch.device
-):
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_picture_on_a_gpu_equals_the_cpus(mesh: Mesh, environment: Environment):
+    device = torch.device("cuda")
     expected = Renderer(mesh, CpuBackend())
-    actual = Renderer(mesh, backend, device)
+    actual = Renderer(mesh, make_backend("auto", device), device)
     maps, light = random_material(), lit(environment, [0, 1])
     pictures = [
         renderer.picture(

@@ -413,9 +413,43 @@ def test_point_lights_fall_off_with_the_square_of_distance():
     torch.testing.assert_close(near, distant)
 
 
-def test_lights_behind_the_surface_do_not_show():
-    view = facing(torch.ones(1).double())
-    assert shade(texels(1), **view, lighting=lit_from((0.3, 0, -1))).max() == 0
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["directional", "point"])
+@pytest.mark.parametrize("metallic", [0.0, 1.0])
+def test_a_lamp_below_the_surface_does_not_show_and_one_above_does(mode, kind, metallic):
+    view, maps = facing(torch.tensor([1.0, 0.4]).double()), texels(2, 0.7, 0.6, metallic)
+    for height, shows in ((-1.0, False), (-1e-3, False), (0.2, True)):
+        towards = F.normalize(torch.tensor([[0.3, 0, height]]).double(), dim=-1)
+        place, color = towards.expand(2, 1, 3), torch.ones(2, 1, 3).double()
+        lamp = (
+            {"directions": DirectionalLights(place, color)}
+            if kind == "directional"
+            else {"points": PointLights(2 * place, color)}
+        )
+        light = lights(constant_environment(0), 2, **lamp)
+        seen = shade(maps, **view, lighting=light, color_mode=mode)
+        assert bool((seen > 0).all()) == shows
+        assert bool((seen != 0).any()) == shows
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_intensity_scales_the_environment_and_not_the_lamps(mode):
+    points = scene(50)
+    environment = Environment(uniform(3, 4, 18, 18), torch.zeros(9, 3).double())
+    maps = 0.2 + 0.6 * uniform(50, 8)
+    zero = torch.zeros(1).double()
+    lamps = {
+        "points": PointLights(3 * unit(1, 2, 3), uniform(1, 2, 3)),
+        "directions": DirectionalLights(unit(1, 1, 3, seed=5), uniform(1, 1, 3)),
+    }
+
+    def radiance(intensity: float, **lit: Any) -> Tensor:
+        lighting = Lighting(environment, zero, zero + intensity, **lit)
+        return shade(maps, **points, lighting=lighting, color_mode=mode)
+
+    lamps_alone = radiance(0, **lamps)
+    assert lamps_alone.max() > 0
+    torch.testing.assert_close(radiance(2.5, **lamps), 2.5 * radiance(1) + lamps_alone)
 
 
 def test_narrow_highlights_stay_finite_and_right_in_float32():

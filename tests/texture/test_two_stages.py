@@ -205,6 +205,70 @@ def test_stage_two_is_shown_the_same_view_light_and_background():
     assert (elsewhere - picture).abs().max() > 0.05
 
 
+class Constant(Denoiser):
+    """x̂_0 = 0, whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.schedule = NoiseSchedule.deepfloyd_if()
+
+    def predict(
+        self,
+        x_t: torch.Tensor,
+        t: torch.Tensor,  # noqa: ARG002
+        condition: Condition | None = None,  # noqa: ARG002
+    ) -> Prediction:
+        return Prediction(torch.zeros_like(x_t), "x0")
+
+
+@pytest.mark.parametrize("stage_one", [False, True], ids=["stage I", "stage II"])
+def test_the_guides_options_do_what_they_say(stage_one: bool):
+    renderer = Renderer(PROCEDURAL_MESHES["sphere"](), CpuBackend())
+    scenes = SceneSampler(CameraSampler(), None, "grey", 32, seed=1)
+    scene = scenes.sample(3, 4, renderer.extreme_points)
+    surface = renderer.see(scene.cameras, 32)
+    z = torch.linspace(-2, 2, 4 * 3 * 16 * 16).view(4, 3, 16, 16)
+
+    def guided(denoiser: Denoiser | None = None, **options: Any) -> tuple[torch.Tensor, Any]:
+        guide = DiffusionGuide(
+            denoiser or Constant(),
+            lambda cameras: torch.zeros(len(cameras), dtype=torch.int64),
+            renderer,
+            UniformTimesteps(),
+            10,
+            7,
+            WEIGHTINGS["x0_unit"],
+            None,
+            stage_one=torch.full((8, 8, 8), 0.5) if stage_one else None,
+            low_size=8,
+            **options,
+        )
+        draws = guide.draw(3, scene.cameras)
+        return guide.gradient(z, draws, scene, surface).gradient, draws
+
+    free, draws = guided()
+    torch.testing.assert_close(free, z)  # w (x_0 − x̂_0) = z
+    bounded, _ = guided(gradient_clamp=0.3)
+    torch.testing.assert_close(bounded, z.clamp(-0.3, 0.3))
+    _, shared = guided(shared_timestep=True)
+    assert draws.t.unique().numel() > 1
+    assert shared.t.equal(draws.t[:1].expand(4))  # that of the first picture
+    if stage_one:
+        heard = []
+        for schedule in (None, NoiseSchedule.stable_diffusion()):
+            listens = Listens()
+            guided(listens, condition_schedule=schedule)
+            condition, level = listens.heard[0].low_resolution, torch.full((4,), 500)
+            alpha_bars = (schedule or listens.schedule).alpha_bar(level)
+            render = renderer.picture(
+                surface, torch.full((8, 8, 8), 0.5), scene.lighting, scene.background
+            )
+            noise = NoiseKey(7, 3, torch.arange(4), SR_CONDITION_STREAM)
+            expected = sr_condition(render, alpha_bars, noise, size=16, low_size=8)
+            torch.testing.assert_close(condition, expected)
+            heard.append(condition)
+        assert not torch.equal(*heard)
+
+
 def test_the_prompt_follows_the_side_that_is_seen():
     azimuth = torch.tensor([90.0, 180.0, 270.0, 0.0, 90.0])
     elevation = torch.tensor([0.0, 0.0, 0.0, 0.0, 60.0])
