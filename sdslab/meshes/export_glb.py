@@ -164,7 +164,7 @@ def _primitive(mesh: Mesh, part: Part, origin: Tensor, binary: _Binary) -> dict[
 
 
 def _double_sided(mesh: Mesh, part: Part) -> bool:
-    return mesh.double_sided or part.double_sided
+    return mesh.double_sided or part.material.double_sided
 
 
 def _material(name: str, double_sided: bool) -> dict[str, Any]:

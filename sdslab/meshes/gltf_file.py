@@ -1,30 +1,51 @@
 """glTF 2.0 and GLB: every node's triangles in the world's coordinates, materials, no animation."""
 
-import base64
-import json
 import re
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from sdslab.meshes.gltf_document import MOST_VERTICES, GltfDocument, JsonObject
+from sdslab.meshes.gltf_materials import GltfMaterials, inventory
+from sdslab.meshes.gltf_nodes import MeshInstance, mesh_instances
 from sdslab.meshes.mesh_file import (
     MOST_FACES,
-    FileMaterial,
     Floats,
     Indices,
     MeshFile,
     MeshFileError,
     MeshFolder,
+    TexturePlace,
 )
 
-COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
-# Extensions that a file may require and that change nothing about its triangles' positions and uv,
-# or that are read here.
-UNDERSTOOD = re.compile(
-    r"KHR_(materials_|mesh_quantization|lights_|xmp|texture_transform)|EXT_texture_webp"
+# Extensions of buffers, accessors, meshes and primitives that leave the triangles as they are.
+HARMLESS = re.compile(
+    r"KHR_(materials_|xmp|mesh_quantization)|FB_ngon_encoding|CESIUM_primitive_outline"
+    r"|EXT_(mesh_features|structural_metadata|mesh_manifold)"
 )
-MOST_VERTICES = 3 * MOST_FACES
+WITHOUT = {
+    "KHR_draco_mesh_compression": "without Draco compression",
+    "EXT_meshopt_compression": "without compression (gltfpack: no -c)",
+    "KHR_meshopt_compression": "without compression (gltfpack: no -c)",
+}
+ATTRIBUTES = {"POSITION", "NORMAL", "TEXCOORD_0", "TEXCOORD_1", "COLOR_0"}
+SKELETON = re.compile(r"(JOINTS|WEIGHTS)_\d+")  # told with the skins
+WIDTHS = {"positions": 3, "normals": 3, "uv": 2, "extra_uv": 2, "texture_uv": 2, "colors": 4}
+
+
+@dataclass(frozen=True, eq=False)
+class _Vertices:
+    """Of one node and set of attributes; primitives that name the same ones share them.
+
+    Attributes:
+        start: index of the first among all.
+        count: of one instance.
+        mirrored: [n] bool, for each of the node's instances.
+    """
+
+    start: int
+    count: int
+    mirrored: np.ndarray
 
 
 def read_gltf(content: bytes, folder: MeshFolder) -> MeshFile:
@@ -32,302 +53,223 @@ def read_gltf(content: bytes, folder: MeshFolder) -> MeshFile:
 
     Raises:
         MeshFileError: the file is damaged, or a buffer lies outside the folder, or the file needs
-            an extension, such as compression, that is not read.
+            an extension, such as compression, that changes its triangles and is not read.
     """
-    document = _Document(content, folder)
-    parts: list[tuple[str, Floats, Indices, Floats | None, Floats | None, int]] = []
-    total = 0
-    for name, mesh, matrix in document.instances():
-        for number, primitive in enumerate(mesh["primitives"]):
-            part = document.primitive(primitive, matrix)
-            if part is None:
-                continue
-            several = len(mesh["primitives"]) > 1
-            material = primitive.get("material", -1)
-            label = document.materials[material].name if material >= 0 else ""
-            full = f"{name} {label or number}".strip() if several else name
-            parts.append((full, *part, material))
-            total += len(part[1])
-            if total > MOST_FACES:
-                raise MeshFileError(f"it has more than {MOST_FACES:,} triangles")
-    if not parts:
-        raise MeshFileError("its scene holds no triangles")
-    names, positions, faces, normals, uv, materials = zip(*parts, strict=True)
-    starts = np.cumsum([0, *(len(p) for p in positions[:-1])])
-    return MeshFile(
-        positions=np.concatenate(positions),
-        faces=np.concatenate([f + s for f, s in zip(faces, starts, strict=True)]),
-        face_part=np.repeat(np.arange(len(parts)), [len(f) for f in faces]),
-        part_names=list(names),
-        part_material=list(materials),
-        uv=_joined(uv, positions, 2),
-        normals=_joined(normals, positions, 3),
-        materials=document.materials,
-        notes=list(dict.fromkeys(document.notes)),
-    )
+    document = GltfDocument(content, folder)
+    _check_extensions(document)
+    with np.errstate(all="ignore"):
+        return _Reader(document).read()
 
 
-def _joined(arrays: tuple[Any, ...], positions: tuple[Floats, ...], width: int) -> Floats | None:
-    if all(array is None for array in arrays):
-        return None
-    filled = [
-        np.full((len(p), width), np.nan) if a is None else a
-        for a, p in zip(arrays, positions, strict=True)
-    ]
-    return np.concatenate(filled)
+def _check_extensions(document: GltfDocument) -> None:
+    required = {str(name) for name in document.root.array("extensionsRequired")}
+    for kind in ("meshes", "accessors", "bufferViews", "buffers"):
+        for entry in document.lists[kind]:
+            used = set(entry.object("extensions").values)
+            for primitive in entry.objects("primitives"):
+                used |= set(primitive.object("extensions").values)
+            for name in sorted(required & used):
+                if not HARMLESS.match(name):
+                    how = WITHOUT.get(name, "without")
+                    raise MeshFileError(f"it needs {name[:60]}, which is not read; export it {how}")
 
 
-class _Document:
-    """The JSON of a file with its buffers."""
+class _Reader:
+    """Collects the scene's triangles."""
 
-    def __init__(self, content: bytes, folder: MeshFolder) -> None:
-        self.folder = folder
-        self.notes: list[str] = []
-        self.vertices = 0  # of the primitives so far
-        self.binary: bytes | None = None
-        text = content
-        if content.startswith(b"glTF"):
-            text, self.binary = _chunks(content)
-        self.json: dict[str, Any] = json.loads(text.decode("utf-8"))
-        if not str(self.json["asset"]["version"]).startswith("2"):
-            raise MeshFileError(f"it is glTF {self.json['asset']['version']}, not 2.0")
-        for extension in self.json.get("extensionsRequired", []):
-            if not UNDERSTOOD.match(extension):
-                raise MeshFileError(f"it needs {extension}; export it without")
-        self.buffers: dict[int, bytes] = {}
-        self.materials = [self._material(m) for m in self.json.get("materials", [])]
-        if self.json.get("skins"):
-            self.notes.append("skeleton ignored: the pose is the bind pose")
-        if any("targets" in p for m in self.json.get("meshes", []) for p in m["primitives"]):
-            self.notes.append("morph targets ignored")
+    def __init__(self, document: GltfDocument) -> None:
+        self.document = document
+        self.materials = GltfMaterials(document)
+        self.lost: list[str] = []
+        self.blocks: dict[str, list[tuple[int, Floats]]] = {name: [] for name in WIDTHS}
+        self.vertices = 0
+        self.faces: list[Indices] = []
+        self.names: list[str] = []
+        self.mesh_names: list[str] = []
+        self.part_material: list[int] = []
 
-    def instances(self) -> list[tuple[str, dict[str, Any], Floats]]:
-        """Every mesh in the scene with its node's name and its transform, depth first."""
-        nodes, meshes = self.json.get("nodes", []), self.json.get("meshes", [])
-        scenes = self.json.get("scenes")
-        if not nodes:
-            return [(m.get("name", ""), m, np.eye(4)) for m in meshes]
-        if scenes:
-            roots = scenes[self.json.get("scene", 0)].get("nodes", [])
-        else:
-            children = {child for node in nodes for child in node.get("children", [])}
-            roots = [index for index in range(len(nodes)) if index not in children]
-        found = []
-        waiting = [(_index(root, nodes), np.eye(4)) for root in reversed(roots)]
-        visited: set[int] = set()
-        while waiting:
-            index, parent = waiting.pop()
-            if index in visited:
-                raise MeshFileError(f"node {index} is its own ancestor or has two parents")
-            visited.add(index)
-            node = nodes[index]
-            matrix = parent @ _local_matrix(node)
-            waiting += [
-                (_index(child, nodes), matrix) for child in reversed(node.get("children", []))
-            ]
-            if "mesh" in node:
-                mesh = meshes[_index(node["mesh"], meshes)]
-                name = node.get("name") or mesh.get("name") or ""
-                # glTF: the transform of a skinned mesh's own node is to be ignored
-                found.append((str(name), mesh, np.eye(4) if "skin" in node else matrix))
-        return found
-
-    def primitive(
-        self, primitive: dict[str, Any], matrix: Floats
-    ) -> tuple[Floats, Indices, Floats | None, Floats | None] | None:
-        """Positions, faces, normals and texture coordinates, or None if it has no triangles."""
-        mode = primitive.get("mode", 4)
-        if mode not in (4, 5, 6):
-            self.notes.append("points and lines left out")
-            return None
-        attributes = primitive["attributes"]
-        accessors = self.json["accessors"]
-        self.vertices += accessors[_index(attributes["POSITION"], accessors)]["count"]
-        if self.vertices > MOST_VERTICES:  # said before any of them is copied
-            raise MeshFileError(f"its primitives name more than {MOST_VERTICES:,} vertices")
-        positions = self.accessor(attributes["POSITION"], 3)
-        if "indices" in primitive:
-            indices = self.accessor(primitive["indices"], 1).astype(np.int64).reshape(-1)
-        else:
-            indices = np.arange(len(positions))
-        if mode == 4:
-            faces = indices[: len(indices) // 3 * 3].reshape(-1, 3)
-        elif mode == 5:
-            faces = np.stack([indices[:-2], indices[1:-1], indices[2:]], axis=1)
-            faces[1::2] = faces[1::2, [1, 0, 2]]
-        else:
-            first = np.broadcast_to(indices[:1], (max(len(indices) - 2, 0),))
-            faces = np.stack([first, indices[1:-1], indices[2:]], axis=1)
-        if len(faces) and faces.max() >= len(positions):
-            raise MeshFileError(f"a face names vertex {faces.max()} of {len(positions)}")
-        uv = normals = None
-        if "TEXCOORD_0" in attributes:
-            uv = self.accessor(attributes["TEXCOORD_0"], 2)
-            uv = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)  # glTF's v points down
-        if "NORMAL" in attributes:
-            normals = self.accessor(attributes["NORMAL"], 3)
-        for array in (uv, normals):
-            if array is not None and len(array) != len(positions):
-                raise MeshFileError("a primitive's attributes differ in length")
-        if not np.array_equal(matrix, np.eye(4)):
-            linear = matrix[:3, :3]
-            positions = positions @ linear.T + matrix[:3, 3]
-            cofactors = np.cross(linear[[1, 2, 0]], linear[[2, 0, 1]])
-            if normals is not None:
-                normals = normals @ cofactors.T
-            if np.linalg.det(linear) < 0:
-                faces = faces[:, ::-1]
-                normals = None if normals is None else -normals
-        return positions, faces, normals, uv
-
-    def accessor(self, index: int, width: int) -> Floats:
-        """[n, width] float64; integers that are stored normalised are mapped to [−1, 1]."""
-        accessors = self.json["accessors"]
-        accessor = accessors[_index(index, accessors)]
-        count = accessor["count"]
-        if WIDTHS[accessor["type"]] != width or not isinstance(count, int) or count < 0:
-            raise MeshFileError(f"accessor {index} should hold {width} numbers each")
-        if count > MOST_VERTICES:
-            raise MeshFileError(f"accessor {index} promises {count:,} elements")
-        dtype = np.dtype(COMPONENTS[accessor["componentType"]])
-        if "bufferView" in accessor:
-            offset = accessor.get("byteOffset", 0)
-            values = self._view(accessor["bufferView"], offset, count, width, dtype)
-        else:
-            values = np.zeros((count, width), dtype)
-        if "sparse" in accessor:
-            sparse = accessor["sparse"]
-            where, what = sparse["indices"], sparse["values"]
-            number = sparse["count"]
-            kind = np.dtype(COMPONENTS[where["componentType"]])
-            at = self._view(where["bufferView"], where.get("byteOffset", 0), number, 1, kind)
-            values = values.copy()
-            values[at.reshape(-1)] = self._view(
-                what["bufferView"], what.get("byteOffset", 0), number, width, dtype
-            )
-        result = values.astype(np.float64)
-        if accessor.get("normalized") and dtype.kind in "iu":
-            result = np.maximum(result / np.iinfo(dtype).max, -1)
-        return result
-
-    def _view(
-        self, index: int, offset: int, count: int, width: int, dtype: np.dtype[Any]
-    ) -> np.ndarray:
-        data, stride = self._bytes(index)
-        stride = stride or width * dtype.itemsize
-        if (
-            offset < 0
-            or stride < 1
-            or (count - 1) * stride + width * dtype.itemsize > len(data) - offset
-        ):
-            raise MeshFileError(f"buffer view {index} is too short")
-        if count == 0:
-            return np.empty((0, width), dtype)
-        return np.ndarray((count, width), dtype, data, offset, (stride, dtype.itemsize))
-
-    def _bytes(self, index: int) -> tuple[bytes, int]:
-        views = self.json["bufferViews"]
-        view = views[_index(index, views)]
-        start, length = view.get("byteOffset", 0), view["byteLength"]
-        data = self._buffer(view["buffer"])
-        if start < 0 or length < 0 or start + length > len(data):
-            raise MeshFileError(f"buffer view {index} reaches beyond its buffer")
-        return data[start : start + length], view.get("byteStride", 0)
-
-    def _buffer(self, index: int) -> bytes:
-        if index not in self.buffers:
-            buffer = self.json["buffers"][_index(index, self.json["buffers"])]
-            if "uri" in buffer:
-                self.buffers[index] = self._resource(buffer["uri"])
-            elif index == 0 and self.binary is not None:
-                self.buffers[index] = self.binary
-            else:
-                raise MeshFileError("it lacks its binary chunk")
-        return self.buffers[index]
-
-    def _resource(self, uri: str) -> bytes:
-        if uri.startswith("data:"):
-            return base64.b64decode(uri.partition("base64,")[2], validate=True)
-        return self.folder.read(uri)
-
-    def _material(self, entry: dict[str, Any]) -> FileMaterial:
-        pbr = entry.get("pbrMetallicRoughness", {})
-        color = [_unit(value) for value in [*pbr.get("baseColorFactor", []), 1, 1, 1][:3]]
-        surface = self._image(pbr.get("metallicRoughnessTexture"))
-        return FileMaterial(
-            name=str(entry.get("name", "")),
-            color=(color[0], color[1], color[2]),
-            roughness=_unit(pbr.get("roughnessFactor", 1.0)),
-            metallic=_unit(pbr.get("metallicFactor", 1.0)),
-            normal_scale=float(entry.get("normalTexture", {}).get("scale", 1.0)),
-            color_image=self._image(pbr.get("baseColorTexture")),
-            roughness_image=surface,
-            metallic_image=surface,
-            normal_image=self._image(entry.get("normalTexture")),
-            double_sided=bool(entry.get("doubleSided", False)),
+    def read(self) -> MeshFile:
+        for instance in mesh_instances(self.document, self.lost):
+            self._read_mesh(instance)
+        if not self.faces:
+            raise MeshFileError("its scene holds no triangles")
+        texture_uv = self._joined("texture_uv")
+        uv = self._joined("uv")
+        if texture_uv is not None and uv is not None and np.array_equal(uv, texture_uv, True):
+            texture_uv = None
+        return MeshFile(
+            positions=np.concatenate([block for _, block in self.blocks["positions"]]),
+            faces=np.concatenate(self.faces),
+            face_part=np.repeat(np.arange(len(self.faces)), [len(f) for f in self.faces]),
+            part_names=self.names,
+            part_material=self.part_material,
+            mesh_names=self.mesh_names,
+            uv=uv,
+            normals=self._joined("normals"),
+            colors=self._joined("colors"),
+            extra_uv=self._joined("extra_uv"),
+            texture_uv=texture_uv,
+            lost=list(dict.fromkeys([*inventory(self.document), *self.lost, *self.materials.lost])),
+            materials=self.materials.materials,
+            notes=list(dict.fromkeys([*self.document.notes, *self.materials.notes])),
         )
 
-    def _image(self, reference: dict[str, Any] | None) -> bytes | None:
-        if reference is None:
+    def _joined(self, name: str) -> Floats | None:
+        """[v, w] of all blocks, NaN where there is none; None where there are none at all."""
+        blocks = self.blocks[name]
+        if not blocks:
             return None
-        if reference.get("texCoord", 0) or "KHR_texture_transform" in reference.get(
-            "extensions", {}
-        ):
-            self.notes.append("texture with coordinates of its own ignored")
-            return None
-        texture = self.json["textures"][reference["index"]]
-        webp = texture.get("extensions", {}).get("EXT_texture_webp", {})
-        source = webp.get("source", texture.get("source"))
-        try:
-            image = self.json["images"][source]
-            if "bufferView" in image:
-                return self._bytes(image["bufferView"])[0]
-            return self._resource(image["uri"])
-        except (LookupError, TypeError, ValueError) as error:
-            reason = str(error) if isinstance(error, MeshFileError) else "is not readable"
-            self.notes.append(f"texture {reason}")
-            return None
+        if sum(len(block) for _, block in blocks) == self.vertices:
+            return np.concatenate([block for _, block in blocks])
+        joined = np.full((self.vertices, WIDTHS[name]), np.nan)
+        for start, block in blocks:
+            joined[start : start + len(block)] = block
+        return joined
 
+    def _read_mesh(self, instance: MeshInstance) -> None:
+        shared: dict[tuple[object, ...], _Vertices] = {}
+        primitives = instance.mesh.objects("primitives")
+        for number, primitive in enumerate(primitives):
+            mode = primitive.whole("mode", 4)
+            if mode not in (4, 5, 6):
+                self.lost.append("points and lines")
+                continue
+            material, place = -1, None
+            if "material" in primitive:
+                index = primitive.whole("material")
+                material, place = self.materials.read(index, primitive.at("material"))
+            attributes = primitive.object("attributes")
+            key = (*sorted(attributes.values.items()), str(primitive.values.get("targets")), place)
+            if key not in shared:
+                shared[key] = self._read_vertices(primitive, place, instance)
+            vertices = shared[key]
+            faces = self._faces(primitive, mode, vertices.count)
+            copies = len(vertices.mirrored)
+            if sum(len(f) for f in self.faces) + copies * len(faces) > MOST_FACES:
+                raise MeshFileError(f"it has more than {MOST_FACES:,} triangles")
+            starts = vertices.start + np.arange(copies) * vertices.count
+            placed = [
+                (faces[:, ::-1] if mirrored else faces) + start
+                for start, mirrored in zip(starts, vertices.mirrored, strict=True)
+            ]
+            self.faces.append(np.concatenate(placed))
+            several = len(primitives) > 1
+            label = self.materials.materials[material].name if material >= 0 else ""
+            self.names.append(
+                f"{instance.name} {label or number}".strip() if several else instance.name
+            )
+            self.mesh_names.append(instance.mesh.text("name"))
+            self.part_material.append(material)
 
-def _chunks(content: bytes) -> tuple[bytes, bytes | None]:
-    length = int.from_bytes(content[8:12], "little")
-    if length > len(content) or len(content) < 20:
-        raise MeshFileError(f"it is cut off: {len(content):,} of {length:,} bytes")
-    offset, chunks = 12, {}
-    while offset + 8 <= length:
-        size = int.from_bytes(content[offset : offset + 4], "little")
-        if offset + 8 + size > length:
-            raise MeshFileError("a chunk reaches beyond its end")
-        kind = content[offset + 4 : offset + 8]
-        chunks.setdefault(kind, content[offset + 8 : offset + 8 + size])
-        offset += 8 + size
-    if b"JSON" not in chunks:
-        raise MeshFileError("it lacks its JSON chunk")
-    return chunks[b"JSON"], chunks.get(b"BIN\0")
-
-
-def _index(index: Any, items: list[Any]) -> int:
-    if not isinstance(index, int) or not 0 <= index < len(items):
-        raise MeshFileError(f"it names entry {index!r} of {len(items)}")
-    return index
-
-
-def _unit(value: Any) -> float:
-    return min(max(float(value), 0.0), 1.0)
-
-
-def _local_matrix(node: dict[str, Any]) -> Floats:
-    if "matrix" in node:
-        return np.array(node["matrix"], np.float64).reshape(4, 4).T
-    x, y, z, w = np.array(node.get("rotation", [0, 0, 0, 1]), np.float64)
-    scale = np.array(node.get("scale", [1, 1, 1]), np.float64)
-    matrix = np.eye(4)
-    matrix[:3, :3] = scale * np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    def _read_vertices(
+        self, primitive: JsonObject, place: TexturePlace | None, instance: MeshInstance
+    ) -> _Vertices:
+        document, attributes = self.document, primitive.object("attributes")
+        if "KHR_draco_mesh_compression" in primitive.object("extensions"):
+            accessor = document.named(attributes, "POSITION", "accessors")
+            if "bufferView" not in accessor:
+                raise MeshFileError("it is compressed by Draco; export it without")
+        count, copies = document.count(attributes, "POSITION"), len(instance.matrices)
+        if self.vertices + count * copies > MOST_VERTICES:  # said before any of them is copied
+            raise MeshFileError(f"its primitives name more than {MOST_VERTICES:,} vertices")
+        arrays = {"positions": document.floats(attributes, "POSITION", 3)}
+        for name, key, widths in (
+            ("normals", "NORMAL", (3,)), ("uv", "TEXCOORD_0", (2,)),
+            ("extra_uv", "TEXCOORD_1", (2,)), ("colors", "COLOR_0", (3, 4)),
+        ):  # fmt: skip
+            if key in attributes:
+                arrays[name] = document.floats(attributes, key, *widths)
+                if len(arrays[name]) != count:
+                    raise MeshFileError(
+                        f"{attributes.at(key)} names {len(arrays[name]):,} elements, POSITION "
+                        f"{count:,}"
+                    )
+        self._morph(primitive, instance.weights, arrays)
+        others = sorted(
+            key for key in set(attributes.values) - ATTRIBUTES if not SKELETON.fullmatch(key)
+        )
+        self.lost += [
+            "tangents (made anew)" if k == "TANGENT" else f"attribute {k[:40]}" for k in others
         ]
-    )
-    matrix[:3, 3] = node.get("translation", [0, 0, 0])
-    return matrix
+        self._place_textures(arrays, place, primitive)
+        if "colors" in arrays:
+            colors = arrays["colors"].clip(0, 1)
+            arrays["colors"] = np.pad(
+                colors, ((0, 0), (0, 4 - colors.shape[1])), constant_values=1.0
+            )
+        mirrored = self._transform(arrays, instance.matrices)
+        for name, array in arrays.items():
+            self.blocks[name].append((self.vertices, array))
+        vertices = _Vertices(self.vertices, count, mirrored)
+        self.vertices += count * copies
+        return vertices
+
+    def _morph(
+        self, primitive: JsonObject, weights: tuple[float, ...], arrays: dict[str, Floats]
+    ) -> None:
+        """Adds the morph targets whose weights are not zero."""
+        for weight, target in zip(weights, primitive.objects("targets"), strict=False):
+            for name, key in (("positions", "POSITION"), ("normals", "NORMAL")):
+                if weight and key in target and name in arrays:
+                    moved = self.document.floats(target, key, 3)
+                    if len(moved) != len(arrays[name]):
+                        raise MeshFileError(f"{target.at(key)} differs in length from its mesh")
+                    arrays[name] = arrays[name] + weight * moved
+
+    def _place_textures(
+        self, arrays: dict[str, Floats], maps_place: TexturePlace | None, primitive: JsonObject
+    ) -> None:
+        """Turns v up, and adds where the material's maps, if any, are looked up."""
+        for name in ("uv", "extra_uv"):
+            if name in arrays:
+                u, v = arrays[name].T
+                arrays[name] = np.stack([u, 1 - v], axis=1)  # glTF's v points down
+        place = maps_place or TexturePlace()
+        source = arrays.get("uv" if place.uv_set == 0 else "extra_uv" if place.uv_set == 1 else "")
+        if source is None:
+            if maps_place is not None:
+                self.lost.append(
+                    f"the maps of {primitive.path}, which lacks TEXCOORD_{place.uv_set} for them"
+                )
+            return
+        arrays["texture_uv"] = place.apply(source)
+        outside = (arrays["texture_uv"] < -1e-4).any(0) | (arrays["texture_uv"] > 1 + 1e-4).any(0)
+        if (outside & (np.array(place.wrap) != TexturePlace().wrap)).any():
+            self.lost.append("the wrap modes of textures, which all repeat")
+
+    def _transform(self, arrays: dict[str, Floats], matrices: Floats) -> np.ndarray:
+        """Places one copy of the vertices for each matrix; returns which are mirrored."""
+        linear, copies = matrices[:, :3, :3], len(matrices)
+        mirrored = np.linalg.det(linear) < 0
+        for name, array in arrays.items():
+            if name == "positions" and not (matrices == np.eye(4)).all():
+                placed = array @ linear.swapaxes(1, 2) + matrices[:, None, :3, 3]
+                arrays[name] = placed.reshape(-1, 3)
+            elif name == "normals" and not (matrices == np.eye(4)).all():
+                # cofactors: the inverse's transpose times the determinant, so mirrors turn normals
+                cofactors = np.cross(linear[:, [1, 2, 0]], linear[:, [2, 0, 1]])
+                turned = array @ cofactors.swapaxes(1, 2)
+                arrays[name] = np.where(mirrored[:, None, None], -turned, turned).reshape(-1, 3)
+            elif copies > 1:
+                arrays[name] = np.tile(array, (copies, 1))
+        return mirrored
+
+    def _faces(self, primitive: JsonObject, mode: int, count: int) -> Indices:
+        """[f, 3] of a list, a strip or a fan of triangles."""
+        if "indices" in primitive:
+            indices = self.document.indices(primitive, "indices")
+        else:
+            indices = np.arange(count)
+        if len(indices) and indices.max() >= count:
+            raise MeshFileError(
+                f"{primitive.at('indices')} names vertex {indices.max():,} of {count:,}"
+            )
+        if mode == 4:
+            return indices[: len(indices) // 3 * 3].reshape(-1, 3)
+        if mode == 5:
+            faces = np.stack([indices[:-2], indices[1:-1], indices[2:]], axis=1)
+            faces[1::2] = faces[1::2, [1, 0, 2]]
+            # Strips are joined by triangles that name a vertex twice.
+            return faces[(faces != np.roll(faces, 1, axis=1)).all(1)]
+        first = np.broadcast_to(indices[:1], (max(len(indices) - 2, 0),))
+        return np.stack([first, indices[1:-1], indices[2:]], axis=1)

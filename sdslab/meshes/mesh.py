@@ -1,10 +1,12 @@
 """A mesh as the renderer and the exporter need it: the file's geometry, never modified."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from sdslab.meshes.mesh_file import FileMaterial
 
 
 @dataclass(frozen=True)
@@ -14,12 +16,15 @@ class Part:
     Attributes:
         name: as in the file; unique within the mesh.
         faces: its range in `Mesh.faces`.
-        double_sided: whether the file asks for both sides to be shown.
+        material: what the result keeps of the file's material: its name, alpha mode, sides,
+            emission and occlusion. Its other pictures are None; they are in `SourceMaterial`.
+        mesh_name: of the part's mesh, where the file names that apart; perhaps empty.
     """
 
     name: str
     faces: range
-    double_sided: bool = False
+    material: FileMaterial = field(default_factory=FileMaterial)
+    mesh_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,14 @@ class SourceMaterial:
         corner_uv: [f, 3, 2] float32, where each face's corners lie in these maps. They differ from
             `Mesh.uv` where the mesh was unwrapped anew, and where either the materials or the
             texture coordinates alone had to be laid side by side.
+        opacity: [h, w] of the same maps, or None where all is opaque.
+        corner_colors: [f, 3, 3] linear RGB that multiply the albedo, or None.
     """
 
     maps: Tensor
     corner_uv: Tensor
+    opacity: Tensor | None = None
+    corner_colors: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +62,12 @@ class Mesh:
         source_vertex: [v] int64, the file's vertex that each comes from, non-decreasing where the
             file's order could be kept; unwrapping splits vertices along its seams.
         source_material: the maps that came with the file, or None.
+        opacity: [h, w] in the coordinates `uv`, row 0 at v = 0: the alpha of the exported albedo,
+            which nothing optimises; or None where all is opaque.
+        colors: [v, 4] the file's vertex colours, linear RGB and alpha, NaN for none; or None.
+        extra_uv: [v, 2] the file's second set of texture coordinates, NaN for none; or None.
+        file_uv: [v, 2] the file's first set, where `uv` is another one and pictures that are
+            passed on are looked up there, NaN for none; or None.
         double_sided: whether back faces can be seen: an open or inconsistent surface.
         unwrapped: whether `uv` was made by us.
         notes: what was found and mended, a phrase each; joined by "; " they are one line.
@@ -67,6 +82,10 @@ class Mesh:
     parts: tuple[Part, ...]
     source_vertex: Tensor
     source_material: SourceMaterial | None = None
+    opacity: Tensor | None = None
+    colors: Tensor | None = None
+    extra_uv: Tensor | None = None
+    file_uv: Tensor | None = None
     double_sided: bool = False
     unwrapped: bool = False
     notes: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """From what a file holds to a mesh that can be textured: checks, repairs, texture coordinates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -63,6 +63,8 @@ def assemble_mesh(
         UserError: texture coordinates are to be kept but cannot, or cannot be made.
     """
     notes = list(file.notes)
+    if file.lost:
+        notes.append(f"not in the result: {', '.join(dict.fromkeys(file.lost))}")
     positions, normalized = _checked_positions(file, notes)
     repaired = repair_faces(normalized, file.faces)
     notes += repaired.notes
@@ -100,6 +102,9 @@ def assemble_mesh(
         parts=_parts(name, file, face_part),
         source_vertex=torch.from_numpy(file.source_vertex[layout.source]),
         source_material=source_material,
+        colors=_rows(file.colors, layout.source),
+        extra_uv=_rows(file.extra_uv, layout.source),
+        file_uv=_file_uv(file, layout),
         double_sided=not repaired.closed,
         unwrapped=layout.unwrapped,
         notes=tuple(dict.fromkeys(notes)),
@@ -171,13 +176,18 @@ def _layout(
     same = np.arange(len(normalized))
     reason = "as asked"
     if unwrapping != "always":
-        report = inspect_uv(normalized, faces, file.uv)
-        if report.problem is None and file.uv is not None:
+        own_uv = file.uv
+        report = inspect_uv(normalized, faces, own_uv)
+        if report.problem is not None and file.texture_uv is not None:
+            placed = inspect_uv(normalized, faces, file.texture_uv)
+            if own_uv is None or placed.problem is None:
+                own_uv, report = file.texture_uv, placed
+        if report.problem is None and own_uv is not None:
             note = f"faces overlap on {report.overlap:.1%} of the texture used"
-            return _Layout(same, faces, file.uv, note if report.overlap > 0.001 else None)
-        if report.overlap and file.uv is not None:
+            return _Layout(same, faces, own_uv, note if report.overlap > 0.001 else None)
+        if report.overlap and own_uv is not None:
             for groups, what in ((material_of_face, "material"), (face_part, "part")):
-                packed = _packed(file.uv, normalized, faces, groups, what)
+                packed = _packed(own_uv, normalized, faces, groups, what)
                 if packed is not None:
                     return packed
         reason = str(report.problem)
@@ -227,10 +237,11 @@ def _source_material(
 ) -> SourceMaterial | None:
     if not (material_of_face >= 0).any():
         return None
-    looks = [replace(m, name="", double_sided=False) for m in file.materials] + [FileMaterial()]
+    looks = [m.look() for m in file.materials] + [FileMaterial()]
     distinct = list(dict.fromkeys(looks))
     look_of_face = np.array([distinct.index(m) for m in looks])[material_of_face]  # −1: the last
-    uv = np.zeros((len(faces), 3, 2)) if file.uv is None else file.uv[faces]
+    own_uv = file.uv if file.texture_uv is None else file.texture_uv
+    uv = np.zeros((len(faces), 3, 2)) if own_uv is None else own_uv[faces]
     uv = np.where(np.isfinite(uv) & (np.abs(uv) < 1e6), uv, 0.5)
     used = np.unique(look_of_face)
     if len(used) == 1:
@@ -254,6 +265,23 @@ def _source_material(
     return SourceMaterial(maps, torch.from_numpy(uv.astype(np.float32)))
 
 
+def _rows(array: Floats | None, source: Indices) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array[source].astype(np.float32))
+
+
+def _file_uv(file: MeshFile, layout: _Layout) -> torch.Tensor | None:
+    """The file's own coordinates, if others replace them and a picture is to be passed on."""
+    passed = any(
+        image is not None and place.uv_set == 0
+        for material in file.materials
+        for image, place in (
+            (material.emissive_image, material.emissive_place),
+            (material.occlusion_image, material.occlusion_place),
+        )
+    )
+    return _rows(file.uv, layout.source) if passed and layout.uv is not file.uv else None
+
+
 def _parts(name: str, file: MeshFile, face_part: Indices) -> tuple[Part, ...]:
     parts: list[Part] = []
     taken: set[str] = set()
@@ -264,7 +292,9 @@ def _parts(name: str, file: MeshFile, face_part: Indices) -> tuple[Part, ...]:
         while unique in taken:
             unique, number = f"{stem}.{number}", number + 1
         taken.add(unique)
-        material = file.part_material[label]
-        double_sided = material >= 0 and file.materials[material].double_sided
-        parts.append(Part(unique, range(int(start), int(start + count)), double_sided))
+        material, mesh_name = file.part_material[label], ""
+        kept = file.materials[material].without_maps() if material >= 0 else FileMaterial()
+        if file.mesh_names:
+            mesh_name = file.mesh_names[label]
+        parts.append(Part(unique, range(int(start), int(start + count)), kept, mesh_name))
     return tuple(parts)

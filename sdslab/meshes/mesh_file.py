@@ -22,6 +22,39 @@ class MeshFileError(ValueError):
 
 
 @dataclass(frozen=True)
+class TexturePlace:
+    """Where a picture is looked up: glTF's texCoord, KHR_texture_transform and wrap modes.
+
+    Attributes:
+        uv_set: which of the file's sets of texture coordinates.
+        offset: added last, in repeats of the texture, v down.
+        rotation: radians, as KHR_texture_transform turns.
+        scale: applied first.
+        wrap: OpenGL's constants for u and v; 10497 repeats.
+    """
+
+    uv_set: int = 0
+    offset: tuple[float, float] = (0.0, 0.0)
+    rotation: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    wrap: tuple[int, int] = (10497, 10497)
+
+    @property
+    def transforms(self) -> bool:
+        """Whether coordinates are changed before the look-up."""
+        return (self.offset, self.rotation, self.scale) != ((0.0, 0.0), 0.0, (1.0, 1.0))
+
+    def apply(self, uv: Floats) -> Floats:
+        """[n, 2] from the file's coordinates to those of the look-up, v up in both."""
+        if not self.transforms:
+            return uv
+        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
+        down = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1) * self.scale
+        turned = down @ np.array([[cos, -sin], [sin, cos]]) + self.offset
+        return np.stack([turned[:, 0], 1 - turned[:, 1]], axis=1)
+
+
+@dataclass(frozen=True)
 class FileMaterial:
     """One material as a file states it; pictures are still encoded.
 
@@ -42,7 +75,9 @@ class FileMaterial:
         emissive: linear factor, the strength included.
         emissive_image: sRGB.
         occlusion_strength: of the occlusion image.
+        emissive_place: where the emissive image is looked up.
         occlusion_image: its red channel counts.
+        occlusion_place: where the occlusion image is looked up.
     """
 
     name: str = ""
@@ -60,8 +95,10 @@ class FileMaterial:
     alpha_cutoff: float = 0.5
     emissive: tuple[float, float, float] = (0.0, 0.0, 0.0)
     emissive_image: bytes | None = None
+    emissive_place: TexturePlace = TexturePlace()
     occlusion_strength: float = 1.0
     occlusion_image: bytes | None = None
+    occlusion_place: TexturePlace = TexturePlace()
 
     @property
     def images(self) -> tuple[bytes | None, ...]:
@@ -69,6 +106,36 @@ class FileMaterial:
         return (
             self.color_image, self.roughness_image, self.metallic_image, self.normal_image,
         )  # fmt: skip
+
+    def without_maps(self) -> "FileMaterial":
+        """What a result keeps: name, alpha mode, sides, emission and occlusion."""
+        return FileMaterial(
+            name=self.name,
+            double_sided=self.double_sided,
+            alpha_mode=self.alpha_mode,
+            alpha_cutoff=self.alpha_cutoff,
+            emissive=self.emissive,
+            emissive_image=self.emissive_image,
+            emissive_place=self.emissive_place,
+            occlusion_strength=self.occlusion_strength,
+            occlusion_image=self.occlusion_image,
+            occlusion_place=self.occlusion_place,
+        )
+
+    def look(self) -> "FileMaterial":
+        """What the maps are made of, and nothing else: equal looks have equal maps."""
+        return FileMaterial(
+            color=self.color,
+            roughness=self.roughness,
+            metallic=self.metallic,
+            normal_scale=self.normal_scale,
+            color_image=self.color_image,
+            roughness_image=self.roughness_image,
+            metallic_image=self.metallic_image,
+            normal_image=self.normal_image,
+            alpha=1.0 if self.alpha_mode == "OPAQUE" else self.alpha,
+            alpha_mode="OPAQUE" if self.alpha_mode == "OPAQUE" else "BLEND",
+        )
 
 
 @dataclass
@@ -80,6 +147,7 @@ class MeshFile:
         faces: [f, 3].
         face_part: [f], non-decreasing index into `part_names`.
         part_names: as in the file, perhaps empty or repeated.
+        mesh_names: of every part's mesh, where the file names those apart from its parts.
         part_material: index into `materials` of every part, −1 for none.
         uv: [v, 2] with v up, NaN where the file has none; or None.
         normals: [v, 3], NaN where the file has none; or None.
@@ -103,6 +171,7 @@ class MeshFile:
     colors: Floats | None = None
     extra_uv: Floats | None = None
     texture_uv: Floats | None = None
+    mesh_names: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     source_vertex: Indices = field(default_factory=lambda: np.empty(0, np.int64))
     materials: list[FileMaterial] = field(default_factory=list)

@@ -18,6 +18,7 @@ from sdslab.errors import UserError
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.material_io import map_pictures
 from sdslab.meshes.mesh import Mesh, Part
+from sdslab.meshes.mesh_file import FileMaterial
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.metrics import psnr_db
@@ -54,7 +55,7 @@ def two_parts() -> Mesh:
         uv=uv,
         normals=torch.tensor([0.0, 0, 1]).repeat(9, 1),
         tangents=tangents,
-        parts=(Part("left", range(2)), Part("right", range(2, 4), double_sided=True)),
+        parts=(Part("left", range(2)), Part("right", range(2, 4), FileMaterial(double_sided=True))),
         source_vertex=torch.arange(9),  # no face uses the last one
     )
 

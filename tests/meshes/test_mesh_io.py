@@ -264,7 +264,7 @@ def test_gltf_maps_and_factors_become_one_material(tmp_path: Path):
     expected = torch.tensor([64 / 255, 0.25, 0.5, 0.5, 1])
     torch.testing.assert_close(maps[0, 0, 3:], expected, rtol=0, atol=0.005)
     torch.testing.assert_close(mesh.source_material.corner_uv, mesh.uv[mesh.faces.long()])
-    assert mesh.parts[0].double_sided
+    assert mesh.parts[0].material.double_sided
 
 
 def test_several_materials_lie_side_by_side_with_their_texture_coordinates(tmp_path: Path):
@@ -344,7 +344,7 @@ def test_always_unwraps(tmp_path: Path):
         ("a.obj", "v 1e200 0 0\nv 1 1 1\nv 0 1 0\nf 1 2 3\n", r"coordinates reach 1e\+200"),
         ("a.obj", "f" + " 1" * 600_000, "characters long"),
         ("a.glb", b"glTF\2\0\0\0\xff\0\0\0" + b"\0" * 30, "it is cut off"),
-        ("a.gltf", "{]", "damaged"),
+        ("a.gltf", "{]", "its JSON is damaged"),
         ("a.gltf", '{"asset": {"version": "1.0"}}', "it is glTF 1.0"),
         ("a.ply", "ply\nformat ascii 1.0\nelement vertex 999999999999\nproperty float x\n"
                   "end_header\n", "promises"),
@@ -402,8 +402,8 @@ def test_primitives_that_share_many_vertices_are_bounded(
     document = {
         "asset": {"version": "2.0"},
         "accessors": [accessor],
-        "meshes": [{"primitives": [primitive, primitive]}],
-        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [primitive]}],
+        "nodes": [{"mesh": 0}, {"mesh": 0}],
     }
     (tmp_path / "mesh.gltf").write_text(json.dumps(document))
     with pytest.raises(UserError, match="name more than 1,000 vertices"):
@@ -413,7 +413,7 @@ def test_primitives_that_share_many_vertices_are_bounded(
 def test_indices_that_are_only_promised_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("sdslab.meshes.gltf_file.MOST_VERTICES", 1000)
+    monkeypatch.setattr("sdslab.meshes.gltf_document.MOST_VERTICES", 1000)
     accessors = [
         {"count": 3, "componentType": 5126, "type": "VEC3"},
         {"count": 3000, "componentType": 5125, "type": "SCALAR"},
@@ -425,7 +425,7 @@ def test_indices_that_are_only_promised_are_bounded(
         "meshes": [{"primitives": [primitive]}],
     }
     (tmp_path / "mesh.gltf").write_text(json.dumps(document))
-    with pytest.raises(UserError, match="accessor 1 promises 3,000 elements"):
+    with pytest.raises(UserError, match=r"accessors\[1\] promises 3,000 elements"):
         load_mesh(tmp_path / "mesh.gltf")
 
 
