@@ -1,14 +1,13 @@
 """From what a file holds to a mesh that can be textured: checks, repairs, texture coordinates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sdslab.errors import UserError
 from sdslab.meshes.atlas_tiles import AtlasTile, atlas_tiles
+from sdslab.meshes.file_normals import settle_normals
 from sdslab.meshes.mesh import Mesh, Part, SourceMaterial
 from sdslab.meshes.mesh_file import (
     MOST_FACES,
@@ -17,30 +16,14 @@ from sdslab.meshes.mesh_file import (
     Indices,
     MeshFile,
     MeshFileError,
-    split_corners,
 )
 from sdslab.meshes.mesh_repair import repair_faces
 from sdslab.meshes.source_maps import material_maps, merge_maps
-from sdslab.meshes.surface_frame import face_normals, vertex_normals, vertex_tangents, weld
-from sdslab.meshes.unwrap import inspect_uv, unwrap
+from sdslab.meshes.surface_frame import vertex_tangents, weld
+from sdslab.meshes.uv_layout import MOST_TILES, Unwrapping, UvLayout, settle_uv
 
-Unwrapping = Literal["always", "auto", "never"]
 LARGEST_COORDINATE = 1e37
-MOST_TILES = 16
 MOST_REPEATS = 2.0  # of a texture within one tile of a joint one
-LEAST_AGREEMENT = 0.99  # of corners whose normal in the file points to the face's front
-
-
-@dataclass(frozen=True, eq=False)
-class _Layout:
-    """Vertices after texture coordinates were settled; `tile_of_face` only where packed."""
-
-    source: Indices
-    faces: Indices
-    uv: Floats
-    note: str | None = None
-    tile_of_face: Indices | None = None
-    unwrapped: bool = False
 
 
 def assemble_mesh(
@@ -65,39 +48,46 @@ def assemble_mesh(
     notes = list(file.notes)
     if file.lost:
         notes.append(f"not in the result: {', '.join(dict.fromkeys(file.lost))}")
-    positions, normalized = _checked_positions(file, notes)
-    repaired = repair_faces(normalized, file.faces)
+    positions = _finite_positions(file, notes)
+    repaired = repair_faces(positions, np.ascontiguousarray(file.faces, np.int64))
     notes += repaired.notes
-    faces, face_part = repaired.faces, file.face_part[repaired.kept]
-    if not len(faces):
+    if not len(repaired.faces):
+        _normalized(positions, file.faces)  # coordinates out of range leave no area either
         raise MeshFileError("it has no triangle with an area")
-    unused = len(positions) - len(np.unique(file.faces))
-    if unused:
-        notes.append(f"{unused:,} vertices of no face")
-    normals = _normals(file, normalized, faces, notes)
-    _note_duplicates(file, normals, notes)
+    normalized = _normalized(positions, repaired.faces)
+    used = np.zeros(len(positions), bool)
+    used[file.faces] = True
+    if not used.all():
+        notes.append(f"{(~used).sum():,} vertices of no face")
+    settled = settle_normals(file.normals, normalized, repaired)
+    notes += settled.notes
+    if len(settled.source) > len(positions):
+        file = file.with_vertices(settled.source)
+        positions, normalized = positions[settled.source], normalized[settled.source]
+    place = torch.from_numpy(repaired.place[settled.source])
+    _note_duplicates(file, place, settled.normals, notes)
 
+    faces, face_part = settled.faces, file.face_part[repaired.kept]
     material_of_face = np.array(file.part_material, np.int64)[face_part]
-    layout = _layout(file, normalized, faces, face_part, material_of_face, unwrapping, progress)
+    layout = settle_uv(file, normalized, faces, face_part, unwrapping, progress)
     if layout.note:
         notes.append(layout.note)
     source_material = _source_material(file, faces, material_of_face, layout, notes)
 
-    positions, normalized, normals = (a[layout.source] for a in (positions, normalized, normals))
     corners = torch.from_numpy(layout.faces)
     uv = torch.from_numpy(np.nan_to_num(layout.uv, posinf=0, neginf=0).astype(np.float32))
-    unit_normals = torch.from_numpy(normals.astype(np.float32))
-    frame = vertex_tangents(
-        torch.from_numpy(normalized), corners, uv.double(), unit_normals.double()
-    )
+    normals = torch.from_numpy(settled.normals[layout.source].astype(np.float32))
+    points = torch.from_numpy(normalized[layout.source])
+    place = place[torch.from_numpy(layout.source)]
+    frame = vertex_tangents(points, corners, uv, normals, repaired.frames, place)
     if frame.torn:
         notes.append(f"{frame.torn:,} vertices on the seam of a mirrored texture")
     return Mesh(
         name=name,
-        positions=torch.from_numpy(np.ascontiguousarray(positions)),
+        positions=torch.from_numpy(positions[layout.source]),
         faces=corners.int(),
         uv=uv,
-        normals=unit_normals,
+        normals=normals,
         tangents=frame.tangents.float(),
         parts=_parts(name, file, face_part),
         source_vertex=torch.from_numpy(file.source_vertex[layout.source]),
@@ -111,21 +101,30 @@ def assemble_mesh(
     )
 
 
-def _checked_positions(file: MeshFile, notes: list[str]) -> tuple[Floats, Floats]:
-    """The file's positions and those in [−1, 1]; what no face uses is at most replaced by zeros."""
+def _finite_positions(file: MeshFile, notes: list[str]) -> Floats:
+    """The file's positions; what no face uses, or only one without area, is zero if no number."""
     if not len(file.faces):
         raise MeshFileError("it has no faces")
     if len(file.faces) > MOST_FACES:
         raise MeshFileError(f"it has more than {MOST_FACES:,} triangles")
     finite = np.asarray(np.isfinite(file.positions).all(1))
-    used = np.unique(file.faces)
+    if finite.all():
+        return np.ascontiguousarray(file.positions, np.float64)
+    a, b, c = file.faces.T
+    used = np.unique(file.faces[(a != b) & (b != c) & (c != a)])
     if not finite[used].all():
         bad = int((~finite[used]).sum())
         raise MeshFileError(f"faces use {bad:,} vertices that are NaN or infinite")
-    if not finite.all():
-        notes.append(f"{(~finite).sum():,} unused vertices that are NaN or infinite set to zero")
-    positions = np.where(finite[:, None], file.positions, 0.0)
-    low, high = positions[used].min(0), positions[used].max(0)
+    notes.append(f"{(~finite).sum():,} unused vertices that are NaN or infinite set to zero")
+    return np.where(finite[:, None], file.positions, 0.0)
+
+
+def _normalized(positions: Floats, faces: Indices) -> Floats:
+    """Positions in [−1, 1] by the largest extent of what the faces use."""
+    used = np.zeros(len(positions), bool)
+    used[faces] = True
+    corners = positions if used.all() else positions[used]
+    low, high = corners.min(0), corners.max(0)
     largest, extent = max(np.abs(low).max(), np.abs(high).max()), (high - low).max()
     # A .glb holds float32: neither the place nor the extent may leave its range.
     if largest > LARGEST_COORDINATE or (extent < 1 / LARGEST_COORDINATE and largest > 0):
@@ -133,106 +132,24 @@ def _checked_positions(file: MeshFile, notes: list[str]) -> tuple[Floats, Floats
     with np.errstate(all="ignore"):
         normalized = (positions - (low + high) / 2) * (2 / max(extent, 1 / LARGEST_COORDINATE))
     # Vertices of no face may lie anywhere: they are moved to the cube's surface.
-    return positions, normalized.clip(-1, 1)
+    return normalized.clip(-1, 1)
 
 
-def _normals(file: MeshFile, normalized: Floats, faces: Indices, notes: list[str]) -> Floats:
-    """The file's normals at unit length, or computed ones where those do not fit the faces."""
-    vertices, corners = torch.from_numpy(normalized), torch.from_numpy(faces)
-    if file.normals is None:
-        return vertex_normals(vertices, corners).numpy()
-    with np.errstate(all="ignore"):
-        scaled = file.normals / np.abs(file.normals).max(1, keepdims=True)
-        unit = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
-    sane = np.isfinite(unit).all(1)
-    front = face_normals(vertices, corners).numpy()
-    agreeing = sane[faces] & ((np.nan_to_num(unit)[faces] * front[:, None]).sum(-1) > 0)
-    if agreeing.mean() < LEAST_AGREEMENT:
-        notes.append(f"normals computed: {1 - agreeing.mean():.0%} of the file's do not fit")
-        return vertex_normals(vertices, corners).numpy()
-    if (np.nan_to_num(unit)[faces] * front[:, None]).sum(-1).min() > 0.9999:
-        notes.append("flat-shaded: the file's normals are those of its faces")
-    if sane.all():
-        return unit
-    return np.where(sane[:, None], unit, vertex_normals(vertices, corners).numpy())
-
-
-def _note_duplicates(file: MeshFile, normals: Floats, notes: list[str]) -> None:
-    columns = [file.positions, normals] + ([] if file.uv is None else [file.uv])
-    different = int(weld(*(torch.from_numpy(c) for c in columns)).max()) + 1
-    if different < len(file.positions):
-        notes.append(f"{len(file.positions) - different:,} duplicate vertices kept")
-
-
-def _layout(
-    file: MeshFile,
-    normalized: Floats,
-    faces: Indices,
-    face_part: Indices,
-    material_of_face: Indices,
-    unwrapping: Unwrapping,
-    progress: Callable[[float], None] | None,
-) -> _Layout:
-    same = np.arange(len(normalized))
-    reason = "as asked"
-    if unwrapping != "always":
-        own_uv = file.uv
-        report = inspect_uv(normalized, faces, own_uv)
-        if report.problem is not None and file.texture_uv is not None:
-            placed = inspect_uv(normalized, faces, file.texture_uv)
-            if own_uv is None or placed.problem is None:
-                own_uv, report = file.texture_uv, placed
-        if report.problem is None and own_uv is not None:
-            note = f"faces overlap on {report.overlap:.1%} of the texture used"
-            return _Layout(same, faces, own_uv, note if report.overlap > 0.001 else None)
-        if report.overlap and own_uv is not None:
-            for groups, what in ((material_of_face, "material"), (face_part, "part")):
-                packed = _packed(own_uv, normalized, faces, groups, what)
-                if packed is not None:
-                    return packed
-        reason = str(report.problem)
-    if unwrapping == "never":
-        raise UserError(
-            f"mesh must have usable texture coordinates to keep, got {reason}; let them be made "
-            f"by --unwrap auto"
-        )
-    fresh = unwrap(normalized, faces, progress)
-    return _Layout(
-        fresh.source_vertex,
-        fresh.faces,
-        fresh.uv,
-        f"unwrapped: {reason} ({fresh.charts:,} charts, {fresh.fill:.0%} of the texture used)",
-        unwrapped=True,
-    )
-
-
-def _packed(
-    uv: Floats, normalized: Floats, faces: Indices, groups: Indices, what: str
-) -> _Layout | None:
-    """Gives each group of faces a tile of its own, if each is sound by itself."""
-    labels, tile_of_face = np.unique(groups, return_inverse=True)
-    members = [faces[tile_of_face == k] for k in range(len(labels))]
-    if not 2 <= len(labels) <= MOST_TILES:
-        return None
-    if any(inspect_uv(normalized, m, uv).problem for m in members):
-        return None
-    tiles = atlas_tiles([uv[m] for m in members])
-    corners = faces.reshape(-1)
-    vertex, source, tile, _ = split_corners(
-        corners, np.repeat(tile_of_face, 3), np.full(len(corners), -1), len(uv)
-    )
-    placed = uv[source]
-    for k, own in enumerate(tiles):
-        placed[tile == k] = own.place(placed[tile == k])
-    note = f"texture coordinates of {len(labels)} {what}s laid side by side"
-    return _Layout(source, vertex.reshape(-1, 3), placed, note, tile_of_face)
+def _note_duplicates(file: MeshFile, place: Tensor, normals: Floats, notes: list[str]) -> None:
+    if int(place.max()) + 1 == len(place):
+        return
+    columns = [normals] + ([] if file.uv is None else [file.uv])
+    different = weld(place[:, None], *(torch.from_numpy(c) for c in columns))
+    duplicates = len(place) - int(different.max()) - 1
+    if duplicates:
+        notes.append(f"{duplicates:,} duplicate vertices kept")
 
 
 def _source_material(
     file: MeshFile,
     faces: Indices,
     material_of_face: Indices,
-    layout: _Layout,
+    layout: UvLayout,
     notes: list[str],
 ) -> SourceMaterial | None:
     if not (material_of_face >= 0).any():
@@ -269,7 +186,7 @@ def _rows(array: Floats | None, source: Indices) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array[source].astype(np.float32))
 
 
-def _file_uv(file: MeshFile, layout: _Layout) -> torch.Tensor | None:
+def _file_uv(file: MeshFile, layout: UvLayout) -> torch.Tensor | None:
     """The file's own coordinates, if others replace them and a picture is to be passed on."""
     passed = any(
         image is not None and place.uv_set == 0

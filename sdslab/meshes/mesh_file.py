@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
@@ -180,6 +180,12 @@ class MeshFile:
     def __post_init__(self) -> None:
         if not len(self.source_vertex):
             self.source_vertex = np.arange(len(self.positions))
+
+    def with_vertices(self, source: Indices) -> "MeshFile":
+        """The same with a vertex for each of ``source`` [n]; faces are left as they are."""
+        names = ("positions", "uv", "normals", "colors", "extra_uv", "texture_uv", "source_vertex")
+        values = {name: getattr(self, name) for name in names}
+        return replace(self, **{n: v[source] for n, v in values.items() if v is not None})
 
 
 class MeshFolder:

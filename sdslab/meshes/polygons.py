@@ -82,6 +82,8 @@ def _is_ear(corners: Floats, others: Floats) -> bool:
     edges = np.roll(corners, -1, axis=0) - corners
     if edges[0, 0] * edges[1, 1] - edges[0, 1] * edges[1, 0] <= 0:
         return False
-    offsets = others[:, None] - corners
+    # Where a bridge leads to a hole, another corner of the polygon lies at the same place.
+    apart = (others[:, None] != corners).any(-1).all(1)
+    offsets = others[apart, None] - corners
     sides = edges[:, 0] * offsets[..., 1] - edges[:, 1] * offsets[..., 0]
     return not (sides >= 0).all(1).any()

@@ -13,7 +13,7 @@ import torch
 
 from sdslab.disk_cache import cached_tensors, content_hash
 from sdslab.errors import UserError
-from sdslab.meshes import xatlas_process
+from sdslab.meshes import mesh_kernels, xatlas_process
 from sdslab.meshes.mesh_file import Floats, Indices
 from sdslab.meshes.uv_coverage import uv_coverage
 
@@ -21,6 +21,7 @@ MOST_OVERLAP = 0.05  # of the covered texels
 MOST_DEGENERATE = 0.01  # of the surface
 LEAST_FILL = 0.01  # of the texture
 FARTHEST = 1000.0  # |u| or |v|: float32 still resolves a sixteenth of a texel of 1024
+LARGEST_KEPT_SPAN = 32  # of one face, where that is asked for
 LARGEST_SPAN = 8  # of one face, in repeats of the texture; a wider one overlaps itself or is thin
 MOST_BOXES = 1000.0  # areas of the texture, by the faces' bounding boxes, which are searched
 MOST_REPEATS = 16.0  # areas of the texture
@@ -37,12 +38,15 @@ class UvReport:
         overlap: share of the covered texels that more than one face covers.
         fill: share of the texture that is covered.
         degenerate: share of the surface whose faces have no area in the texture.
+        keepable: whether they can carry a texture in spite of the problem, if one is wanted that
+            faces share or that few texels make up.
     """
 
     problem: str | None
     overlap: float = 0.0
     fill: float = 0.0
     degenerate: float = 0.0
+    keepable: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,28 +77,31 @@ def inspect_uv(positions: Floats, faces: Indices, uv: Floats | None) -> UvReport
         uv: [v, 2], NaN where there is none.
     """
     if uv is None:
-        return UvReport("no texture coordinates")
-    corners = uv[faces]
-    if not np.isfinite(corners).all():
-        missing = np.mean(~np.isfinite(corners).all((1, 2)))
-        return UvReport(f"no texture coordinates on {missing:.1%} of the triangles")
-    if np.abs(corners).max(initial=0) > FARTHEST:
-        return UvReport(f"texture coordinates up to {np.abs(corners).max():.3g}")
+        return UvReport("no texture coordinates", keepable=False)
+    present = np.asarray(np.isfinite(uv).all(1))
+    if not present.all() and not present[faces].all():
+        missing = np.mean(~present[faces].all(1))
+        problem = f"no texture coordinates on {missing:.1%} of the triangles"
+        return UvReport(problem, keepable=False)
+    coordinates = np.ascontiguousarray(uv, np.float64)
+    sizes = mesh_kernels.measure_uv(np.ascontiguousarray(positions), faces, coordinates)
+    farthest, areas, lengths, boxes, widest, surface, flat = sizes
+    if farthest > FARTHEST:
+        return UvReport(f"texture coordinates up to {farthest:.3g}", keepable=False)
     # once over is 1; far beyond, counting texels would take long and say nothing new
-    repeats = max(np.abs(_uv_areas(corners)).sum(), np.ptp(corners, axis=1).sum() / MOST_CROSSED)
-    if repeats > MOST_REPEATS:
-        return UvReport(f"the faces repeat the texture {repeats:,.0f} times", overlap=1.0)
-    extents = np.ptp(corners, axis=1)
-    if extents.max(initial=0) > LARGEST_SPAN:
-        return UvReport(f"a face runs over the texture {extents.max():,.0f} times", overlap=1.0)
-    boxes = extents.prod(1).sum()
+    crossed = lengths / MOST_CROSSED
+    keepable = max(crossed / MOST_REPEATS, boxes / MOST_BOXES, widest / LARGEST_KEPT_SPAN) <= 1
+    if max(areas, crossed) > MOST_REPEATS:
+        repeats = f"the faces repeat the texture {max(areas, crossed):,.0f} times"
+        return UvReport(repeats, overlap=1.0, keepable=keepable)
+    if widest > LARGEST_SPAN:
+        problem = f"a face runs over the texture {widest:,.0f} times"
+        return UvReport(problem, overlap=1.0, keepable=keepable)
     if boxes > MOST_BOXES:
-        return UvReport(f"thin faces cross the texture over {boxes:,.0f} times its area")
-    area = _areas(positions[faces])
-    sides = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1)
-    flat = np.abs(_uv_areas(corners)) <= 1e-7 * sides.max(1) ** 2
-    degenerate = float(area[flat].sum() / max(area.sum(), 1e-300))
-    coverage = uv_coverage(corners)
+        problem = f"thin faces cross the texture over {boxes:,.0f} times its area"
+        return UvReport(problem, keepable=False)
+    degenerate = flat / max(surface, 1e-300)
+    coverage = uv_coverage(coordinates[faces])
     problem = None
     if degenerate > MOST_DEGENERATE:
         problem = f"{degenerate:.0%} of the surface has no area in the texture"
@@ -186,13 +193,3 @@ def _cannot_unwrap(reason: str) -> UserError:
     return UserError(
         f"mesh must be one that can be unwrapped, got {reason}; unwrap it in a modelling program"
     )
-
-
-def _areas(corners: Floats) -> Floats:
-    a, b, c = corners.swapaxes(0, 1)
-    return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
-
-
-def _uv_areas(corners: Floats) -> Floats:
-    (a, b), (c, d) = ((corners[:, k] - corners[:, 0]).T for k in (1, 2))
-    return (a * d - b * c) / 2

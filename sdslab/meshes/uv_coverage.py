@@ -1,11 +1,12 @@
 """How much of a texture the faces use, and how much of it more than once."""
 
+import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
+from numba import njit
 
-from sdslab.meshes.mesh_file import Floats, Indices
+from sdslab.meshes.mesh_file import Floats
 
 RESOLUTION = 1024
 MOST_SPANS = 30_000_000  # rows crossed by faces, all together; a coarser grid keeps below
@@ -25,6 +26,13 @@ class UvCoverage:
 
 
 def uv_coverage(corner_uv: Floats, resolution: int = RESOLUTION) -> UvCoverage:
+    """Measures how often faces [f, 3, 2] cover the texture, see `texel_counts`."""
+    times = texel_counts(corner_uv, resolution)
+    covered = int((times > 0).sum())
+    return UvCoverage(covered / times.size, float((times > 1).sum()) / max(covered, 1))
+
+
+def texel_counts(corner_uv: Floats, resolution: int = RESOLUTION) -> np.ndarray:
     """Counts the faces over every texel's centre; the texture repeats.
 
     Each face crosses each row of texels in one span, of which only the ends are noted; a running
@@ -33,52 +41,51 @@ def uv_coverage(corner_uv: Floats, resolution: int = RESOLUTION) -> UvCoverage:
     Args:
         corner_uv: [f, 3, 2], at most a few thousand in magnitude.
         resolution: texels along each side; halved while there would be too many spans.
+
+    Returns:
+        [resolution, resolution] int32.
     """
-    heights = np.ptp(corner_uv[..., 1], axis=1)
+    heights = corner_uv[..., 1].max(1) - corner_uv[..., 1].min(1)
     while resolution > 16 and heights.sum() * resolution > MOST_SPANS:
         resolution //= 2
-    points = corner_uv * resolution - 0.5  # texel centres at integers
-    first = np.ceil(points[..., 1].min(1)).astype(np.int64)
-    rows = np.ceil(points[..., 1].max(1)).astype(np.int64) - first
     counts = np.zeros((resolution, resolution + 1), np.int32)
-    for chunk in _chunks(np.maximum(rows, 0), 4_000_000):
-        _add_spans(counts, points[chunk], first[chunk], rows[chunk])
-    times = counts.cumsum(1)[:, :resolution]
-    covered = int((times > 0).sum())
-    return UvCoverage(covered / resolution**2, float((times > 1).sum()) / max(covered, 1))
+    _add_spans(np.ascontiguousarray(corner_uv, np.float64), counts)
+    return counts.cumsum(1, dtype=np.int32)[:, :resolution]
 
 
-def _chunks(rows: Indices, limit: int) -> list[slice]:
-    ends = np.flatnonzero(np.diff(np.cumsum(rows) // limit)) + 1
-    edges = [0, *ends.tolist(), len(rows)]
-    return [slice(a, b) for a, b in pairwise(edges)]
-
-
-def _add_spans(counts: np.ndarray, points: Floats, first: Indices, rows: Indices) -> None:
+@njit(nogil=True, cache=True)
+def _add_spans(corner_uv, counts):
     resolution = len(counts)
-    face = np.repeat(np.arange(len(rows)), rows)
-    y = first[face] + np.arange(len(face)) - np.repeat(np.cumsum(rows) - rows, rows)
-    low = np.full(len(face), np.inf)
-    high = np.full(len(face), -np.inf)
-    for k in range(3):
-        # the lower end first, so that both faces of an edge find the very same crossing
-        a, b = points[:, k], points[:, (k + 1) % 3]
-        swap = ((a[:, 1] > b[:, 1]) | ((a[:, 1] == b[:, 1]) & (a[:, 0] > b[:, 0])))[:, None]
-        a, b = np.where(swap, b, a), np.where(swap, a, b)
-        slope = (b[:, 0] - a[:, 0]) / np.where(b[:, 1] > a[:, 1], b[:, 1] - a[:, 1], 1)
-        crosses = (a[face, 1] <= y) & (y < b[face, 1])
-        x = a[face, 0] + (y - a[face, 1]) * slope[face]
-        low = np.where(crosses, np.minimum(low, x), low)
-        high = np.where(crosses, np.maximum(high, x), high)
-    seen = low <= high
-    row = y[seen] % resolution
-    start, end = (np.ceil(edge[seen]).astype(np.int64) for edge in (low, high))
-    turns, width = np.divmod(end - start, resolution)
-    start %= resolution
-    stop = start + width
-    wraps = stop > resolution
-    np.add.at(counts, (row, start), 1)
-    np.add.at(counts, (row, np.minimum(stop, resolution)), -1)
-    np.add.at(counts, (row[wraps], np.zeros(1, np.int64)), 1)
-    np.add.at(counts, (row[wraps], stop[wraps] - resolution), -1)
-    np.add.at(counts, (row, np.zeros(1, np.int64)), turns.astype(np.int32))
+    ends = np.empty((3, 4))  # of each side, the lower one first
+    for f in range(len(corner_uv)):
+        bottom, top = math.inf, -math.inf
+        for k in range(3):
+            # texel centres at integers
+            following = (k + 1) % 3
+            x, y = corner_uv[f, k, 0] * resolution - 0.5, corner_uv[f, k, 1] * resolution - 0.5
+            p = corner_uv[f, following, 0] * resolution - 0.5
+            q = corner_uv[f, following, 1] * resolution - 0.5
+            bottom, top = min(bottom, y), max(top, y)
+            # the lower end first, so that both faces of a side find the very same crossing
+            if y > q or (y == q and x > p):
+                x, y, p, q = p, q, x, y
+            ends[k, 0], ends[k, 1], ends[k, 2] = x, y, q
+            ends[k, 3] = (p - x) / (q - y) if q > y else 0.0
+        for row in range(math.ceil(bottom), math.ceil(top)):
+            low, high = math.inf, -math.inf
+            for k in range(3):
+                if ends[k, 1] <= row < ends[k, 2]:
+                    x = ends[k, 0] + (row - ends[k, 1]) * ends[k, 3]
+                    low, high = min(low, x), max(high, x)
+            if low <= high:
+                line = counts[row % resolution]
+                start, end = math.ceil(low), math.ceil(high)
+                turns, width = (end - start) // resolution, (end - start) % resolution
+                start %= resolution
+                stop = start + width
+                line[0] += turns
+                line[start] += 1
+                line[min(stop, resolution)] -= 1
+                if stop > resolution:
+                    line[0] += 1
+                    line[stop - resolution] -= 1

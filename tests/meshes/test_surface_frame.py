@@ -6,8 +6,7 @@ from torch import Tensor
 
 from sdslab.meshes.procedural_meshes import sphere, torus
 from sdslab.meshes.surface_frame import (
-    corner_angles,
-    face_normals,
+    FaceFrames,
     vertex_normals,
     vertex_tangents,
     weld,
@@ -175,7 +174,7 @@ def test_faces_without_area_contribute_nothing():
     normals = vertex_normals(positions, faces)
     up = torch.tensor([0.0, 0, 1], dtype=torch.float64).expand(6, 3)
     torch.testing.assert_close(normals, up)
-    assert (face_normals(positions, faces)[2:] == 0).all()
+    assert (FaceFrames.of(positions, faces).normals[2:] == 0).all()
 
 
 @pytest.mark.parametrize("normal", [[0.0, 0, 1], [1, 0, 0], [0, -1, 0], [0.6, 0, -0.8]])
@@ -190,9 +189,77 @@ def test_degenerate_texture_coordinates_get_some_orthogonal_tangent(normal: list
 
 def test_angles_of_a_triangle_sum_to_pi():
     positions, faces, _ = random_surface()
-    sums = corner_angles(positions, faces).sum(1)
+    sums = FaceFrames.of(positions, faces).angles.sum(1)
     torch.testing.assert_close(sums, torch.full_like(sums, math.pi))
 
 
 def test_weld_takes_both_zeros_as_one():
     assert weld(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 1.0]])).tolist() == [0, 0, 1]
+
+
+def fan(parts: int) -> tuple[Tensor, Tensor]:
+    """Triangles at the origin: the quadrant x, y > 0 in `parts`, the one of x < 0 < y whole."""
+    angle = torch.linspace(0, math.pi / 2, parts + 1, dtype=torch.float64) ** 2 / (math.pi / 2)
+    arc = torch.stack([angle.cos(), angle.sin(), torch.zeros_like(angle)], 1)
+    positions = torch.cat([torch.zeros(1, 3), arc, torch.tensor([[-5.0, 0, 0]])]).double()
+    first = torch.arange(1, parts + 2)
+    return positions, torch.stack([torch.zeros_like(first), first, first + 1], 1)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_angles_weigh_tangents_too(parts: int):
+    positions, faces = fan(parts)
+    x, y, _ = positions.unbind(1)
+    # sheared by 45° where x < 0: there x increases with u along (1, −1)
+    uv = torch.stack([x, y + x.clamp_max(0)], 1)
+    normals = torch.tensor([[0.0, 0, 1]], dtype=torch.float64).expand(len(positions), 3)
+    tangent = vertex_tangents(positions, faces, uv, normals).tangents[0]
+    angle = -math.pi / 8  # halfway between 0° and −45°, as both quadrants have the same angle
+    expected = torch.tensor([math.cos(angle), math.sin(angle), 0, 1], dtype=torch.float64)
+    torch.testing.assert_close(tangent, expected)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_angles_weigh_normals_of_a_cubes_corner(parts: int):
+    top, faces = fan(parts)
+    top[-1] = torch.tensor([0.0, 0, -3])
+    # a cube's corner from outside: the top in `parts`, and two whole sides of other sizes
+    faces = torch.cat([faces[:-1], torch.tensor([[0, parts + 1, parts + 2], [0, parts + 2, 1]])])
+    normal = vertex_normals(top, faces)[0]
+    expected = torch.tensor([-1.0, -1, 1], dtype=torch.float64) / math.sqrt(3)
+    torch.testing.assert_close(normal, expected)
+
+
+@pytest.mark.parametrize("differs", ["nothing", "position", "uv", "normal"])
+def test_tangents_add_up_where_position_uv_and_normal_are_equal(differs: str):
+    # The fan's two quadrants, each with a vertex of its own at the origin.
+    positions, faces = fan(1)
+    positions, faces = torch.cat([positions, positions[:1]]), faces.clone()
+    faces[1, 0] = 4
+    x, y, _ = positions.unbind(1)
+    uv = torch.stack([x, y + x.clamp_max(0)], 1)
+    normals = torch.tensor([[0.0, 0, 1]], dtype=torch.float64).repeat(5, 1)
+    if differs == "position":
+        positions[4, 2] = 1e-9
+    elif differs == "uv":
+        uv[faces[1]] += 1
+    elif differs == "normal":
+        normals[4] = torch.tensor([0.0, 1e-9, 1])
+    tangents = vertex_tangents(positions, faces, uv, normals).tangents[[0, 4], :3]
+    angles = [-math.pi / 8] * 2 if differs == "nothing" else [0.0, -math.pi / 4]
+    expected = torch.tensor([[math.cos(a), math.sin(a), 0] for a in angles], dtype=torch.float64)
+    torch.testing.assert_close(tangents, expected, atol=1e-7, rtol=0)
+
+
+def test_a_mirrored_half_keeps_its_handedness_where_vertices_are_shared():
+    # u = |x| on both halves of a strip: the seam's vertices are split, but equal in all columns
+    left = QUAD * torch.tensor([-0.5, 1, 1]).double()
+    positions = torch.cat([QUAD, left])
+    faces = torch.cat([QUAD_FACES, QUAD_FACES.flip(1) + 4])
+    uv = torch.stack([positions[:, 0].abs(), positions[:, 1]], 1)
+    normals = vertex_normals(positions, faces)
+    tangents = vertex_tangents(positions, faces, uv, normals).tangents
+    right = torch.tensor([1.0, 0, 0, 1], dtype=torch.float64).expand(4, 4)
+    torch.testing.assert_close(tangents, torch.cat([right, -right]))
+    bitangent = tangents[:, 3:] * torch.linalg.cross(normals, tangents[:, :3])
+    torch.testing.assert_close(bitangent, torch.tensor([[0.0, 1, 0]]).double().expand(8, 3))
