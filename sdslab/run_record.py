@@ -27,6 +27,9 @@ PACKAGES = (
     "torch", "diffusers", "transformers", "numpy", "scikit-image", "safetensors", "numba", "triton",
 )  # fmt: skip
 
+# Of ``seconds``: what comes before the first `run.json`, and what sums others up.
+NO_PARTS = ("loading", "total", "last_process")
+
 
 def run_record(
     config: dict[str, Any],
@@ -100,9 +103,24 @@ def recorded(path: Path, record: dict[str, Any], device: torch.device) -> Iterat
             record["outcome"] = "interrupted"
         elif error is not None:
             record["error"] = one_line(first_line(error))
-        record["seconds"]["total"] = round(time.perf_counter() - start, 2)
+        record["seconds"] |= _totals(record["seconds"], time.perf_counter() - start)
         record["peak_memory_mb"] = peak_memory_mb(device)
         write_json(path, record)
+
+
+def _totals(parts: dict[str, float], process: float) -> dict[str, float]:
+    """What a run took, of all the processes that worked at it.
+
+    Args:
+        parts: seconds of its stages or cells, of all the processes that ran them.
+        process: seconds of the last process.
+
+    Returns:
+        ``total``, and ``last_process`` where that is less, for parts were made before.
+    """
+    known = sum(value for name, value in parts.items() if name not in NO_PARTS)
+    process, total = round(process, 2), round(max(process, known), 2)
+    return {"total": total} | ({"last_process": process} if total > process else {})
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -100,6 +100,8 @@ def run_mesh_study(study: MeshStudy, only: tuple[str, ...] = (), *, fresh: bool 
         finished: list[Finished] = []
         for item in maker.all_of(methods):
             finished.append(item)
+            seconds, name = record["seconds"], item.method.name
+            seconds[name] = round(seconds.get(name, 0) + item.seconds, 2)
             # After each one: the rows so far survive an interruption.
             rows = [done.numbers() for done in finished]
             write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": rows})

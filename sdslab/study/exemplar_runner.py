@@ -87,6 +87,7 @@ def run_exemplar_study(
         finished = []
         for item in _run_jobs(_jobs(study, only), maker):
             finished.append(item)
+            record["seconds"] |= maker.seconds()
             # After each one: the scores so far survive an interruption.
             numbers = [done.numbers() for done in finished]
             write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
@@ -146,6 +147,7 @@ class _Maker:
             "size": study.settings.size,
         }
         self._made: set[Path] = set()
+        self._seconds: dict[Path, tuple[str, float]] = {}
 
     def finish(self, job: Job) -> tuple[Finished, bool]:
         """The job's picture and scores, and whether they were on disk."""
@@ -162,11 +164,19 @@ class _Maker:
             write_result(path, {"picture": made.picture}, {**numbers, "scores": asdict(scores)})
             self._made.add(path)
         made, scores = found
+        self._seconds.setdefault(path, (job.sweep or job.case.name, made.seconds))
         finished = Finished(
             job.case, job.photo, job.seed, made.picture, scores, made.cpu_seconds, made.seconds,
             job.sweep, job.value,
         )  # fmt: skip
         return finished, saved
+
+    def seconds(self) -> dict[str, float]:
+        """Of each case and sweep, whenever its pictures were made; a picture counts once."""
+        total: dict[str, float] = {}
+        for name, seconds in self._seconds.values():
+            total[name] = total.get(name, 0.0) + seconds
+        return {name: round(value, 2) for name, value in total.items()}
 
     def _make(self, job: Job) -> tuple[Made, Scores]:
         case, photo = job.case, self.photos[job.photo]

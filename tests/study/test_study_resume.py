@@ -25,6 +25,9 @@ def test_running_again_does_only_what_is_missing(study: Path, tmp_path: Path):
     (out / "small" / "cells" / removed).unlink()
     run(selection, overrides)
     second = cells_of(out)
+    seconds = json.loads((out / "small" / "run.json").read_text())["seconds"]
+    cells = sum(v for name, v in seconds.items() if name not in ("total", "last_process"))
+    assert seconds["total"] == pytest.approx(max(cells, seconds.get("last_process", cells)))
     assert {name for name in first if first[name] != second[name]} == {removed}
     before, after = (
         pd.read_csv(file).drop(columns="seconds")
