@@ -14,7 +14,7 @@ from sdslab.meshes.surface_frame import weld
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.surface_views import SurfaceViews
-from sdslab.texture_statistics import contrast, gradient_energy, sliced_wasserstein
+from sdslab.texture_statistics import PATCH, contrast, gradient_energy, sliced_wasserstein
 
 VIEWS = 24
 RESOLUTION = 96
@@ -24,6 +24,7 @@ HELD_OUT_SEED = 2**50  # of views that no level has drawn
 SAME_UV = 1e-5
 FROM_EDGE = 2.0  # texels: farther than a look-up blends, so that the texels' grid does not show
 DEEPEST = 0.6  # how far into a face is looked at most, as a share of its height
+FLAT = 1e-4  # contrast of a photograph of one colour, at most
 ALONG_EDGE = (0.25, 0.5, 0.75)  # where edges are looked at
 
 
@@ -35,8 +36,9 @@ class TextureMeasurement:
         sliced_wasserstein: mean over ``SCALES`` of the distance between patches of straight views
             and of the photograph, in pixel values of [0, 1].
         crop: the same between the photograph's middle and the whole: what can be had at best.
-        contrast: standard deviation over the photograph's, at the finest scale.
-        gradient_energy: over the photograph's, at the finest scale.
+        contrast: standard deviation over the photograph's, at the finest scale; NaN where that has
+            none.
+        gradient_energy: over the photograph's, at the finest scale; NaN where that has none.
         seam_jump: difference of colours across seams of the atlas over that across other edges of
             the same faces; NaN where there is no seam.
     """
@@ -55,16 +57,18 @@ def measure_texture(
     scale: float,
     pixels_per_unit: float,
     texels_per_unit: float,
+    exemplar: int = 0,
 ) -> TextureMeasurement:
     """Measures the albedo of a material.
 
     Args:
         renderer: of the mesh.
         maps: [h, w, 8], dilated across seams.
-        exemplars: the first is what it should look like.
+        exemplars: one of them is what it should look like, where its mask is bright.
         scale: world size of its height.
         pixels_per_unit: of the finest pictures.
         texels_per_unit: of the atlas.
+        exemplar: which one.
     """
     distances: list[float] = []
     crops: list[float] = []
@@ -72,24 +76,47 @@ def measure_texture(
     for coarseness in SCALES:
         density = pixels_per_unit / coarseness
         height = max(16, round(scale * density))
-        photo = (exemplars.exemplars[0].at_height(height, 1)[0][None, ALBEDO] + 1) / 2
+        channels, copied = exemplars.exemplars[exemplar].at_height(height, 1)
+        photo, copied = (channels[None, ALBEDO] + 1) / 2, None if copied is None else copied[None]
         pictures, mask = straight_views(renderer, maps, density, RESOLUTION)
-        distance = sliced_wasserstein(pictures, photo, mask_a=mask)
+        distance = sliced_wasserstein(pictures, photo, mask_a=mask, mask_b=copied)
         if not math.isnan(distance):  # else the object has no straight place as large as a patch
-            top, left = (side // 6 for side in photo.shape[-2:])
             distances.append(distance)
-            crops.append(sliced_wasserstein(photo[..., top:-top, left:-left], photo))
+            crops.append(_distance_of_middle(photo, copied))
         if coarseness == 1:
             sharpness = (
-                contrast(pictures, mask=mask) / max(contrast(photo), 1e-9),
-                gradient_energy(pictures, mask=mask) / max(gradient_energy(photo), 1e-9),
+                _ratio(contrast(pictures, mask=mask), contrast(photo, mask=copied), FLAT),
+                _ratio(
+                    gradient_energy(pictures, mask=mask),
+                    gradient_energy(photo, mask=copied),
+                    FLAT**2,
+                ),
             )
     return TextureMeasurement(
-        sum(distances) / len(distances) if distances else math.nan,
-        sum(crops) / len(crops) if crops else math.nan,
+        _mean(distances),
+        _mean(crops),
         *sharpness,
         seam_jump(renderer.mesh, maps, texels_per_unit),
     )
+
+
+def _distance_of_middle(photo: Tensor, copied: Tensor | None) -> float:
+    """Between a photograph's middle, two thirds of each side, and the whole."""
+    top, left = (min(side // 6, (side - PATCH) // 2) for side in photo.shape[-2:])
+    middle = (..., slice(top, photo.shape[-2] - top), slice(left, photo.shape[-1] - left))
+    inner = None if copied is None else copied[middle]
+    return sliced_wasserstein(photo[middle], photo, mask_a=inner, mask_b=copied)
+
+
+def _mean(values: list[float]) -> float:
+    """Of those that are numbers; NaN where there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _ratio(value: float, reference: float, least: float) -> float:
+    """NaN where the reference, of a uniform photograph, is nothing or a rounding error."""
+    return value / reference if reference > least else math.nan
 
 
 def straight_views(

@@ -23,7 +23,8 @@ from sdslab.rendering.renderer import Renderer
 SHEET_WIDTH = 1400
 LARGEST_ON_SHEET = 384  # of a view there: the sheet's columns are narrower
 GAP = 20
-LABEL_HEIGHT = 30
+LINE_HEIGHT = 22
+LABEL_MARGIN = 8
 FONT_SIZE = 18
 PAGE, FRAME, INK = "#f5f5f4", "#d6d3d1", "#292524"
 
@@ -230,28 +231,42 @@ def _strip(cells: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Imag
     """Cells side by side, centred, each over its label; the gap below is included."""
     font = ImageFont.load_default(FONT_SIZE)
     width = (SHEET_WIDTH - GAP * (columns + 1)) // columns
-    fitted = [(label, ImageOps.contain(picture, (width, width))) for label, picture in cells]
+    fitted = [
+        (label_lines(label, font, width), ImageOps.contain(picture, (width, width)))
+        for label, picture in cells
+    ]
     height = max(picture.height for _, picture in fitted)
-    strip = Image.new("RGB", (SHEET_WIDTH, height + LABEL_HEIGHT + GAP), PAGE)
+    labels = LABEL_MARGIN + LINE_HEIGHT * max(len(lines) for lines, _ in fitted)
+    strip = Image.new("RGB", (SHEET_WIDTH, height + labels + GAP), PAGE)
     draw = ImageDraw.Draw(strip)
     left = (SHEET_WIDTH - len(cells) * width - (len(cells) - 1) * GAP) // 2
-    for label, picture in fitted:
+    for lines, picture in fitted:
         corner = left + (width - picture.width) // 2, (height - picture.height) // 2
         strip.paste(picture, corner)
         draw.rectangle(
             (corner, (corner[0] + picture.width - 1, corner[1] + picture.height - 1)), outline=FRAME
         )
-        line = _shortened(label, font, width)
-        draw.text((left + width // 2, height + LABEL_HEIGHT // 2), line, INK, font, anchor="mm")
+        middle = height + LABEL_MARGIN + LINE_HEIGHT // 2
+        for number, line in enumerate(lines):
+            place = (left + width // 2, middle + number * LINE_HEIGHT)
+            draw.text(place, line, INK, font, anchor="mm")
         left += width + GAP
     return strip
 
 
-def _shortened(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The label on one line, cut to fit a width in pixels."""
-    line = " ".join(label.split())
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(f"{line}…") > width:
-        line = line[:-1]
-    return f"{line}…"
+def label_lines(
+    label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> list[str]:
+    """The whole label on lines that fit a width in pixels; a word that does not is broken."""
+    lines = [""]
+    for word in label.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line] or [""]

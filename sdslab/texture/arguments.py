@@ -222,7 +222,7 @@ class Output:
     """Start over, also where the folder holds another run."""
     resume: Annotated[str | None, _option("RUN", "none")] = None
     """Go on with the run in this folder, from anywhere, with its own settings."""
-    preview_every: Annotated[int, _option("N", "100")] = 100
+    preview_every: Annotated[int | None, _option("N", "4 pictures spread over each stage")] = None
     """Steps between pictures of the state, in previews/; 0 makes none."""
     checkpoint_every: Annotated[float, _option("SECONDS", "60")] = 60.0
     """Seconds between checkpoints, from which the same command goes on."""

@@ -4,6 +4,9 @@ Stage I lays the photographs' patches out on the surface, from coarse to fine; s
 result fourfold by super-resolution. ``--guidance none`` keeps what the texture starts from.
 """
 
+import dataclasses
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +17,7 @@ from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.exemplar_texturing.estimated_material import estimate_material
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
+from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
 from sdslab.exemplar_texturing.pyramid import (
     ExemplarConfig,
     ExemplarPyramid,
@@ -25,7 +29,8 @@ from sdslab.meshes.material import NORMAL, ROUGHNESS
 from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.texture.arguments import DEFAULT_EXEMPLAR
-from sdslab.texture.program import Textured
+from sdslab.texture.program import Textured, seen_words
+from sdslab.texture.report_inputs import write_photographs
 from sdslab.texture.stage import Outcome, Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
@@ -42,6 +47,7 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
     )
     maps = _initial(workspace, pyramid)
     workspace.begin()
+    write_photographs(workspace.out, exemplars)
     if workspace.guidance == "none":
         return _textured(workspace, pyramid, maps, {"steps": 0}, ("kept as it starts",), None)
     stage_one, size = maps, (workspace.texture_size, workspace.texture_size)
@@ -75,16 +81,13 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
             break
     seconds = sum(outcome.seconds for outcome in outcomes)
     steps = sum(outcome.steps for outcome in outcomes)
-    share = (seen.texels().cpu() & workspace.covered).sum() / workspace.covered.sum().clamp_min(1)
+    line, share = seen_words(seen.texels().cpu(), workspace.covered)
     return _textured(
         workspace,
         pyramid,
         maps,
-        {"steps": steps, "optimization_seconds": round(seconds, 2), "seen_share": float(share)},
-        (
-            f"{steps} steps in {seconds:.1f} s; {float(share):.1%} of the texels were seen, the "
-            f"others take the nearest's colours",
-        ),
+        {"steps": steps, "optimization_seconds": round(seconds, 2), "seen_share": share},
+        (f"{steps} steps in {seconds:.1f} s; {line}",),
         outcomes[-1].interrupt if outcomes else None,
     )
 
@@ -174,7 +177,11 @@ def _textured(
             if name in estimated:
                 maps[..., channels] = guess[..., channels]
                 origin[name] = "estimated from the albedo"
+    started = time.perf_counter()
+    measured = _measured(workspace, pyramid, dilate_seams(maps, workspace.covered))
+    workspace.record["seconds"]["measuring"] = round(time.perf_counter() - started, 2)
     notes = (
+        f"beside the photo: {_words_of(measured)}",
         "the albedo was matched to the photo without light: what shade the photo has stays in it",
     )
     if "estimated from the albedo" in origin.values():
@@ -182,7 +189,39 @@ def _textured(
         notes += (f"{guessed} are estimates from the albedo (--material albedo-only omits them)",)
     return Textured(
         {"textured": maps},
-        {**results, "material": {**origin, "metallic": "constant"}},
+        {
+            **results,
+            "scores": dataclasses.asdict(measured),
+            "material": {**origin, "metallic": "constant"},
+        },
         (*lines, *notes),
         interrupt,
     )
+
+
+def _measured(
+    workspace: Workspace, pyramid: ExemplarPyramid, dilated: Tensor
+) -> TextureMeasurement:
+    """The texture beside the photograph that leads, or the first one."""
+    return measure_texture(
+        workspace.renderer,
+        dilated,
+        pyramid.exemplars,
+        pyramid.config.scale,
+        pyramid.pixels_per_unit,
+        texels_per_unit(workspace.mesh, workspace.covered),
+        pyramid.config.tag or 0,
+    )
+
+
+def _words_of(measured: TextureMeasurement) -> str:
+    """The scores that are known, on one line."""
+    scores = {
+        f"patch distance {measured.sliced_wasserstein:.3f} (a piece of the photo itself has "
+        f"{measured.crop:.3f})": measured.sliced_wasserstein,
+        f"contrast {measured.contrast:.0%} of the photo's": measured.contrast,
+        f"sharpness {measured.gradient_energy:.0%}": measured.gradient_energy,
+        f"colour jump at seams {measured.seam_jump:.2f} times other edges'": measured.seam_jump,
+    }
+    known = [words for words, value in scores.items() if not math.isnan(value)]
+    return ", ".join(known) or "nothing on the surface is large and flat enough to be measured"

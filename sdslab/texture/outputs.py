@@ -58,6 +58,8 @@ def clear_outputs(out: Path, goes_on: bool) -> None:
         "mesh.glb",
         "front.png",
         "light.hdr",
+        "inputs/photograph-*.png",
+        "inputs/target.png",
         "contact_sheet.png",
         "turntable.mp4",
         "turntable.gif",

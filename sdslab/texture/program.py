@@ -27,4 +27,19 @@ class Textured:
     interrupt: KeyboardInterrupt | None
 
 
+def seen_words(seen: Tensor, covered: Tensor) -> tuple[str, float]:
+    """How many of the covered texels were seen, in words and as a share.
+
+    Args:
+        seen: [h, w] bool.
+        covered: [h, w] bool, texels that a face covers.
+    """
+    total = int(covered.sum())
+    unseen = total - int((seen & covered).sum())
+    if unseen == 0:
+        return "every texel was seen", 1.0
+    words = f"{unseen:,} of {total:,} texels were not seen: they take the nearest's colours"
+    return words, 1 - unseen / total
+
+
 Program = Callable[[Workspace, Progress], Textured]

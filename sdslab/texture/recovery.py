@@ -16,6 +16,7 @@ from sdslab.optimization.material_optimization import MaterialConfig, maps_of
 from sdslab.optimization.optimize import Step
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.texture.program import Textured
+from sdslab.texture.report_inputs import write_target
 from sdslab.texture.stage import Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
@@ -46,6 +47,7 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
     seen = SeenTexels((workspace.texture_size, workspace.texture_size), workspace.device)
     stage = Stage("recovery", theta, guide, space, scenes, config, note=_psnr_note)
     workspace.begin()
+    write_target(workspace, target)
     outcome = run_stage(stage, workspace, seen, progress)
     maps = maps_of(theta, config).detach()
     measurement = measure(
@@ -75,8 +77,8 @@ def _lines(measurement: Measurement) -> tuple[str, str]:
     if measurement.white_room_psnr_db is not None:
         pictures += f", {measurement.white_room_psnr_db:.2f} dB in white light instead"
     maps = ", ".join(f"{name} {value:.2f}" for name, value in measurement.map_psnr_db.items())
-    share = measurement.seen_texels / max(1, measurement.covered_texels)
-    return (
-        pictures,
-        f"maps: {maps} dB over the {share:.1%} of the covered texels that were seen",
-    )
+    seen, covered = measurement.seen_texels, measurement.covered_texels
+    where = f"the {seen:,} of {covered:,} texels that were seen"
+    if seen == covered:
+        where = "all texels, each of which was seen"
+    return pictures, f"maps: {maps} dB over {where}"

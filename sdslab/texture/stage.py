@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.progress import Progress
@@ -25,13 +25,16 @@ from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.optimization.recordable_guide import RecordableGuide
 from sdslab.optimization.recorded_material import optimize_recorded_material
 from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.rendering.preview import Previewer, contact_sheet
+from sdslab.rendering.preview import contact_sheet
 from sdslab.rendering.scene import Scenes
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.texture.arguments import GuidanceName
 from sdslab.texture.guide_memory import GuideMemory
 from sdslab.texture.metrics_log import MetricsLog
 from sdslab.texture.workspace import Workspace
+
+PREVIEWS = 4  # of a stage
+PREVIEW_SIZE = 256  # pixels, of a view
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +125,10 @@ def run_stage(
         try:
             for step in steps:
                 log.add(step)
-                if output.preview_every and step.index % output.preview_every == 0:
+                if is_previewed(step.index, total, output.preview_every):
                     path = workspace.out / "previews" / f"{stage.name}-{step.index:06d}.png"
-                    preview(workspace.previewer, maps(), path)
+                    title = f"{stage.name} step {step.index} of {total}"
+                    state.idle_seconds += preview(workspace, title, maps(), path)
                     log.add_picture(path, step.index)
                 if time.monotonic() - saved_at >= output.checkpoint_every:
                     log.flush()
@@ -207,6 +211,30 @@ def memory_remedy(guidance: GuidanceName) -> str:
     return "free some, or start over with fewer --views or a smaller --texture-size"
 
 
-def preview(previewer: Previewer, maps: Tensor, path: Path) -> None:
-    """Four fixed views of the material on the CPU, and its maps."""
-    contact_sheet([previewer.views("", maps, 4)], maps, path)
+def is_previewed(index: int, total: int, every: int | None) -> bool:
+    """Whether the step ``index`` of ``total`` gets a picture.
+
+    Args:
+        index: of the step, from 0.
+        total: steps of the stage.
+        every: steps between pictures, 0 for none; None spreads ``PREVIEWS`` over the stage, the
+            first and the last step among them.
+    """
+    if every is not None:
+        return every > 0 and index % every == 0
+    return index in {round(share * (total - 1) / (PREVIEWS - 1)) for share in range(PREVIEWS)}
+
+
+def preview(workspace: Workspace, title: str, maps: Tensor, path: Path) -> float:
+    """Writes four fixed views of the material on the CPU, and its maps.
+
+    Returns:
+        Seconds that it took, which the run's record is told as well.
+    """
+    start = time.perf_counter()
+    size = min(workspace.previewer.size, PREVIEW_SIZE)
+    views = replace(workspace.previewer, size=size).views(title, maps, 4)
+    contact_sheet([views], maps, path)
+    seconds, spent = time.perf_counter() - start, workspace.record["seconds"]
+    spent["previews"] = round(spent.get("previews", 0.0) + seconds, 2)
+    return seconds

@@ -1,9 +1,11 @@
 """Seams that show and seams that do not."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sdslab.exemplar_texturing.exemplars import load_exemplars
 from sdslab.exemplar_texturing.measurement import measure_texture, seam_jump, straight_views
@@ -70,3 +72,39 @@ def test_grey_has_no_contrast_and_is_farther_from_the_photo_than_a_crop_of_it(ap
     assert measured.contrast < 1e-5
     assert measured.gradient_energy < 1e-9
     assert measured.sliced_wasserstein > 5 * measured.crop
+
+
+def test_only_what_may_be_copied_of_the_right_photo_counts(apple: Mesh, tmp_path: Path):
+    """Red where the mask is bright, blue elsewhere; red all over is that photo, and no other."""
+    both, mask = Image.new("RGB", (96, 96), (200, 40, 40)), Image.new("L", (96, 96), 255)
+    both.paste((40, 40, 200), (48, 0, 96, 96))
+    mask.paste(0, (48, 0, 96, 96))
+    both.save(tmp_path / "both.png")
+    mask.save(tmp_path / "mask.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "all.png")
+    exemplars = load_exemplars(
+        [str(tmp_path / "all.png"), str(tmp_path / "both.png")],
+        masks=[str(tmp_path / "all.png"), str(tmp_path / "mask.png")],
+    )
+    red = constant_material(SIZE, SIZE, albedo=(200 / 255, 40 / 255, 40 / 255))
+    renderer = Renderer(apple, CpuBackend())
+    first, second = (
+        measure_texture(renderer, red, exemplars, 1.5, 60.0, density(apple), number)
+        for number in range(2)
+    )
+    assert first.sliced_wasserstein > 0.3
+    assert second.sliced_wasserstein < 0.01
+    assert math.isnan(first.contrast)  # one colour has none to be compared with
+    assert math.isnan(first.gradient_energy)
+
+
+@pytest.mark.parametrize("size", [(16, 32), (32, 16), (1, 1)], ids=str)
+def test_a_photo_of_any_shape_at_a_coarse_scale_is_measured(
+    size: tuple[int, int], apple: Mesh, tmp_path: Path
+):
+    Image.new("RGB", size, (90, 120, 60)).save(tmp_path / "photo.png")
+    exemplars = load_exemplars([str(tmp_path / "photo.png")])
+    maps = constant_material(16, 16, albedo=(90 / 255, 120 / 255, 60 / 255))
+    measured = measure_texture(Renderer(apple, CpuBackend()), maps, exemplars, 0.1, 24.0, 6.0)
+    assert measured.sliced_wasserstein < 0.01
+    assert measured.crop < 1e-6

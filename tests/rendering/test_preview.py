@@ -7,18 +7,20 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image, ImageFont, ImageSequence
 
 from sdslab.errors import UserError
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.preview import (
+    FONT_SIZE,
     LARGEST_ON_SHEET,
     SHEET_WIDTH,
     VIEW_NAMES,
     Previewer,
     contact_sheet,
+    label_lines,
     save_turntable,
 )
 from sdslab.rendering.renderer import Renderer
@@ -145,6 +147,21 @@ def test_a_contact_sheet_shows_every_view_and_map(count: int, tmp_path: Path):
     views = {(round(255 * float(c)), 0, 76) for c in colors}
     layers = {(0, 153, 0), (51, 51, 51), (204, 204, 204), (128, 128, 255)}
     assert views | layers <= shown
+
+
+@pytest.mark.parametrize("width", [40, 210, 325])
+@pytest.mark.parametrize(
+    "label", ["front", "stage1-coarse step 20 of 30, front", "apple, " + 40 * "super", 30 * "two "]
+)
+def test_a_label_is_whole_and_fits(label: str, width: int):
+    font = ImageFont.load_default(FONT_SIZE)
+    lines = label_lines(label, font, width)
+    assert "".join(lines).replace(" ", "") == label.replace(" ", "")
+    assert max(font.getlength(line) for line in lines) <= width
+
+
+def test_an_empty_label_takes_a_line():
+    assert label_lines(" ", ImageFont.load_default(FONT_SIZE), 40) == [""]
 
 
 def test_views_for_a_sheet_are_no_larger_than_it_shows_them():

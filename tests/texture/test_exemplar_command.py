@@ -25,6 +25,7 @@ from sdslab.texture.arguments import (
     Rendering,
     Subject,
 )
+from sdslab.texture.program import seen_words
 from sdslab.texture.runner import run
 
 RED, BLUE = (200, 40, 40), (40, 40, 200)
@@ -91,7 +92,41 @@ def test_a_photo_textures_a_mesh_and_its_estimates_are_told(tmp_path: Path, caps
         "metallic": "constant",
     }
     assert results["steps"] == 6  # three levels: the coarsest would show no texture
-    assert "estimates from the albedo" in capsys.readouterr().out
+    assert results["scores"].keys() == {
+        "sliced_wasserstein", "crop", "contrast", "gradient_energy", "seam_jump",
+    }  # fmt: skip
+    assert 0 < results["scores"]["sliced_wasserstein"] < 0.3
+    with Image.open(out / "inputs" / "photograph-1.png") as photo:
+        assert max(photo.size) <= 384
+    printed = capsys.readouterr().out
+    assert "estimates from the albedo" in printed
+    assert f"patch distance {results['scores']['sliced_wasserstein']:.3f}" in printed
+
+
+@pytest.mark.parametrize(
+    ("unseen", "words"), [(0, "every texel was seen"), (1, "1 of 1,000,000 texels were not seen")]
+)
+def test_no_texel_is_said_to_be_unseen_that_is_not(unseen: int, words: str):
+    covered = torch.ones(1000, 1001, dtype=torch.bool)
+    covered[:, -1] = False
+    seen = torch.ones_like(covered)
+    seen[0, :unseen] = False
+    line, share = seen_words(seen, covered)
+    assert line.startswith(words)
+    assert share == 1 - unseen / 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("total", "every", "shown"),
+    [
+        (1, None, [0]), (3, None, [0, 1, 2]), (40, None, [0, 13, 26, 39]),
+        (1000, None, [0, 333, 666, 999]), (40, 15, [0, 15, 30]), (40, 0, []), (40, 100, [0]),
+    ],
+)  # fmt: skip
+def test_previews_are_spread_over_a_stage_or_come_every_so_many_steps(
+    total: int, every: int | None, shown: list[int]
+):
+    assert [i for i in range(total) if stage.is_previewed(i, total, every)] == shown
 
 
 def test_albedo_only_estimates_nothing(tmp_path: Path):

@@ -69,6 +69,7 @@ def test_a_run_leaves_what_it_says(finished: tuple[Path, str]):
     assert {path.name for path in out.iterdir()} == {
         "mesh.glb", "obj", "maps", "contact_sheet.png", "turntable.mp4", "run.json", "report.html",
         "metrics.csv", "previews", "target", "original", "front.png", "light.hdr",
+        "inputs",
     }  # fmt: skip
     assert (out / "maps" / "albedo.exr").stat().st_size > 0
     record = read_run(out / "run.json")
@@ -87,7 +88,11 @@ def test_a_run_leaves_what_it_says(finished: tuple[Path, str]):
     metrics = pd.read_csv(out / "metrics.csv")
     assert list(metrics["step"]) == [0, 1, 2, 3]
     assert min(metrics["gradient_norm"].tolist()) > 0
-    assert [path.name for path in (out / "previews").iterdir()] == ["recovery-000000.png"]
+    assert sorted(path.name for path in (out / "previews").iterdir()) == [
+        f"recovery-{step:06d}.png" for step in range(4)
+    ]
+    with Image.open(out / "inputs" / "target.png") as target:
+        assert target.size == (64, 64)
     with Image.open(out / "front.png") as front:
         assert front.size == (64, 64)
     with Image.open(out / "contact_sheet.png") as sheet:
