@@ -56,11 +56,13 @@ def report(arguments: Arguments) -> None:
     from sdslab.report.run_page import write_report
     from sdslab.report.run_table import write_csv
 
-    for folder in folders:
-        print(write_report(folder))  # noqa: T201
+    index = None
     if len(runs) > 1 or arguments.out is not None:
         common = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
         index = arguments.out or common / "index.html"
+    for folder in folders:
+        print(write_report(folder, index))  # noqa: T201
+    if index is not None:
         write_index(runs, index)
         print(index)  # noqa: T201
     if arguments.csv is not None:

@@ -1,19 +1,21 @@
-"""``metrics.csv`` as line charts and the split of time as a bar, both in plain SVG.
+"""``metrics.csv`` as line charts and shares of the time as bars, both in plain SVG.
 
 They have classes and no colours of their own, so that a page's style suits them to light and dark.
+A stage has the same class in all of them.
 """
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 66, 12, 28, 38
+LEFT, RIGHT, TOP, BOTTOM = 66, 12, 28, 42
 MOST_POINTS = 400  # of a line; longer ones are averaged
+LEAST_DECADE = -300  # below it a tenth may be 0
 SMALLEST_RANGE = 1e-300  # of values; a fraction of it may round to 0
 COLOURS = 6  # series classes that the style knows
 
@@ -26,11 +28,18 @@ class Series:
         name: of the stage.
         steps: counted through all stages.
         values: of each step, finite.
+        number: of the stage in its file.
     """
 
     name: str
     steps: list[float]
     values: list[float]
+    number: int = 0
+
+    @property
+    def colour(self) -> str:
+        """The class that the style knows."""
+        return f"s{self.number % COLOURS}"
 
 
 def read_metrics(path: Path, column: str) -> list[Series]:
@@ -45,7 +54,7 @@ def read_metrics(path: Path, column: str) -> list[Series]:
             except (KeyError, TypeError, ValueError):
                 continue
             name = line.get("stage") or ""
-            series = stages.setdefault(name, Series(name, [], []))
+            series = stages.setdefault(name, Series(name, [], [], len(stages)))
             if math.isfinite(value):
                 series.steps.append(count)
                 series.values.append(value)
@@ -77,39 +86,31 @@ def line_chart(title: str, series: Sequence[Series]) -> Markup:
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(_described(title, series))}">',
-        f'<text class="title" x="{LEFT}" y="14">{escape(title)}</text>',
+        f'<text class="title" x="8" y="14">{escape(title)}</text>',
     ]
     for tick in ticks:
         parts.append(f'<path class="grid" d="M{LEFT} {y(tick)}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="y" x="{LEFT - 8}" y="{y(tick)}">{_short(tick)}</text>')
     for tick in _round_numbers(first, last):
         if first <= tick <= last and tick == int(tick):
-            parts.append(f'<text class="x" x="{x(tick)}" y="{HEIGHT - 20}">{tick:,.0f}</text>')
-    parts.append(f'<text class="x" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}">step</text>')
-    for number, each in enumerate(series):
-        if number:
+            parts.append(f'<text class="x" x="{x(tick)}" y="{HEIGHT - 24}">{tick:,.0f}</text>')
+    parts.append(f'<text class="x" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}">step</text>')
+    for each in series:
+        if each is not series[0]:
             parts.append(f'<path class="rule" d="M{x(each.steps[0])} {TOP}V{HEIGHT - BOTTOM}"/>')
         points = list(_averaged(each))
         path = "L".join(f"{x(step)} {y(value)}" for step, value in points)
         shape = f"M{path}" if len(points) > 1 else f"M{path}h2"
-        parts.append(f'<path class="line s{number % COLOURS}" d="{shape}"/>')
+        parts.append(f'<path class="line {each.colour}" d="{shape}"/>')
     return Markup("".join([*parts, "</svg>"]))
 
 
-def stacked_bar(seconds: Mapping[str, float]) -> Markup:
-    """Shares of the time, side by side."""
-    total = sum(seconds.values()) or 1.0
-    parts = [
-        '<svg class="bar" viewBox="0 0 1000 14" preserveAspectRatio="none" aria-hidden="true">'
-    ]
-    left = 0.0
-    for number, value in enumerate(seconds.values()):
-        width = 1000 * value / total
-        parts.append(
-            f'<rect class="s{number % COLOURS}" x="{left:.2f}" width="{width:.2f}" height="14"/>'
-        )
-        left += width
-    return Markup("".join([*parts, "</svg>"]))
+def share_bar(share: float, colour: str) -> Markup:
+    """A share of the time, in [0, 1], as a bar."""
+    width = 100 * min(1.0, max(0.0, share))
+    return Markup(
+        '<svg class="bar" aria-hidden="true"><rect class="{}" width="{:.2f}%" height="100%"/></svg>'
+    ).format(colour, width)
 
 
 def _averaged(series: Series) -> Iterator[tuple[float, float]]:
@@ -125,7 +126,11 @@ def _averaged(series: Series) -> Iterator[tuple[float, float]]:
 def _decades(low: float, high: float) -> list[float]:
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
     every = max(1, math.ceil((last - first + 1) / 6))
-    return [10.0**k for k in range(first, last + 1, every)]
+    ticks = [10.0**k for k in range(first, last + 1, every)]
+    if len(ticks) > 2 or first < LEAST_DECADE:
+        return ticks
+    between = (m * 10.0**k for k in range(first - 1, last + 1) for m in (1, 2, 5))
+    return [tick for tick in between if low <= tick <= high]
 
 
 def _round_numbers(low: float, high: float) -> list[float]:

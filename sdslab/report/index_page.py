@@ -1,15 +1,21 @@
 """A page that compares several runs: pictures, key numbers, and the settings that differ."""
 
-import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from sdslab.atomic_write import atomic_write
 from sdslab.report import settings_rows
-from sdslab.report.embedded_pictures import data_uri, read_picture
+from sdslab.report.embedded_pictures import data_uri
 from sdslab.report.html_page import render_page
-from sdslab.report.run_page import PAGE_NAME, key_numbers, study_figures, title_of
+from sdslab.report.number_names import key_numbers
+from sdslab.report.run_page import (
+    PAGE_NAME,
+    input_pictures,
+    relative_link,
+    still_of,
+    study_figures,
+    title_of,
+)
 
 THUMBNAIL_SIZES = {"texture": 384, "study": 1200}  # pixels of the larger side
 MOST_NUMBERS = 4  # of a card
@@ -41,13 +47,13 @@ def write_index(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
 
 
 def _card(folder: Path, record: dict[str, Any], beside: Path) -> dict[str, Any]:
-    picture = read_picture(folder / "front.png")
-    if picture is None and record["program"] == "study":
-        picture = next((figure for _, figure in study_figures(folder)), None)
-    link = os.path.relpath(folder / PAGE_NAME, beside).replace(os.sep, "/")
+    is_texture = record["program"] == "texture"
+    picture, words = still_of(folder)
+    if not is_texture:
+        picture, words = next((figure for _, figure, _ in study_figures(folder)), None), ""
     total = record["seconds"].get("total")  # where the run has ended
     return {
-        "link": quote(link),
+        "link": relative_link(folder / PAGE_NAME, beside),
         "name": folder.resolve().name,
         "title": title_of(record),
         "program": record["program"],
@@ -55,7 +61,9 @@ def _card(folder: Path, record: dict[str, Any], beside: Path) -> dict[str, Any]:
         "outcome": record["outcome"],
         "time": settings_rows.seconds_text(total) if isinstance(total, int | float) else "",
         "picture": picture and data_uri(picture, THUMBNAIL_SIZES[record["program"]], 85),
-        "numbers": key_numbers(record)[:MOST_NUMBERS] if record["program"] == "texture" else [],
+        "words": words,
+        "inputs": input_pictures(folder, record)[:1] if is_texture else [],
+        "numbers": key_numbers(record)[:MOST_NUMBERS] if is_texture else [],
     }
 
 
@@ -66,7 +74,7 @@ def _compared(heading: str, runs: list[tuple[Path, dict[str, Any]]]) -> dict[str
     return {
         "heading": heading,
         "names": [folder.resolve().name for folder, _ in runs],
-        "numbers": _rows([dict(key_numbers(record)) for _, record in runs]),
+        "numbers": _rows([{n.label: n.value for n in key_numbers(record)} for _, record in runs]),
         "settings": _rows([_settings(record) for _, record in runs], differing=True),
     }
 

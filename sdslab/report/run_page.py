@@ -1,16 +1,19 @@
 """``report.html`` of a run folder: what came out, how it went, and how to make it again."""
 
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 from PIL import Image
 
 from sdslab.atomic_write import atomic_write
 from sdslab.errors import UserError, one_line
-from sdslab.report import curves, settings_rows
+from sdslab.report import curves, number_names, settings_rows
+from sdslab.report.downloads import downloads_of_study, downloads_of_texture
 from sdslab.report.embedded_pictures import data_uri, read_picture
 from sdslab.report.html_page import render_page, viewer_script
 from sdslab.report.markdown_tables import html_of
@@ -20,21 +23,35 @@ from sdslab.run_schema import read_run
 PAGE_NAME = "report.html"
 LARGEST_TABLE = 2**20  # bytes of a study's Markdown
 
+MOST_PHOTOGRAPHS = 8  # of a page
+DEFAULT_EXEMPLAR = "gravel"  # of a run that names none
+LEAST_OTHER = 0.02  # of the time; less is rounding
+
 MAPS = ("albedo", "roughness", "metallic", "normal")
+# Parts of the time that are no stage: the first comes before the stages, the others after them.
+TIMES = {
+    "loading": "loading",
+    "previews": "previews",
+    "measuring": "measuring",
+    "writing": "writing the results",
+    "other": "preparing stages, checkpoints and the rest",
+}
 KINDS = {
     "exemplar": "like a photograph",
     "deepfloyd": "from a prompt, DeepFloyd IF",
     "stable-diffusion": "from a prompt, Stable Diffusion",
     "degenerate": "recovery of a known material",
+    "none": "kept as it starts",
 }
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, index: Path | None = None) -> Path:
     """Makes the page of a texture run or of a study.
 
     Args:
         folder: with the ``run.json``. Of a study NAME it is ``OUT/NAME``, and the pictures and
             tables are ``OUT/NAME.*``.
+        index: a page that compares the run with others, to be linked to.
 
     Returns:
         The page's path.
@@ -50,21 +67,24 @@ def write_report(folder: Path) -> Path:
             f"{one_line(record['program'])[:60]!r}; read it with the version that wrote it"
         )
     path = folder / PAGE_NAME
+    text = of_program(folder, record, None if index is None else relative_link(index, folder))
     with atomic_write(path) as temporary:
-        temporary.write_text(of_program(folder, record), encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
-def texture_page(folder: Path, record: dict[str, Any]) -> str:
+def texture_page(folder: Path, record: dict[str, Any], index: str | None = None) -> str:
     """The page of a texture run, as HTML."""
     view = view_of(folder, record)
     data = None if isinstance(view, str) else view.data
     pictures = {name: read_picture(folder / "maps" / f"{name}.png") for name in MAPS}
-    front, sheet = read_picture(folder / "front.png"), read_picture(folder / "contact_sheet.png")
+    sheet = read_picture(folder / "contact_sheet.png")
+    still, still_words = still_of(folder)
     logs = {
         title: curves.read_metrics(folder / "metrics.csv", column)
-        for title, column in (("loss", "loss"), ("gradient norm", "gradient_norm"))
+        for title, column in (("Loss", "loss"), ("Gradient norm", "gradient_norm"))
     }
+    numbers = number_names.key_numbers(record)
     return render_page(
         "texture.html",
         script=viewer_script() if data else "",
@@ -72,16 +92,26 @@ def texture_page(folder: Path, record: dict[str, Any]) -> str:
         kind=KINDS.get(record["kind"], record["kind"]),
         view=None if isinstance(view, str) else view,
         view_note=view if isinstance(view, str) else view.note,
-        front=front and data_uri(front, 768, 90),
-        maps=[(name, data_uri(p, 512, 88), p.size) for name, p in pictures.items() if p],
+        still=still and data_uri(still, 768, 90),
+        still_words=still_words,
+        inputs=input_pictures(folder, record),
+        scores=[number for number in numbers if number.name.startswith(number_names.SCORES)],
+        numbers=[number for number in numbers if not number.name.startswith(number_names.SCORES)],
+        maps=[
+            (name, data_uri(picture, 512, 88), picture.size)
+            for name, picture in pictures.items()
+            if picture
+        ],
+        origins=number_names.origins(record),
         contact_sheet=sheet and data_uri(sheet, 1400, 88),
         charts=[curves.line_chart(title, series) for title, series in logs.items() if series],
-        stages=[series.name for series in logs["loss"]],
-        **_shared(record),
+        stages=[(number_names.stage_label(each.name), each.colour) for each in logs["Loss"]],
+        downloads=downloads_of_texture(folder),
+        **_shared(record, {each.name: each.colour for each in logs["Loss"]}, index),
     )
 
 
-def study_page(folder: Path, record: dict[str, Any]) -> str:
+def study_page(folder: Path, record: dict[str, Any], index: str | None = None) -> str:
     """The page of a study, as HTML."""
     markdown = folder.parent / f"{folder.name}.md"
     table = Markup("")
@@ -90,24 +120,63 @@ def study_page(folder: Path, record: dict[str, Any]) -> str:
     return render_page(
         "study.html",
         title=title_of(record),
-        kind=f"{record['kind']} study",
+        kind=f"{record['kind'].replace('_', ' ')} study",
         figures=[
-            (caption, data_uri(figure, 2400, 90), figure.size)
-            for caption, figure in study_figures(folder)
+            (caption, data_uri(figure, 2400, 90), figure.size, f"../{quote(path.name)}")
+            for caption, figure, path in study_figures(folder)
         ],
         table=table,
-        **_shared(record),
+        downloads=downloads_of_study(folder),
+        **_shared(record, {}, index),
     )
 
 
-def study_figures(folder: Path) -> list[tuple[str, Image.Image]]:
-    """(caption, picture) of ``NAME.png`` and then of each ``NAME.WHAT.png``."""
-    found = [("", read_picture(folder.parent / f"{folder.name}.png"))]
+def study_figures(folder: Path) -> list[tuple[str, Image.Image, Path]]:
+    """(caption, picture, file) of ``NAME.png`` and then of each ``NAME.WHAT.png``."""
+    first = folder.parent / f"{folder.name}.png"
+    found = [("", read_picture(first), first)]
     for path in sorted(folder.parent.glob("*.png")):
         what = path.name.removesuffix(".png").removeprefix(f"{folder.name}.")
         if path.name == f"{folder.name}.{what}.png":
-            found.append((what, read_picture(path)))
-    return [(caption, picture) for caption, picture in found if picture is not None]
+            found.append((what.replace("_", " "), read_picture(path), path))
+    return [(caption, picture, path) for caption, picture, path in found if picture is not None]
+
+
+def still_of(folder: Path) -> tuple[Image.Image | None, str]:
+    """A picture of a texture run, and what it shows; of one that was cut off, what there is."""
+    front = read_picture(folder / "front.png")
+    if front is not None:
+        return front, "The result from the front"
+    previews = sorted(folder.glob("previews/*.png"), key=lambda path: (path.stat().st_mtime, path))
+    if previews:
+        return read_picture(previews[-1]), f"The last preview, {previews[-1].stem}"
+    for path in sorted(folder.glob("inputs/*.png")):
+        return read_picture(path), "The input"
+    return None, ""
+
+
+def input_pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(caption, data URI) of the photographs, or of the target."""
+    subject = record["config"].get("subject")
+    named = subject.get("exemplar") if isinstance(subject, dict) else None
+    names = [Path(str(name)).stem for name in named] if isinstance(named, list) else []
+    found = []
+    for number in range(MOST_PHOTOGRAPHS):
+        picture = read_picture(folder / "inputs" / f"photograph-{number + 1}.png")
+        if picture is None:
+            break
+        name = names[number] if number < len(names) else DEFAULT_EXEMPLAR
+        found.append((f"The photograph: {name}", data_uri(picture, 320, 85)))
+    target = read_picture(folder / "inputs" / "target.png")
+    if target is not None:
+        found.append(("The target from the front", data_uri(target, 320, 85)))
+    return found
+
+
+def relative_link(path: Path, beside: Path) -> str:
+    """The address of a file for a page in the folder ``beside``."""
+    link = os.path.relpath(path.resolve(), beside.resolve()).replace(os.sep, "/")
+    return quote(link if link.startswith("..") else f"./{link}")
 
 
 def title_of(record: Mapping[str, Any]) -> str:
@@ -123,29 +192,31 @@ def title_of(record: Mapping[str, Any]) -> str:
         return f"{mesh}, {Path(str(subject['target'])).stem} recovered"
     exemplars = subject.get("exemplar")
     if not isinstance(exemplars, list) or not exemplars:
-        exemplars = ["gravel"]
+        exemplars = [DEFAULT_EXEMPLAR]
     return f"{mesh} like {', '.join(Path(str(name)).stem for name in exemplars)}"
 
 
-def key_numbers(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The metrics, flat and named for people."""
-    return [
-        (settings_rows.title_of(name), settings_rows.shown(value))
-        for name, value in settings_rows.flat(record["metrics"]).items()
-        if isinstance(value, int | float | str)
-    ]
-
-
-def _shared(record: dict[str, Any]) -> dict[str, Any]:
+def _shared(
+    record: dict[str, Any], colours: Mapping[str, str], index: str | None
+) -> dict[str, Any]:
     """What the pages of textures and studies both show."""
-    times = _split(record["seconds"])
+    parts = _split(record["seconds"])
+    longest = max(parts.values(), default=0.0) or 1.0
+    total, last = (_seconds(record["seconds"].get(key)) for key in ("total", "last_process"))
     return {
         "record": record,
+        "index": index,
         "started": _date(record["started"]),
-        "numbers": key_numbers(record) if record["program"] == "texture" else [],
-        "times": [(name, settings_rows.seconds_text(value)) for name, value in times.items()],
-        "total": settings_rows.seconds_text(_seconds(record["seconds"].get("total")) or 0.0),
-        "time_bar": curves.stacked_bar(times) if times else "",
+        "times": [
+            (
+                TIMES.get(name, number_names.stage_label(name)),
+                settings_rows.seconds_text(value),
+                curves.share_bar(value / longest, colours.get(name, "rest")),
+            )
+            for name, value in parts.items()
+        ],
+        "total": settings_rows.seconds_text(total or 0.0),
+        "last_process": "" if last is None else settings_rows.seconds_text(last),
         "settings": _sections(record),
         "software": _software(record),
         "peak": ", ".join(
@@ -160,11 +231,14 @@ def _split(seconds: Mapping[str, Any]) -> dict[str, float]:
     """The parts of the time, and as "other" what they leave of the total."""
     known = {name: _seconds(value) for name, value in seconds.items()}
     total = known.pop("total", None)
+    last = known.pop("last_process", None)
     parts = {name: value for name, value in known.items() if value is not None}
     inside = sum(value for name, value in parts.items() if name != "loading")  # it comes before
-    if total is not None and total - inside > 0.05:
+    if total is not None and last is None and total - inside > LEAST_OTHER * total:
         parts["other"] = total - inside
-    return parts
+    # In the order in which they happen.
+    places = {name: place or -1 for place, name in enumerate(TIMES)}
+    return dict(sorted(parts.items(), key=lambda part: places.get(part[0], 0)))
 
 
 def _seconds(value: Any) -> float | None:
@@ -186,7 +260,7 @@ def _sections(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
 
 
 def _software(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    commit = (record["commit"] or "not a checkout")[:16]
+    commit = (record["commit"] or "not a checkout")[: settings_rows.SHORT_HASH]
     if record["dirty"]:
         commit += " with changes"
     return [

@@ -1,8 +1,12 @@
 """Nested tables of a record as rows, and numbers as people read them."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+SHORT_HASH = 12  # hexadecimal digits
+_HASH = re.compile(r"[0-9a-f]{32,}")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -22,7 +26,10 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as text: four digits of a fraction, lists with commas, a dash for nothing."""
+    """A value as text: four digits of a fraction, lists with commas, a dash for nothing.
+
+    Of hashes the beginning is shown, which tells them apart.
+    """
     if value is None or value in ("", []):
         return "–"
     if isinstance(value, bool):
@@ -33,7 +40,8 @@ def shown(value: Any) -> str:
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, list):
         return ", ".join(shown(item) for item in value)
-    return str(value)
+    text = str(value)
+    return f"{text[:SHORT_HASH]}…" if _HASH.fullmatch(text) else text
 
 
 def title_of(name: str) -> str:

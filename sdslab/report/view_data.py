@@ -9,13 +9,12 @@ from typing import Any
 from sdslab.errors import UserError, one_line
 from sdslab.report.embedded_pictures import data_uri
 from sdslab.report.glb_parts import GlbParts
+from sdslab.report.number_names import stage_label
 
 LARGEST_GEOMETRY = 8 * 2**20  # bytes, some 200,000 faces: with base64, most of a page of 15 MB
 LARGEST_LIGHT = 2 * 2**20
 LARGEST_TEXTURE = 1024  # pixels a side
 QUALITY = {"albedo": 92, "metallic_roughness": 92, "normal": 95}
-
-LABELS = {"stage1": "Stage I", "stage2": "Stage II"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ def view_of(folder: Path, record: dict[str, Any]) -> View | str:
 
 def label_of(name: str) -> str:
     """A material's name for people."""
-    return LABELS.get(name, name.replace("_", " ").capitalize())
+    label = stage_label(name).replace("_", " ")
+    return label[:1].upper() + label[1:]
 
 
 def _material_names(record: dict[str, Any]) -> list[str]:

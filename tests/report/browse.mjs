@@ -26,6 +26,7 @@ const options = {
 
 await withBrowser(options, async (browser) => {
   const page = await browser.newPage();
+  page.setDefaultTimeout(120000); // software rendering on a busy machine takes its time
   const errors = [];
   const requests = [];
   const values = [];

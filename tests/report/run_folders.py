@@ -94,6 +94,8 @@ def make_run(folder: Path, light: str | None = "studio") -> Run:
     run = Run(folder, previewer, maps)
     front = Image.fromarray((255 * run.front("stage2", 128)).round().astype(np.uint8))
     front.save(folder / "front.png")
+    (folder / "inputs").mkdir()
+    Image.new("RGB", (40, 30), "olive").save(folder / "inputs" / "photograph-1.png")
     contact_sheet(
         [previewer.views("stage2", maps["stage2"])],
         maps["stage2"],
@@ -117,6 +119,7 @@ def copy_run(run: Run, folder: Path, **changes: Any) -> Path:
 def make_study(folder: Path, **changes: Any) -> Path:
     """OUT/small, with OUT/small.*; returns the former."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "small.csv").write_text("theta,psnr_db\n")
     Image.new("RGB", (600, 100), "navy").save(folder / "small.png")
     Image.new("RGB", (400, 300), "teal").save(folder / "small.convergence.png")
     (folder / "small.md").write_text(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sdslab.report.curves import MOST_POINTS, Series, line_chart, read_metrics, stacked_bar
+from sdslab.report.curves import MOST_POINTS, Series, line_chart, read_metrics, share_bar
 
 FINITE = st.floats(-1e300, 1e300, allow_nan=False)
 
@@ -84,8 +84,17 @@ def test_names_of_stages_are_escaped():
     ElementTree.fromstring(chart)
 
 
-def test_shares_of_the_time_fill_the_bar():
-    bar = ElementTree.fromstring(stacked_bar({"a": 1.0, "b": 3.0}))
-    widths = [float(part.get("width", 0)) for part in bar]
-    assert widths == [250, 750]
-    ElementTree.fromstring(stacked_bar({"a": 0.0}))
+@pytest.mark.parametrize(("share", "width"), [(0.25, "25.00%"), (2.0, "100.00%"), (-1.0, "0.00%")])
+def test_a_bar_is_as_wide_as_its_share(share: float, width: str):
+    (bar,) = ElementTree.fromstring(share_bar(share, "s1"))
+    assert (bar.get("class"), bar.get("width")) == ("s1", width)
+
+
+def test_a_stage_has_one_colour_where_another_has_no_numbers(tmp_path: Path):
+    (tmp_path / "metrics.csv").write_text("stage,step,loss,gradient_norm\none,0,nan,1\ntwo,0,3,2\n")
+    losses, norms = (
+        read_metrics(tmp_path / "metrics.csv", column) for column in ("loss", "gradient_norm")
+    )
+    assert [each.colour for each in losses] == ["s1"]
+    assert [each.colour for each in norms] == ["s0", "s1"]
+    assert 'class="line s1"' in line_chart("Loss", losses)

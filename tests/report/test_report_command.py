@@ -46,8 +46,10 @@ def test_pages_an_index_and_a_table(runs: Path, tmp_path: Path):
     ]
     page = index.read_text(encoding="utf-8")
     for link in ("runs/one/report.html", "runs/other%20one/report.html", "figures/small/"):
-        assert f'href="{link}' in page
-    assert page.count("data:image/webp") == 3
+        assert f'href="./{link}' in page
+    assert page.count("data:image/webp") == 5  # of the textures, their photographs, too
+    for path in (*pages, study / "report.html"):
+        assert '<a href="../../index.html">' in path.read_text(encoding="utf-8")
     differing = page[page.index("settings that differ") :]
     for part in ("a ripe apple", "a green apple", ">seeds<", ">7<", ">8<"):
         assert part in differing

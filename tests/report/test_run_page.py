@@ -3,17 +3,21 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import struct
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
 from sdslab.errors import UserError
 from sdslab.report import view_data
 from sdslab.report.run_page import write_report
+from sdslab.run_record import write_json
 from tests.report.run_folders import HOSTILE, Run, copy_run, make_study, record_of
 
 
@@ -49,19 +53,22 @@ def assert_inert(elements: Elements, scripts: int) -> None:
     for tag, attributes in elements.tags:
         assert not [name for name in attributes if name.startswith("on")], tag
         assert "style" not in attributes, "the policy would drop it"
-        source = attributes.get("src") or attributes.get("href") or "data:"
+        source = attributes.get("src") or "data:"
         assert source.startswith("data:"), source
+        link = attributes.get("href") or "data:,"
+        assert link == "data:," or (tag == "a" and link.startswith(("./", "../"))), link
 
 
 def test_a_page_holds_what_the_run_left(finished: Run):
     elements = elements_of(write_report(finished.folder))
     for part in (
-        "apple: “a ripe apple”", "finished", "view PSNR (dB)", "31.25", "28.5", "Stage II",
-        "Original", "stage1 10.0 s", "other 3.0 s", "seed 7", "python -m", "torch", "1,234 MB",
+        "apple: “a ripe apple”", "finished", "New views 31.25 dB", "Albedo map 28.5 dB", "Stage II",
+        "Original", "stage I 10.0 s", "preparing stages, checkpoints and the rest 3.0 s", "seed 7",
+        "python -m", "torch", "Peak memory: 1,234 MB", "differences are hard to see",
     ):  # fmt: skip
         assert re.sub(r"\s+", " ", part) in re.sub(r"\s+", " ", elements.text), part
     assert_inert(elements, scripts=2)
-    assert [tag for tag, _ in elements.tags].count("svg") == 3  # two curves and the time
+    assert [tag for tag, _ in elements.tags].count("svg") == 6  # two curves and four times
     assert (finished.folder / "report.html").stat().st_size < 15e6
 
 
@@ -129,13 +136,13 @@ def test_a_study_shows_its_figures_and_its_table(tmp_path: Path):
     tags = [tag for tag, _ in elements.tags]
     assert tags.count("img") == 2
     assert (tags.count("table"), tags.count("tr"), tags.count("th")) == (1, 3, 2)
+    links = [a["href"] for tag, a in elements.tags if tag == "a"]
+    assert {"../small.png", "../small.convergence.png", "./../small.csv"} <= set(links)
     for part in ("A small study", "convergence", "147.26 ± 0.18", "Near x* it rounds."):
         assert part in elements.text
 
 
 def test_a_run_that_failed_early_has_a_page(tmp_path: Path):
-    from sdslab.run_record import write_json
-
     record = record_of(outcome="failed", error="memory is not enough", metrics={}, details={})
     write_json(tmp_path / "run" / "run.json", record)
     elements = elements_of(write_report(tmp_path / "run"))
@@ -201,3 +208,82 @@ def test_names_of_materials_lead_nowhere_else(finished: Run):
     view = view_data.view_of(finished.folder, record_of(details={"materials": outside}))
     assert not isinstance(view, str)
     assert [name for name, _ in view.looks] == ["stage2"]
+
+
+SCORES = {
+    "sliced_wasserstein": 0.0257, "crop": 0.0058, "contrast": 1.138, "gradient_energy": 0.649,
+    "seam_jump": None,
+}  # fmt: skip
+LIKE_GRAVEL = {"subject": {"mesh": "apple", "exemplar": ["photos/gravel.jpg"]}}
+
+
+def links_of(elements: Elements) -> list[str]:
+    return [attributes["href"] or "" for tag, attributes in elements.tags if tag == "a"]
+
+
+def test_the_photograph_stands_beside_its_scores(finished: Run, tmp_path: Path):
+    metrics = {"seen_share": 0.9987, "scores": SCORES, "material": {"normal": "constant"}}
+    folder = copy_run(finished, tmp_path / "run", config=LIKE_GRAVEL, metrics=metrics)
+    elements = elements_of(write_report(folder))
+    text = re.sub(r"\s+", " ", elements.text)
+    (photo,) = [a for tag, a in elements.tags if a.get("alt") == "The photograph: gravel"]
+    assert (photo["src"] or "").startswith("data:image/webp")
+    for part in (
+        "Patch distance 0.0257 Sliced Wasserstein", "Contrast 114 %", "Sharpness 64.9 %",
+        "Texels seen 99.9 %", "normal 64 × 64, constant",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "Jump at seams" not in text  # there is none to be measured
+    assert "sliced_wasserstein" not in text
+
+
+def test_every_link_leads_to_a_file_beside_the_page(finished: Run, tmp_path: Path):
+    folder = copy_run(finished, tmp_path / "run")
+    (folder / "obj").mkdir()
+    (folder / "obj" / "a b#?.obj").touch()
+    (folder / "turntable.mp4").write_bytes(bytes(2_500_000))
+    elements = elements_of(write_report(folder))
+    links = links_of(elements)
+    for name in ("mesh.glb", "stage1/mesh.glb", "maps/normal.png", "turntable.mp4", "run.json"):
+        assert f"./{name}" in links
+    for link in links:
+        assert (folder / unquote(link)).is_file(), link
+    assert "2.5\xa0MB" in elements.text
+
+
+def test_a_killed_run_shows_its_last_preview(tmp_path: Path):
+    folder = tmp_path / "run"
+    write_json(folder / "run.json", record_of(outcome="running", ended=None, seconds={}))
+    (folder / "previews").mkdir()
+    for age, name in ((2, "stage2-000000"), (1, "stage2-000013")):
+        path = folder / "previews" / f"{name}.png"
+        Image.new("RGB", (70, 40), "teal").save(path)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    elements = elements_of(write_report(folder))
+    assert [a["alt"] for tag, a in elements.tags if tag == "img"] == [
+        "The last preview, stage2-000013"
+    ]
+
+
+def test_a_run_that_went_on_tells_the_time_of_all_processes(finished: Run, tmp_path: Path):
+    seconds = {"stage1": 100.0, "writing": 3.0, "total": 103.0, "last_process": 7.0}
+    folder = copy_run(finished, tmp_path / "run", seconds=seconds)
+    text = re.sub(r"\s+", " ", elements_of(write_report(folder)).text)
+    assert "1 min 43 s in all, the last process 7.0 s" in text
+    assert "the rest" not in text
+
+
+def test_a_stage_has_one_colour_in_every_chart(finished: Run):
+    page = write_report(finished.folder).read_text(encoding="utf-8")
+    lines = re.findall(r'class="line (\w+)"', page)
+    assert lines == ["s0", "s1"] * 2
+    assert re.findall(r'<rect class="(\w+)"', page) == ["rest", "s0", "s1", "rest"]
+    assert re.findall(r'class="swatch (\w+)"', page) == ["s0", "s1"]
+
+
+def test_hashes_are_short(finished: Run, tmp_path: Path):
+    digest = "0123456789abcdef" * 4
+    folder = copy_run(finished, tmp_path / "run", commit=digest[:40], details={"inputs": digest})
+    text = elements_of(write_report(folder)).text
+    assert digest[:12] in text
+    assert digest[:13] not in text

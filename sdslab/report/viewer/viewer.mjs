@@ -1,11 +1,11 @@
-// The 3D view of a report: one mesh, several materials to switch between, the run's own light.
+// The 3D view of a report: one mesh, several materials to switch between, the run's own light or
+// another one, single maps, and the mesh's edges.
 //
 // The page holds what is shown as JSON in #view-data (see ../view_data.py): the geometry as a GLB,
 // each material's pictures as data URIs, the light as a Radiance .hdr. Nothing is asked for over
 // any network. Built into ../viewer.js by build.mjs.
 import {
   Box3,
-  Color,
   DataTexture,
   DoubleSide,
   EquirectangularReflectionMapping,
@@ -13,20 +13,25 @@ import {
   LinearFilter,
   LinearSRGBColorSpace,
   MathUtils,
+  Matrix3,
+  Mesh,
   MeshBasicMaterial,
   MeshStandardMaterial,
   NoColorSpace,
   NoToneMapping,
+  PMREMGenerator,
   PerspectiveCamera,
   RepeatWrapping,
   SRGBColorSpace,
   Scene,
+  ShaderMaterial,
   Spherical,
   TextureLoader,
   Vector3,
   WebGLRenderer,
 } from "three";
 import { OrbitControls } from "three/addons/controls/OrbitControls.js";
+import { RoomEnvironment } from "three/addons/environments/RoomEnvironment.js";
 import { GLTFLoader } from "three/addons/loaders/GLTFLoader.js";
 import { HDRLoader } from "three/addons/loaders/HDRLoader.js";
 
@@ -34,11 +39,24 @@ const FOV_DEG = 30; // the previews' cameras: rendering/cameras.py, six_views
 const ELEVATION_DEG = 10;
 const MARGIN = 1.03;
 const TURN = Math.PI / 24; // of an arrow key
+const EDGES = 0x0072b2;
+// What of a picture's channels is shown as red, green and blue.
+const CHANNELS = {
+  roughness: [0, 1, 0, 0, 1, 0, 0, 1, 0],
+  metallic: [0, 0, 1, 0, 0, 1, 0, 0, 1],
+  normal: [1, 0, 0, 0, 1, 0, 0, 0, 1],
+};
 
 const figure = document.querySelector("#view");
 const canvas = figure.querySelector("canvas");
 const message = figure.querySelector("[role=status]");
 const buttons = [...figure.querySelectorAll("[data-look]")];
+const inputs = Object.fromEntries(
+  ["channel", "light", "exposure", "turn", "wireframe"].map((name) => [
+    name,
+    figure.querySelector(`[data-${name}]`),
+  ]),
+);
 
 start().catch((error) => {
   // The picture in the page stays where the view would be.
@@ -49,20 +67,20 @@ start().catch((error) => {
 
 async function start() {
   const data = JSON.parse(document.querySelector("#view-data").textContent);
-  const renderer = new WebGLRenderer({ canvas, antialias: true });
+  const renderer = new WebGLRenderer({ canvas, antialias: true, alpha: true }); // on the page's own
   renderer.toneMapping = NoToneMapping;
   // "castex" is CasTex's own way: colours are converted nowhere.
   const converts = data.color_mode !== "castex";
   renderer.outputColorSpace = converts ? SRGBColorSpace : LinearSRGBColorSpace;
   const scene = new Scene();
-  scene.background = new Color("white");
-  if (data.light) scene.environment = environment(bytes(data.light));
+  const lights = { run: () => environment(bytes(data.light)), room, white, none: () => null };
 
   const { scene: object } = await new GLTFLoader().parseAsync(bytes(data.geometry).buffer, "");
   const radius = normalise(object);
   scene.add(object);
   const meshes = [];
   object.traverse((node) => node.isMesh && meshes.push(node));
+  const edges = meshes.map((mesh) => addEdges(mesh));
   const looks = await Promise.all(data.looks.map((look) => loadLook(look, data, renderer)));
 
   const camera = new PerspectiveCamera(FOV_DEG, 1, 0.05, 100);
@@ -70,6 +88,7 @@ async function start() {
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   controls.enableDamping = !still.matches;
   still.addEventListener("change", () => (controls.enableDamping = !still.matches));
+  canvas.style.touchAction = "pan-y"; // a finger that moves up or down scrolls the page
   controls.enablePan = false;
   controls.enableZoom = false; // until the view is chosen, the wheel scrolls the page
 
@@ -121,11 +140,36 @@ async function start() {
     controls.update();
     queue();
   };
+  let shown = 0;
   const show = (index) => {
-    for (const mesh of meshes) mesh.material = looks[index][sideOf(mesh)];
+    shown = index;
+    const channel = inputs.channel.value;
+    // Lit by nothing, the albedo alone is seen.
+    const kind = channel === "shaded" && !scene.environment ? "albedo" : channel;
+    for (const mesh of meshes) mesh.material = looks[index](kind, sideOf(mesh));
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
-    message.textContent = `showing ${data.looks[index].label}`;
+    const [option] = inputs.channel.selectedOptions;
+    message.textContent = `showing ${data.looks[index].label}, ${option.textContent}`;
     figure.dataset.shown = data.looks[index].name;
+    figure.dataset.channel = kind;
+    queue();
+  };
+  const made = {};
+  const shine = () => {
+    const name = inputs.light.value;
+    made[name] ??= lights[name](renderer);
+    scene.environment = made[name];
+    scene.environmentIntensity = 2 ** inputs.exposure.valueAsNumber;
+    scene.environmentRotation.y = MathUtils.degToRad(inputs.turn.valueAsNumber);
+    const stops = inputs.exposure.valueAsNumber;
+    inputs.exposure.nextElementSibling.value = `${stops > 0 ? "+" : ""}${stops}`.replace("-", "−");
+    inputs.turn.nextElementSibling.value = `${inputs.turn.value}°`.replace("-", "−");
+    show(shown);
+  };
+  const toggleEdges = () => {
+    const visible = !edges[0].visible;
+    for (const mesh of edges) mesh.visible = visible;
+    inputs.wireframe.setAttribute("aria-pressed", String(visible));
     queue();
   };
 
@@ -139,10 +183,12 @@ async function start() {
     "-": () => orbit(0, 0, 1 / 0.9),
     0: reset,
     Home: reset,
+    w: toggleEdges,
   };
   looks.forEach((_, i) => (keys[i + 1] = () => show(i)));
   figure.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(keys, event.key)) return;
+    if (event.target.matches("select, input")) return; // which have keys of their own
     keys[event.key]();
     event.preventDefault();
   });
@@ -151,10 +197,13 @@ async function start() {
   canvas.addEventListener("blur", () => (controls.enableZoom = false));
   buttons.forEach((button, i) => button.addEventListener("click", () => show(i)));
   figure.querySelector("[data-reset]").addEventListener("click", reset);
+  inputs.wireframe.addEventListener("click", toggleEdges);
+  inputs.channel.addEventListener("input", () => show(shown));
+  for (const name of ["light", "exposure", "turn"]) inputs[name].addEventListener("input", shine);
 
   resize();
   reset();
-  show(0);
+  shine();
   figure.dataset.state = "ready"; // shows the canvas in the picture's place
   new ResizeObserver(resize).observe(canvas.parentElement);
   resize();
@@ -183,7 +232,7 @@ function normalise(object) {
   return radius;
 }
 
-/** A material for each of the sides that meshes show. */
+/** Makes materials for what is shown of a look and for the sides that meshes show, each once. */
 async function loadLook(look, data, renderer) {
   const texture = async (uri, colorSpace) => {
     const loaded = await new TextureLoader().loadAsync(uri);
@@ -198,21 +247,70 @@ async function loadLook(look, data, renderer) {
     texture(look.metallic_roughness, NoColorSpace),
     texture(look.normal, NoColorSpace),
   ]);
-  const unlit = () => new MeshBasicMaterial({ map });
-  const lit = () =>
-    new MeshStandardMaterial({
-      map,
-      normalMap,
-      roughnessMap: roughness,
-      metalnessMap: roughness,
-      roughness: 1,
-      metalness: 1,
-    });
-  const make = data.light ? lit : unlit;
-  const both = make();
-  both.side = DoubleSide;
-  const sides = { front: make(), both };
-  return sides;
+  const makers = {
+    albedo: () => new MeshBasicMaterial({ map }),
+    shaded: () =>
+      new MeshStandardMaterial({
+        map,
+        normalMap,
+        roughnessMap: roughness,
+        metalnessMap: roughness,
+        roughness: 1,
+        metalness: 1,
+      }),
+    roughness: () => raw(roughness, CHANNELS.roughness),
+    metallic: () => raw(roughness, CHANNELS.metallic),
+    normal: () => raw(normalMap, CHANNELS.normal),
+  };
+  const made = {};
+  return (kind, side) => {
+    const material = (made[kind + side] ??= makers[kind]());
+    if (side === "both") material.side = DoubleSide;
+    // Edges lie on the surface and shall win.
+    material.polygonOffset = true;
+    material.polygonOffsetFactor = material.polygonOffsetUnits = 1;
+    return material;
+  };
+}
+
+/** Numbers of a picture as they stand in its file, with no light and no conversion. */
+function raw(map, channels) {
+  return new ShaderMaterial({
+    uniforms: { map: { value: map }, channels: { value: new Matrix3().fromArray(channels).transpose() } },
+    vertexShader: `varying vec2 place;
+      void main() {
+        place = uv;
+        gl_Position = projectionMatrix * modelViewMatrix * vec4(position, 1.0);
+      }`,
+    fragmentShader: `uniform sampler2D map;
+      uniform mat3 channels;
+      varying vec2 place;
+      void main() { gl_FragColor = vec4(channels * texture2D(map, place).rgb, 1.0); }`,
+  });
+}
+
+/** The edges of a mesh's faces, over it, hidden at first. */
+function addEdges(mesh) {
+  const edges = new Mesh(
+    mesh.geometry,
+    new MeshBasicMaterial({ color: EDGES, wireframe: true, transparent: true, opacity: 0.6 }),
+  );
+  edges.visible = false;
+  mesh.add(edges);
+  return edges;
+}
+
+/** Lamps in a grey room, from three.js. */
+function room(renderer) {
+  return new PMREMGenerator(renderer).fromScene(new RoomEnvironment(), 0.04).texture;
+}
+
+/** The same from everywhere. */
+function white() {
+  const texture = new DataTexture(new Uint8Array(32).fill(255), 4, 2);
+  texture.mapping = EquirectangularReflectionMapping;
+  texture.needsUpdate = true;
+  return texture;
 }
 
 function sideOf(mesh) {
