@@ -56,7 +56,8 @@ def session(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         ["key", "0"], ["key", "2"], ["evaluate", LOOK], shot("stage1.png"),
         ["click", "[data-look=original]"], ["evaluate", LOOK], shot("original.png"),
         ["evaluate", "document.querySelector('[data-look=original]').getAttribute('aria-pressed')"],
-        ["key", "Tab"], ["evaluate", "document.activeElement.textContent"],
+        ["evaluate", "document.querySelector('[data-reset]').focus()"], ["key", "Shift+Tab"],
+        ["evaluate", "document.activeElement.textContent"],
         ["evaluate", "getComputedStyle(document.activeElement).outlineStyle"],
         ["evaluate", "document.querySelector('[role=status]').textContent"],
     ]  # fmt: skip
@@ -68,7 +69,8 @@ def test_it_opens_from_disk_without_an_error_or_a_request(session: tuple[Path, d
     assert told["errors"] == []
     assert told["requests"] == []
     assert told["values"] == [
-        "ready", "stage2", "stage1", "original", "true", "Reset view", "solid", "showing Original",
+        "ready", "stage2", "stage1", "original", "true", None, "Wireframew", "solid",
+        "showing Original, all, in light",
     ]  # fmt: skip
 
 
@@ -87,6 +89,63 @@ def test_the_canvas_is_not_blank_and_turns_zooms_and_switches(
         assert (covered(shots[name]) == covered(front)).mean() > 0.99
     grey = shots["original"][covered(shots["original"])]
     assert np.abs(grey - grey.mean(-1, keepdims=True)).mean() < 0.02
+
+
+def chosen(name: str, value: str) -> list[str]:
+    """Sets a control and tells the page, as a hand does."""
+    control = f"document.querySelector('figcaption [data-{name}]')"
+    return ["evaluate", f"{control}.value = '{value}', {control}.dispatchEvent(new Event('input'))"]
+
+
+def test_light_exposure_edges_and_single_maps(finished: Run, tmp_path: Path):
+    steps = [
+        shot("front.png"), chosen("exposure", "1"), shot("bright.png"), chosen("exposure", "-1"),
+        shot("dark.png"), chosen("exposure", "0"), chosen("turn", "90"), shot("turned.png"),
+        chosen("turn", "0"), chosen("light", "room"), shot("room.png"),
+        chosen("light", "white"), shot("white.png"),
+        ["evaluate", "document.querySelector('canvas').focus()"], ["key", "w"], shot("edges.png"),
+        ["evaluate", "document.querySelector('[data-wireframe]').getAttribute('aria-pressed')"],
+        ["click", "[data-wireframe]"],
+        ["evaluate", "document.querySelector('[data-exposure]').focus()"], ["key", "ArrowRight"],
+        ["evaluate", "document.querySelector('[data-exposure]').value"], chosen("exposure", "0"),
+        *(
+            step
+            for kind in ("albedo", "roughness", "metallic", "normal")
+            for step in (chosen("channel", kind), shot(f"{kind}.png"))
+        ),
+        ["evaluate", "getComputedStyle(document.querySelector('canvas')).touchAction"],
+    ]  # fmt: skip
+    told = browse(write_report(finished.folder), steps, tmp_path, still=True)
+    assert told["errors"] == []
+    assert told["requests"] == []
+    assert [value for value in told["values"] if isinstance(value, str)] == [
+        "true", "0.25", "pan-y",
+    ]  # fmt: skip
+    shots = {path.stem: picture(path) for path in tmp_path.glob("*.png")}
+    inside = covered(shots["front"])
+    means = {name: pixels[inside].mean() for name, pixels in shots.items()}
+    assert means["dark"] + 0.05 < means["front"] < means["bright"] - 0.05
+    for name in ("turned", "room", "white", "albedo", "normal"):
+        assert np.abs(shots[name] - shots["front"])[inside].mean() > 0.01, name
+    assert means["white"] > 0.2
+    edges, plain = shots["edges"][inside], shots["white"][inside]
+    assert 0.02 < (np.abs(edges - plain).max(-1) > 0.05).mean() < 0.9
+    # Single maps have the numbers of their files.
+    maps = finished.maps["stage2"]
+    for name, channel in (("roughness", 3), ("metallic", 4)):
+        pixels = shots[name][inside]
+        assert np.abs(pixels - pixels.mean(-1, keepdims=True)).max() < 0.01, name
+        assert abs(pixels.mean() - float(maps[..., channel].mean())) < 0.06, name
+    assert np.abs(shots["normal"][inside].mean(0) - maps[..., 5:].mean((0, 1)).numpy()).max() < 0.06
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_view_lies_on_the_page_s_own_colour(dark: bool, finished: Run, tmp_path: Path):
+    page = write_report(finished.folder)
+    browse(page, [["shot", "view.png", ".stage"]], tmp_path, dark=dark, still=True)
+    with Image.open(tmp_path / "view.png") as view:
+        corner = np.asarray(view.convert("RGB"))[20, 20]
+    assert corner.tolist() == ([38, 34, 31] if dark else [255, 255, 255])
 
 
 @pytest.mark.parametrize("name", ["stage2", "stage1"])

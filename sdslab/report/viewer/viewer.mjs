@@ -151,7 +151,7 @@ async function start() {
     const [option] = inputs.channel.selectedOptions;
     message.textContent = `showing ${data.looks[index].label}, ${option.textContent}`;
     figure.dataset.shown = data.looks[index].name;
-    figure.dataset.channel = kind;
+    figure.dataset.kind = kind;
     queue();
   };
   const made = {};
@@ -293,7 +293,7 @@ function raw(map, channels) {
 function addEdges(mesh) {
   const edges = new Mesh(
     mesh.geometry,
-    new MeshBasicMaterial({ color: EDGES, wireframe: true, transparent: true, opacity: 0.6 }),
+    new MeshBasicMaterial({ color: EDGES, wireframe: true, transparent: true, opacity: 0.45 }),
   );
   edges.visible = false;
   mesh.add(edges);
@@ -307,7 +307,9 @@ function room(renderer) {
 
 /** The same from everywhere. */
 function white() {
-  const texture = new DataTexture(new Uint8Array(32).fill(255), 4, 2);
+  // Smaller panoramas than this are prefiltered to nothing.
+  const [width, height] = [64, 32];
+  const texture = new DataTexture(new Uint8Array(4 * width * height).fill(255), width, height);
   texture.mapping = EquirectangularReflectionMapping;
   texture.needsUpdate = true;
   return texture;
