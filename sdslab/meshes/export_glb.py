@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from sdslab import __version__
 from sdslab.atomic_write import atomic_write
-from sdslab.meshes.material_io import encode_png, map_pictures
+from sdslab.meshes.material_io import encode_png, map_pictures, opacity_picture
 from sdslab.meshes.mesh import Mesh, Part
+from sdslab.meshes.mesh_file import TexturePlace
 
 # Constants of glTF, which are OpenGL's.
 FLOAT, UNSIGNED_INT = 5126, 5125
@@ -44,7 +46,8 @@ def glb_bytes(mesh: Mesh, maps: Tensor, extras: dict[str, Any] | None = None) ->
     its nodes' translation puts it back.
 
     Args:
-        mesh: its `positions`, `normals`, `tangents` and `uv` are written; v is turned down.
+        mesh: its own coordinates are written, v turned down, and with them what it keeps of its
+            file: names, opacity, emission, occlusion, further coordinates, vertex colours.
         maps: [h, w, 8] as `material.py` describes.
         extras: where the file comes from, to be kept in its `asset.extras`: JSON-able.
 
@@ -58,45 +61,31 @@ def glb_bytes(mesh: Mesh, maps: Tensor, extras: dict[str, Any] | None = None) ->
     if not bool((used - origin).float().isfinite().all()):
         raise ValueError("positions must be finite in float32, which is what a .glb file holds")
     binary = _Binary()
+    looks = _Looks(mesh, maps, binary)
     nodes, meshes = [], []
     for part in mesh.parts:
-        primitive = _primitive(mesh, part, origin, binary)
+        primitive = _primitive(mesh, part, origin, binary, looks)
         place = {"translation": origin.tolist()} if origin.any() else {}
         nodes.append({"mesh": len(meshes), "name": part.name, **place})
-        meshes.append({"name": part.name, "primitives": [primitive]})
-    pictures = map_pictures(maps)
-    images = [
-        {
-            "bufferView": binary.add(encode_png(pictures[name])),
-            "mimeType": "image/png",
-            "name": name,
-        }
-        for name in ("albedo", "metallic_roughness", "normal")
-    ]
-    sides = sorted({_double_sided(mesh, part) for part in mesh.parts})
-    for part, entry in zip(mesh.parts, meshes, strict=True):
-        entry["primitives"][0]["material"] = sides.index(_double_sided(mesh, part))
+        meshes.append({"name": part.mesh_name or part.name, "primitives": [primitive]})
     document = {
         "asset": {"version": "2.0", "generator": f"sdslab {__version__}"},
         "scene": 0,
         "scenes": [{"name": mesh.name, "nodes": list(range(len(nodes)))}],
         "nodes": nodes,
         "meshes": meshes,
-        "materials": [_material(mesh.name, double_sided) for double_sided in sides],
-        "textures": [{"source": i, "sampler": 0, "name": images[i]["name"]} for i in range(3)],
-        "images": images,
-        "samplers": [
-            {
-                "magFilter": LINEAR,
-                "minFilter": LINEAR_MIPMAP_LINEAR,
-                "wrapS": REPEAT,
-                "wrapT": REPEAT,
-            }
-        ],
+        "materials": looks.materials,
+        "textures": looks.textures,
+        "images": looks.images,
+        "samplers": looks.samplers,
         "accessors": binary.accessors,
         "bufferViews": binary.views,
         "buffers": [{"byteLength": len(binary.content)}],
     }
+    if looks.extensions:
+        document["extensionsUsed"] = sorted(looks.extensions)
+    if "EXT_texture_webp" in looks.extensions:
+        document["extensionsRequired"] = ["EXT_texture_webp"]
     if extras:
         document["asset"]["extras"] = extras
     return _container(document, binary.content)
@@ -147,39 +136,144 @@ def _origin(mesh: Mesh, used: Tensor) -> Tensor:
     return torch.zeros_like(used[0]) if rounding < LARGEST_ROUNDING else mesh.normalization.center
 
 
-def _primitive(mesh: Mesh, part: Part, origin: Tensor, binary: _Binary) -> dict[str, Any]:
+def _primitive(
+    mesh: Mesh, part: Part, origin: Tensor, binary: _Binary, looks: "_Looks"
+) -> dict[str, Any]:
     faces = mesh.faces[part.faces.start : part.faces.stop].long()
     used, indices = torch.unique(faces, return_inverse=True)
-    uv = mesh.uv[used].double()
     attributes = {
         "POSITION": mesh.positions[used] - origin,
         "NORMAL": mesh.normals[used],
         "TANGENT": mesh.tangents[used],
-        "TEXCOORD_0": torch.stack((uv[:, 0], 1 - uv[:, 1]), -1),
+        "TEXCOORD_0": _v_down(mesh.uv[used]),
     }
+    # which of the file's sets of coordinates is which of the result's
+    sets, further = ({0: 0} if mesh.file_uv is None else {}), 1
+    for own, array in ((1, mesh.extra_uv), (0, mesh.file_uv)):
+        if array is not None and bool(array[used].isfinite().all()):
+            attributes[f"TEXCOORD_{further}"] = _v_down(array[used])
+            sets[own], further = further, further + 1
+    if mesh.colors is not None and bool(mesh.colors[used].isfinite().all()):
+        # viewers multiply COLOR_0 with the albedo, which holds the colours already
+        white = bool((mesh.colors.nan_to_num(1.0) == 1).all())
+        attributes["COLOR_0" if white else "_COLOR_0"] = mesh.colors[used]
     return {
         "attributes": {name: binary.add_vertices(values) for name, values in attributes.items()},
         "indices": binary.add_indices(indices),
+        "material": looks.material(part, sets),
     }
 
 
-def _double_sided(mesh: Mesh, part: Part) -> bool:
-    return mesh.double_sided or part.material.double_sided
+def _v_down(uv: Tensor) -> Tensor:
+    u, v = uv.double().unbind(-1)
+    return torch.stack((u, 1 - v), -1)
 
 
-def _material(name: str, double_sided: bool) -> dict[str, Any]:
-    return {
-        "name": f"{name} (double-sided)" if double_sided else name,
-        "doubleSided": double_sided,
-        "pbrMetallicRoughness": {
-            "baseColorFactor": [1.0, 1.0, 1.0, 1.0],
-            "baseColorTexture": {"index": 0},
-            "metallicFactor": 1.0,
-            "roughnessFactor": 1.0,
-            "metallicRoughnessTexture": {"index": 1},
-        },
-        "normalTexture": {"index": 2, "scale": 1.0},
-    }
+class _Looks:
+    """Materials: each of the file's under its name, with the new maps and what it keeps."""
+
+    def __init__(self, mesh: Mesh, maps: Tensor, binary: _Binary) -> None:
+        self.mesh = mesh
+        self.binary = binary
+        self.materials: list[dict[str, Any]] = []
+        self.images: list[dict[str, Any]] = []
+        self.textures: list[dict[str, Any]] = []
+        self.samplers: list[dict[str, Any]] = []
+        self.extensions: set[str] = set()
+        self._indices: dict[Any, int] = {}
+        pictures = map_pictures(maps)
+        if mesh.opacity is not None:
+            alpha = opacity_picture(mesh.opacity, maps)
+            pictures["albedo"] = np.dstack((pictures["albedo"], alpha))
+        for name in ("albedo", "metallic_roughness", "normal"):
+            self._texture(encode_png(pictures[name]), name, (REPEAT, REPEAT))
+
+    def material(self, part: Part, sets: dict[int, int]) -> int:
+        """The index of a part's material; ``sets`` says where the file's coordinates went."""
+        kept = part.material
+        double_sided = self.mesh.double_sided or kept.double_sided
+        key = (replace(kept, double_sided=double_sided), tuple(sorted(sets.items())))
+        if key in self._indices:
+            return self._indices[key]
+        name = kept.name or f"{self.mesh.name}{' (double-sided)' if double_sided else ''}"
+        entry = {
+            "name": name,
+            "doubleSided": double_sided,
+            "pbrMetallicRoughness": {
+                "baseColorFactor": [1.0, 1.0, 1.0, 1.0],
+                "baseColorTexture": {"index": 0},
+                "metallicFactor": 1.0,
+                "roughnessFactor": 1.0,
+                "metallicRoughnessTexture": {"index": 1},
+            },
+            "normalTexture": {"index": 2, "scale": 1.0},
+        }
+        if kept.alpha_mode != "OPAQUE":
+            entry["alphaMode"] = kept.alpha_mode
+        if kept.alpha_mode == "MASK":
+            entry["alphaCutoff"] = kept.alpha_cutoff
+        glow = self._reference(kept.emissive_image, "emissive", kept.emissive_place, sets)
+        strength = max(*kept.emissive, 1.0)
+        if any(kept.emissive) and (glow or kept.emissive_image is None):
+            entry["emissiveFactor"] = [channel / strength for channel in kept.emissive]
+            entry |= {"emissiveTexture": glow} if glow else {}
+            if strength > 1:
+                self.extensions.add("KHR_materials_emissive_strength")
+                entry["extensions"] = {
+                    "KHR_materials_emissive_strength": {"emissiveStrength": strength}
+                }
+        shade = self._reference(kept.occlusion_image, "occlusion", kept.occlusion_place, sets)
+        if shade:
+            entry["occlusionTexture"] = {**shade, "strength": kept.occlusion_strength}
+        self.materials.append(entry)
+        return self._indices.setdefault(key, len(self.materials) - 1)
+
+    def _reference(
+        self, content: bytes | None, name: str, place: TexturePlace, sets: dict[int, int]
+    ) -> dict[str, Any] | None:
+        """How a material names a picture of the file, if there is one and it has coordinates."""
+        if content is None or place.uv_set not in sets:
+            return None
+        reference: dict[str, Any] = {
+            "index": self._texture(content, name, place.wrap),
+            "texCoord": sets[place.uv_set],
+        }
+        if place.transforms:
+            self.extensions.add("KHR_texture_transform")
+            transform = {
+                "offset": list(place.offset), "rotation": place.rotation, "scale": list(place.scale)
+            }  # fmt: skip
+            reference["extensions"] = {"KHR_texture_transform": transform}
+        return reference
+
+    def _texture(self, content: bytes, name: str, wrap: tuple[int, int]) -> int:
+        picture = (name, content)
+        if picture not in self._indices:
+            webp, jpeg = content[8:12] == b"WEBP", content.startswith(b"\xff\xd8")
+            kind = "webp" if webp else "jpeg" if jpeg else "png"
+            view = self.binary.add(content)
+            image = {"bufferView": view, "mimeType": f"image/{kind}", "name": name}
+            self.images.append(image)
+            self._indices[picture] = len(self.images) - 1
+        if wrap not in self._indices:
+            self.samplers.append(
+                {
+                    "magFilter": LINEAR,
+                    "minFilter": LINEAR_MIPMAP_LINEAR,
+                    "wrapS": wrap[0],
+                    "wrapT": wrap[1],
+                }
+            )
+            self._indices[wrap] = len(self.samplers) - 1
+        key = ("texture", self._indices[picture], self._indices[wrap])
+        if key not in self._indices:
+            source = {"source": self._indices[picture]}
+            if self.images[source["source"]]["mimeType"] == "image/webp":
+                self.extensions.add("EXT_texture_webp")
+                source = {"extensions": {"EXT_texture_webp": source}}
+            self.textures.append({**source, "sampler": self._indices[wrap], "name": name})
+            self._indices[key] = len(self.textures) - 1
+        return self._indices[key]
 
 
 def _container(document: dict[str, Any], binary: bytes | bytearray) -> bytes:

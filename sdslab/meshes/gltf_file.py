@@ -139,7 +139,11 @@ class _Reader:
                 index = primitive.whole("material")
                 material, place = self.materials.read(index, primitive.at("material"))
             attributes = primitive.object("attributes")
-            key = (*sorted(attributes.values.items()), str(primitive.values.get("targets")), place)
+            key = (
+                str(sorted(attributes.values.items())),
+                str(primitive.values.get("targets")),
+                place,
+            )
             if key not in shared:
                 shared[key] = self._read_vertices(primitive, place, instance)
             vertices = shared[key]
@@ -192,6 +196,8 @@ class _Reader:
             "tangents (made anew)" if k == "TANGENT" else f"attribute {k[:40]}" for k in others
         ]
         self._place_textures(arrays, place, primitive)
+        if "material" in primitive:
+            self._note_passed_pictures(primitive, arrays)
         if "colors" in arrays:
             colors = arrays["colors"].clip(0, 1)
             arrays["colors"] = np.pad(
@@ -236,6 +242,18 @@ class _Reader:
         outside = (arrays["texture_uv"] < -1e-4).any(0) | (arrays["texture_uv"] > 1 + 1e-4).any(0)
         if (outside & (np.array(place.wrap) != TexturePlace().wrap)).any():
             self.lost.append("the wrap modes of textures, which all repeat")
+
+    def _note_passed_pictures(self, primitive: JsonObject, arrays: dict[str, Floats]) -> None:
+        index, _ = self.materials.read(primitive.whole("material"), primitive.path)
+        material = self.materials.materials[index]
+        for what, image, place in (
+            ("emissive", material.emissive_image, material.emissive_place),
+            ("occlusion", material.occlusion_image, material.occlusion_place),
+        ):
+            if image is not None and ("uv", "extra_uv", "")[min(place.uv_set, 2)] not in arrays:
+                self.lost.append(
+                    f"the {what} picture of {primitive.path}, which lacks TEXCOORD_{place.uv_set}"
+                )
 
     def _transform(self, arrays: dict[str, Floats], matrices: Floats) -> np.ndarray:
         """Places one copy of the vertices for each matrix; returns which are mirrored."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -54,8 +55,17 @@ def map_pictures(maps: Tensor) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(picture) for name, picture in pictures.items()}
 
 
+def opacity_picture(opacity: Tensor, maps: Tensor) -> np.ndarray:
+    """An opacity [h, w] in [0, 1] as an upright uint8 picture of the maps' size."""
+    size = (maps.shape[0], maps.shape[1])
+    fitting = opacity.detach().cpu().flip(0)[None, None].float()
+    if fitting.shape[2:] != size:
+        fitting = F.interpolate(fitting, size, mode="bilinear", antialias=True)
+    return (fitting[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
 def encode_png(picture: np.ndarray) -> bytes:
-    """A uint8 picture, [h, w] or [h, w, 3], as the bytes of a PNG file."""
+    """A uint8 picture, [h, w], [h, w, 3] or [h, w, 4], as the bytes of a PNG file."""
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "PNG")
     return content.getvalue()

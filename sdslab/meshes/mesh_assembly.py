@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdslab.meshes.atlas_tiles import AtlasTile, atlas_tiles
 from sdslab.meshes.file_normals import settle_normals
-from sdslab.meshes.mesh import Mesh, Part, SourceMaterial
+from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.mesh_file import (
     MOST_FACES,
     FileMaterial,
@@ -18,12 +17,11 @@ from sdslab.meshes.mesh_file import (
     MeshFileError,
 )
 from sdslab.meshes.mesh_repair import repair_faces
-from sdslab.meshes.source_maps import material_maps, merge_maps
+from sdslab.meshes.source_material import kept_materials, opacity_notes, source_material
 from sdslab.meshes.surface_frame import vertex_tangents, weld
-from sdslab.meshes.uv_layout import MOST_TILES, Unwrapping, UvLayout, settle_uv
+from sdslab.meshes.uv_layout import Unwrapping, UvLayout, settle_uv
 
 LARGEST_COORDINATE = 1e37
-MOST_REPEATS = 2.0  # of a texture within one tile of a joint one
 
 
 def assemble_mesh(
@@ -72,8 +70,10 @@ def assemble_mesh(
     layout = settle_uv(file, normalized, faces, face_part, unwrapping, progress)
     if layout.note:
         notes.append(layout.note)
-    source_material = _source_material(file, faces, material_of_face, layout, notes)
+    own_material = source_material(file, faces, material_of_face, layout.tile_of_face, notes)
 
+    parts = _parts(name, file, face_part, kept_materials(file, notes))
+    notes += opacity_notes(file, material_of_face)
     corners = torch.from_numpy(layout.faces)
     uv = torch.from_numpy(np.nan_to_num(layout.uv, posinf=0, neginf=0).astype(np.float32))
     normals = torch.from_numpy(settled.normals[layout.source].astype(np.float32))
@@ -89,9 +89,9 @@ def assemble_mesh(
         uv=uv,
         normals=normals,
         tangents=frame.tangents.float(),
-        parts=_parts(name, file, face_part),
+        parts=parts,
         source_vertex=torch.from_numpy(file.source_vertex[layout.source]),
-        source_material=source_material,
+        source_material=own_material,
         colors=_rows(file.colors, layout.source),
         extra_uv=_rows(file.extra_uv, layout.source),
         file_uv=_file_uv(file, layout),
@@ -145,43 +145,6 @@ def _note_duplicates(file: MeshFile, place: Tensor, normals: Floats, notes: list
         notes.append(f"{duplicates:,} duplicate vertices kept")
 
 
-def _source_material(
-    file: MeshFile,
-    faces: Indices,
-    material_of_face: Indices,
-    layout: UvLayout,
-    notes: list[str],
-) -> SourceMaterial | None:
-    if not (material_of_face >= 0).any():
-        return None
-    looks = [m.look() for m in file.materials] + [FileMaterial()]
-    distinct = list(dict.fromkeys(looks))
-    look_of_face = np.array([distinct.index(m) for m in looks])[material_of_face]  # −1: the last
-    own_uv = file.uv if file.texture_uv is None else file.texture_uv
-    uv = np.zeros((len(faces), 3, 2)) if own_uv is None else own_uv[faces]
-    uv = np.where(np.isfinite(uv) & (np.abs(uv) < 1e6), uv, 0.5)
-    used = np.unique(look_of_face)
-    if len(used) == 1:
-        maps = material_maps(distinct[used[0]], notes)
-        return SourceMaterial(maps, torch.from_numpy(uv.astype(np.float32)))
-    groups = look_of_face if layout.tile_of_face is None else layout.tile_of_face
-    labels = np.unique(groups)
-    members = [groups == label for label in labels]
-    tiles: list[AtlasTile] = atlas_tiles([uv[m] for m in members])
-    own = [distinct[look_of_face[m][0]] for m in members]
-    repeats = [max(t.size) for t, m in zip(tiles, own, strict=True) if any(m.images)]
-    if len(labels) > MOST_TILES**2 or max(repeats, default=0) > MOST_REPEATS:
-        notes.append(f"the file's {len(used)} materials could not be joined")
-        return None
-    for tile, member in zip(tiles, members, strict=True):
-        uv[member] = tile.place(uv[member])
-    grid = round(1 / tiles[0].side)
-    decoded = {look: material_maps(look, notes, grid) for look in dict.fromkeys(own)}
-    maps = merge_maps([decoded[look] for look in own], tiles)
-    notes.append(f"the file's {len(used)} materials joined")
-    return SourceMaterial(maps, torch.from_numpy(uv.astype(np.float32)))
-
-
 def _rows(array: Floats | None, source: Indices) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array[source].astype(np.float32))
 
@@ -199,7 +162,9 @@ def _file_uv(file: MeshFile, layout: UvLayout) -> torch.Tensor | None:
     return _rows(file.uv, layout.source) if passed and layout.uv is not file.uv else None
 
 
-def _parts(name: str, file: MeshFile, face_part: Indices) -> tuple[Part, ...]:
+def _parts(
+    name: str, file: MeshFile, face_part: Indices, materials: list[FileMaterial]
+) -> tuple[Part, ...]:
     parts: list[Part] = []
     taken: set[str] = set()
     labels, starts, counts = np.unique(face_part, return_index=True, return_counts=True)
@@ -210,7 +175,7 @@ def _parts(name: str, file: MeshFile, face_part: Indices) -> tuple[Part, ...]:
             unique, number = f"{stem}.{number}", number + 1
         taken.add(unique)
         material, mesh_name = file.part_material[label], ""
-        kept = file.materials[material].without_maps() if material >= 0 else FileMaterial()
+        kept = materials[material] if material >= 0 else FileMaterial()
         if file.mesh_names:
             mesh_name = file.mesh_names[label]
         parts.append(Part(unique, range(int(start), int(start + count)), kept, mesh_name))

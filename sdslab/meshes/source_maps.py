@@ -5,11 +5,12 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sdslab.color import linear_to_srgb, srgb_to_linear
+from sdslab.errors import first_line, one_line
 from sdslab.meshes.atlas_tiles import AtlasTile
 from sdslab.meshes.material import (
     ALBEDO,
@@ -26,12 +27,21 @@ from sdslab.meshes.mesh_file import FileMaterial
 LARGEST_PICTURE = 8192
 LARGEST_MAP = 2048
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "TIFF", "GIF")
+COLOR_CHUNKS = {"gamma", "chromaticity", "icc_profile"}  # of a PNG, which glTF ignores
+OPACITY = CHANNELS  # the channel behind those of a material
+# First bytes of formats that are not read; those of some begin at byte 4.
+SIGNATURES = {
+    b"\xabKTX": "KTX", b"DDS ": "DDS", b"v/1\x01": "OpenEXR", b"#?": "Radiance HDR",
+    b"8BPS": "Photoshop", b"<svg": "SVG", b"<?xml": "SVG", b"\xff\x0a": "JPEG XL",
+    b"ftypavif": "AVIF", b"ftypheic": "HEIC", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000",
+    b"<!DOCTYPE": "an HTML page", b"<html": "an HTML page", b"version https://git-lfs": "Git LFS's",
+}  # fmt: skip
 
 
 def material_maps(material: FileMaterial, notes: list[str], grid: int = 1) -> Tensor:
-    """[h, w, 8] as `material.py` describes, sides powers of two up to 2048.
+    """[h, w, 9]: as `material.py` describes and the opacity, sides powers of two up to 2048.
 
-    Pictures that cannot be read are left out, with a note.
+    Pictures that cannot be read are left out, with a note. The opacity of an OPAQUE material is 1.
 
     Args:
         material: as the file states it.
@@ -39,18 +49,27 @@ def material_maps(material: FileMaterial, notes: list[str], grid: int = 1) -> Te
         grid: of how many tiles along a joint texture's side the material will fill one.
     """
     largest = max(1, LARGEST_MAP // (1 << (grid - 1).bit_length()))
-    color, rough, metal, normal = (_picture(c, largest, notes) for c in material.images)
+    kinds = ("base colour", "roughness", "metallic", "normal")
+    color, rough, metal, normal = (
+        read_picture(content, f"{kind} picture{_of(material.name)}", largest, notes)
+        for kind, content in zip(kinds, material.images, strict=True)
+    )
     pictures = [p for p in (color, rough, metal, normal) if p is not None]
     height, width = (
         min(1 << (max([p.shape[k] for p in pictures], default=4) - 1).bit_length(), largest)
         for k in (1, 2)
     )
-    maps = torch.empty(height, width, CHANNELS)
+    maps = torch.ones(height, width, CHANNELS + 1)
     factor = torch.tensor(material.color)[:, None, None]
     albedo = factor.expand(3, height, width)
     if color is not None:
-        color = _resize(color, height, width)
+        *rgb, alpha = _resize(color, height, width)
+        color = torch.stack(rgb)
         albedo = srgb_to_linear(color) * factor
+        if material.alpha_mode != "OPAQUE":
+            maps[..., OPACITY] = alpha
+    if material.alpha_mode != "OPAQUE":
+        maps[..., OPACITY] *= material.alpha
     encoded = color if color is not None and (factor == 1).all() else linear_to_srgb(albedo)
     maps[..., ALBEDO] = encoded.movedim(0, -1)
     for channel, value, picture, source in (
@@ -61,20 +80,20 @@ def material_maps(material: FileMaterial, notes: list[str], grid: int = 1) -> Te
         maps[..., channel] = value * plane
     maps[..., NORMAL] = torch.tensor(FLAT_NORMAL)
     if normal is not None:
-        direction = (2 * _resize(normal, height, width) - 1).movedim(0, -1)
+        direction = (2 * _resize(normal[:3], height, width) - 1).movedim(0, -1)
         scale = torch.tensor([material.normal_scale, material.normal_scale, 1.0])
         maps[..., NORMAL] = encode_normals(direction * scale)
     return maps.clamp_(0, 1).flip(0).contiguous()
 
 
 def merge_maps(maps: list[Tensor], tiles: list[AtlasTile]) -> Tensor:
-    """[s, s, 8]: the maps laid side by side in a joint texture, one tile each."""
+    """[s, s, 9]: the maps laid side by side in a joint texture, one tile each."""
     grid = round(1 / tiles[0].side)
     largest = max(max(m.shape[:2]) for m in maps)
     side = min(1 << (grid * largest - 1).bit_length(), LARGEST_MAP)
     centres = (np.arange(side) + 0.5) / side
     cell = np.minimum((centres * grid).astype(int), grid - 1)
-    joint = torch.zeros(side, side, CHANNELS)
+    joint = torch.zeros(side, side, CHANNELS + 1)
     joint[..., NORMAL] = torch.tensor(FLAT_NORMAL)
     for own, tile in zip(maps, tiles, strict=True):
         column, row = (round(x * grid) for x in tile.origin)
@@ -88,7 +107,8 @@ def merge_maps(maps: list[Tensor], tiles: list[AtlasTile]) -> Tensor:
             small = _resize(small, *(max(1, round(n * shrink)) for n in own.shape[:2]))
         block = _repeat_sample(small.movedim(0, -1), torch.from_numpy(inside).float())
         rows, columns = (torch.from_numpy(np.flatnonzero(cell == k)) for k in (row, column))
-        joint[rows[:, None], columns] = renormalized(block)
+        joint[rows[:, None], columns, :CHANNELS] = renormalized(block[..., :CHANNELS])
+        joint[rows[:, None], columns, OPACITY] = block[..., OPACITY]
     return joint
 
 
@@ -108,12 +128,20 @@ def _repeat_sample(maps: Tensor, uv: Tensor) -> Tensor:
     return result
 
 
-def _picture(content: bytes | None, largest: int, notes: list[str]) -> Tensor | None:
-    """[3, h, w] in [0, 1], top row first; the size is read before the pixels are.
+def read_picture(content: bytes | None, what: str, largest: int, notes: list[str]) -> Tensor | None:
+    """[4, h, w] RGB and alpha in [0, 1], top row first; the size is read before the pixels are.
 
-    Pictures of more than ``largest`` pixels a side are shrunk by a whole number, to that or more.
+    Args:
+        content: an encoded picture, or None.
+        what: how notes call it.
+        largest: pictures of more pixels a side are shrunk by a whole number, to that or more.
+        notes: gets a line if there is a picture and it cannot be read.
     """
     if content is None:
+        return None
+    foreign = foreign_format(content)
+    if foreign:
+        notes.append(f"{what} ignored: it is {foreign}, which is not read; convert it to PNG")
         return None
     try:
         with warnings.catch_warnings():
@@ -121,23 +149,58 @@ def _picture(content: bytes | None, largest: int, notes: list[str]) -> Tensor | 
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
         if picture.width * picture.height > LARGEST_PICTURE**2:
-            notes.append(f"texture of {picture.width}×{picture.height} pixels ignored")
+            notes.append(f"{what} of {picture.width}×{picture.height} pixels ignored")
             return None
         shrink = max(1, min(picture.size) // largest)
         if picture.mode.startswith("I"):  # 16-bit grey, which a conversion to RGB would clip
             grey = np.asarray(picture, np.float32).clip(0, 65535) / 65535
             grey = np.asarray(Image.fromarray(grey).reduce(shrink))
-            pixels = np.repeat(grey[..., None], 3, axis=2)
+            pixels = np.repeat(grey[..., None], 4, axis=2)
+            pixels[..., 3] = 1
         else:
-            pixels = np.array(picture.convert("RGB").reduce(shrink), np.float32) / 255
+            # Apart: Pillow would blacken what is transparent.
+            alpha = picture.convert("RGBA").getchannel("A").reduce(shrink)
+            rgb = picture.convert("RGB").reduce(shrink)
+            pixels = np.dstack((np.asarray(rgb), np.asarray(alpha))).astype(np.float32) / 255
+    except UnidentifiedImageError:
+        notes.append(f"{what} ignored: it is no picture of {', '.join(FORMATS)}")
+        return None
     except Image.DecompressionBombError:
-        notes.append("texture of too many pixels ignored")
+        notes.append(f"{what} of too many pixels ignored")
         return None
     except Exception as error:  # decoders raise whatever they like on damaged pictures
-        lines = str(error).splitlines() or [type(error).__name__]
-        notes.append(f"texture unreadable ({lines[0][:80]})")
+        notes.append(f"{what} ignored: it is damaged ({one_line(first_line(error))[:80]})")
         return None
     return torch.from_numpy(pixels).movedim(-1, 0)
+
+
+def passed_picture(content: bytes | None, what: str, notes: list[str]) -> bytes | None:
+    """A picture as a .glb may hold it: PNG, JPEG and WebP as they are, others as PNG.
+
+    Returns:
+        None where there is none or, with a note, where it cannot be read.
+    """
+    if read_picture(content, what, LARGEST_PICTURE, notes) is None or content is None:
+        return None
+    picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    plain = picture.format != "PNG" or not picture.info.keys() & COLOR_CHUNKS
+    if picture.format in ("PNG", "JPEG", "WEBP") and plain and not picture.info.get("loop"):
+        return content
+    encoded = io.BytesIO()
+    picture.convert("RGBA").save(encoded, "PNG", icc_profile=b"")
+    return encoded.getvalue()
+
+
+def foreign_format(content: bytes) -> str:
+    """The name of a picture's format, if it is a known one that is not read; else ""."""
+    for start, name in SIGNATURES.items():
+        if content.startswith(start) or content[4 : 4 + len(start)] == start:
+            return name
+    return "" if content else "empty"
+
+
+def _of(name: str) -> str:
+    return f" of {name[:40]!r}" if name else ""
 
 
 def _resize(picture: Tensor, height: int, width: int) -> Tensor:

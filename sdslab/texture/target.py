@@ -1,19 +1,23 @@
 """The material that degenerate guidance knows: a textured mesh's own, or a picture as albedo."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from sdslab.color import linear_to_srgb, srgb_to_linear
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
-from sdslab.meshes.material import picture_material
+from sdslab.meshes.material import ALBEDO, ROUGHNESS, picture_material
 from sdslab.meshes.material_io import load_maps
 from sdslab.meshes.mesh import Mesh, SourceMaterial
 from sdslab.meshes.mesh_io import READERS, load_mesh
 from sdslab.meshes.resize_maps import resize_maps
+from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.rendering.render_backend import RenderBackend
-from sdslab.rendering.texel_coverage import transfer_maps
+from sdslab.rendering.texel_coverage import covered_texels, rasterize_texels, transfer_maps
 
 # A quarter of a texel: float32 texture coordinates of a file and of its copy differ by less.
 UV_TOLERANCE = 2e-4
@@ -85,5 +89,30 @@ def maps_on(
         )
     difference = material.corner_uv - mesh.uv[mesh.faces.long()]
     if (difference - difference.round()).abs().max() < UV_TOLERANCE:
-        return resize_maps(material.maps, size)
-    return transfer_maps(material.maps, material.corner_uv, mesh, (size, size), backend)
+        maps = resize_maps(material.maps, size)
+    else:
+        maps = transfer_maps(material.maps, material.corner_uv, mesh, (size, size), backend)
+    if material.corner_colors is None:
+        return maps
+    # as glTF has it: vertex colours multiply the base colour, in linear light
+    fragments = rasterize_texels(mesh, (size, size), backend, material.corner_colors)
+    covered = torch.zeros(size * size, dtype=torch.bool)
+    covered[fragments.pixel] = True
+    texels = maps.flatten(0, 1).clone()
+    albedo = srgb_to_linear(texels[fragments.pixel, ALBEDO]) * fragments.attributes
+    texels[fragments.pixel, ALBEDO] = linear_to_srgb(albedo)
+    return dilate_seams(texels.view(size, size, -1), covered.view(size, size))
+
+
+def with_opacity(mesh: Mesh, size: int, backend: RenderBackend) -> Mesh:
+    """The mesh with its file's opacity, if any, at ``size`` in its own texture coordinates."""
+    material = mesh.source_material
+    if material is None or material.opacity is None:
+        return mesh
+    # Opacity travels as a material's roughness does: a number that nothing turns.
+    carrier = material.maps.clone()
+    carrier[..., ROUGHNESS] = material.opacity
+    plain = SourceMaterial(carrier, material.corner_uv)
+    opacity = maps_on(mesh, plain, mesh, size, backend)[..., ROUGHNESS, None]
+    filled = dilate_seams(opacity, covered_texels(mesh, (size, size), backend))
+    return replace(mesh, opacity=filled[..., 0])

@@ -45,7 +45,7 @@ from sdslab.run_schema import read_run
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.outputs import clear_outputs
 from sdslab.texture.run_folder import decisive
-from sdslab.texture.target import load_target, own_maps
+from sdslab.texture.target import load_target, own_maps, with_opacity
 
 if TYPE_CHECKING:
     from sdslab.texture.live import LiveView
@@ -100,6 +100,7 @@ class Workspace:
         device = resolve_device(arguments.output.device)
         backend = make_backend(arguments.rendering.renderer, device)
         mesh = _load_mesh(arguments, progress)
+        mesh = with_opacity(mesh, arguments.optimization.texture_size, make_backend("cpu", CPU))
         lights = _load_lights(arguments, device, progress)
         return cls(arguments, guidance, out, device, backend, mesh, lights, inputs, held)
 
