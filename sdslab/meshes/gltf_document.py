@@ -62,6 +62,10 @@ class JsonObject:
         value = self.values.get(key, default)
         return one_line(value) if isinstance(value, str) else _shown(value)
 
+    def texts(self, key: str) -> set[str]:
+        """A list of strings, each fit for a message; empty if absent."""
+        return {one_line(str(value))[:80] for value in self.array(key)}
+
     def number(self, key: str, default: float) -> float:
         """A finite number."""
         return _number(self.values.get(key, default), self.at(key))

@@ -62,7 +62,7 @@ def read_gltf(content: bytes, folder: MeshFolder) -> MeshFile:
 
 
 def _check_extensions(document: GltfDocument) -> None:
-    required = {str(name) for name in document.root.array("extensionsRequired")}
+    required = document.root.texts("extensionsRequired")
     for kind in ("meshes", "accessors", "bufferViews", "buffers"):
         for entry in document.lists[kind]:
             used = set(entry.object("extensions").values)

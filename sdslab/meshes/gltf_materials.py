@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+from sdslab.errors import one_line
 from sdslab.meshes.gltf_document import GltfDocument, JsonObject
 from sdslab.meshes.mesh_file import FileMaterial, MeshFileError, TexturePlace
 
@@ -179,10 +180,8 @@ def inventory(document: GltfDocument) -> list[str]:
         lost.append(f"the hierarchy of {len(lists['nodes'])} nodes (their transforms are applied)")
     users, extras = _extensions_and_extras(root)
     lost += [_phrase(name, document, owners) for name, owners in users.items() if name not in READ]
-    declared = (
-        {*root.array("extensionsUsed"), *root.array("extensionsRequired")} - READ - set(users)
-    )
-    lost += sorted(str(name)[:60] for name in declared if "_texture_" not in str(name))
+    declared = root.texts("extensionsUsed") | root.texts("extensionsRequired")
+    lost += sorted(name for name in declared - READ - set(users) if "_texture_" not in name)
     if extras:
         lost.append(f"extras of {_counted(extras, 'object')}")
     return lost
@@ -206,10 +205,12 @@ def _extensions_and_extras(root: JsonObject) -> tuple[dict[str, list[tuple[str, 
     users: dict[str, list[tuple[str, int]]] = defaultdict(list)
     extras = 0
     waiting: list[tuple[Any, tuple[str, int]]] = []
-    for kind, value in root.values.items():
+    names = dict.fromkeys(root.object("extensions").values)
+    top = {"extensions": names, "extras": root.values.get("extras")}
+    for kind, value in [*root.values.items(), ("", top)]:
         entries = value if isinstance(value, list) else [value]
-        waiting += [(entry, (kind, index)) for index, entry in enumerate(entries)]
-    waiting.append(({"extensions": dict.fromkeys(root.object("extensions").values)}, ("", 0)))
+        if kind != "extras":
+            waiting += [(entry, (kind, index)) for index, entry in enumerate(entries)]
     while waiting:
         value, owner = waiting.pop()
         if isinstance(value, list):
@@ -217,9 +218,9 @@ def _extensions_and_extras(root: JsonObject) -> tuple[dict[str, list[tuple[str, 
         elif isinstance(value, dict):
             extras += bool(value.get("extras"))
             found = value.get("extensions")
-            if isinstance(found, dict) and owner[0] not in ("extensions", "extras"):
+            if isinstance(found, dict) and owner[0] != "extensions":
                 for name in found:
                     if "_texture_" not in name:
-                        users[name[:60]].append(owner)
+                        users[one_line(name)[:80]].append(owner)
             waiting += [(v, owner) for k, v in value.items() if k != "extras"]
     return users, extras
