@@ -47,7 +47,8 @@ def source_material(
     if len(used) == 1:
         maps = material_maps(named[used[0]], notes)
     else:
-        groups = look_of_face if tile_of_face is None else tile_of_face
+        tile = 0 if tile_of_face is None else tile_of_face
+        groups = tile * len(distinct) + look_of_face
         labels = np.unique(groups)
         members = [groups == label for label in labels]
         tiles: list[AtlasTile] = atlas_tiles([uv[m] for m in members])
