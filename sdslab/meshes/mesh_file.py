@@ -2,16 +2,28 @@
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from sdslab.color import srgb_to_linear
 
 LARGEST_FILE = 512 * 2**20
 MOST_FACES = 5_000_000
+
+# What pictures of formats that are not read begin with, or hold after four bytes.
+OTHER_PICTURES = {
+    b"\x76\x2f\x31\x01": "an OpenEXR picture", b"#?RADIANCE": "a Radiance picture",
+    b"#?RGBE": "a Radiance picture", b"DDS ": "a DDS texture", b"\xabKTX": "a KTX texture",
+    b"8BPS": "a Photoshop document", b"<svg": "an SVG drawing", b"<?xml": "an SVG drawing",
+    b"ftypavif": "an AVIF picture", b"ftyphei": "a HEIF picture", b"%PDF": "a PDF document",
+}  # fmt: skip
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -194,29 +206,114 @@ class MeshFolder:
     def __init__(self, mesh: Path) -> None:
         self.root = mesh.parent.resolve()
 
-    def read(self, reference: str) -> bytes:
-        """The bytes of a file that the mesh names.
+    def read(self, uri: str) -> bytes:
+        """The bytes of a file that a glTF mesh names by a relative URI.
 
         Raises:
             MeshFileError: the name leaves the folder (by "..", an absolute path, a URI scheme or a
                 symbolic link), or there is no such file, or it is too large.
         """
-        name = unquote(reference.strip()).replace("\\", "/")
+        name = unquote(uri.strip()).replace("\\", "/")
+        if ".." in name.split("/"):
+            raise MeshFileError(f"{name[:80]!r} lies outside the mesh's folder")
+        return self._load(self._checked(name, self.root))
+
+    def find(self, name: str, near: str = "") -> tuple[bytes, str]:
+        """The bytes of a file as OBJ and PLY files name them, often on another machine.
+
+        The file is looked for in the folder `near`, then beside the mesh; then by its last part
+        alone; then, in the same order, by a name that differs in case or in how Unicode composes
+        its letters.
+
+        Args:
+            name: perhaps with backslashes, percent-encoded, or Latin-1 where the system is not.
+            near: folder of the file that names it, from the mesh's own.
+
+        Returns:
+            The content, and the folder that it lies in, from the mesh's own.
+
+        Raises:
+            MeshFileError: as for `read`; nothing that lies elsewhere is read.
+        """
+        name = name.strip().replace("\\", "/")
+        names = [name, unquote(name)]
+        if not name.isascii():
+            names.append(os.fsdecode(name.encode("latin-1", "replace")))
+        names = list(dict.fromkeys([*names, *(n.rsplit("/", 1)[-1] for n in names)]))
+        folders = list(dict.fromkeys([self.root / near, self.root]))
+        reasons = []
+        for same_case in (True, False):
+            for spelled in filter(None, names):
+                for folder in folders:
+                    try:
+                        path = self._checked(spelled, folder, same_case)
+                        return self._load(path), str(path.parent.relative_to(self.root))
+                    except MeshFileError as error:
+                        reasons.append(error)
+        reasons += [MeshFileError("a file without a name")]
+        raise next((r for r in reasons if "outside" in str(r)), reasons[0])
+
+    def picture(self, name: str, near: str = "") -> bytes:
+        """The bytes of a picture of a format that is read, found as `find` does.
+
+        Raises:
+            MeshFileError: as for `find`, or it is a picture of another kind.
+        """
+        content, _ = self.find(name, near)
+        for start, kind in OTHER_PICTURES.items():
+            if content[: len(start)] == start or content[4 : 4 + len(start)] == start:
+                raise MeshFileError(f"{name[:80]!r} is {kind}, which is not read; make it a PNG")
+        return content
+
+    def _checked(self, name: str, folder: Path, same_case: bool = True) -> Path:
         shown = repr(name[:80])
-        outside = name.startswith("/") or ".." in name.split("/") or "\0" in name
-        if outside or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
+        if "\0" in name or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|/", name):
             raise MeshFileError(f"{shown} lies outside the mesh's folder")
         try:
-            path = (self.root / name).resolve()
-            if not path.is_relative_to(self.root):
-                raise MeshFileError(f"{shown} lies outside the mesh's folder")
+            path = folder
+            for part in name.split("/"):
+                path = (path / part).resolve() if same_case else _any_case(path, part).resolve()
+                if not path.is_relative_to(self.root):
+                    raise MeshFileError(f"{shown} lies outside the mesh's folder")
             if not os.path.isfile(path):
                 raise MeshFileError(f"{shown} is missing")
+        except OSError as error:
+            raise MeshFileError(f"{shown} cannot be read ({error.strerror})") from error
+        return path
+
+    def _load(self, path: Path) -> bytes:
+        shown = repr(str(path.relative_to(self.root))[:80])
+        try:
             if path.stat().st_size > LARGEST_FILE:
                 raise MeshFileError(f"{shown} is larger than {LARGEST_FILE >> 20} MiB")
             return path.read_bytes()
         except OSError as error:
             raise MeshFileError(f"{shown} cannot be read ({error.strerror})") from error
+
+
+def _any_case(folder: Path, name: str) -> Path:
+    """The first entry of a folder whose name differs at most in case and composition."""
+    if name in ("", ".", "..") or not folder.is_dir():
+        return folder / name
+    wanted = unicodedata.normalize("NFC", name).casefold()
+    entries = sorted(os.listdir(folder))
+    same = (e for e in entries if unicodedata.normalize("NFC", e).casefold() == wanted)
+    return folder / next(same, name)
+
+
+def linear_colors(encoded: Floats) -> Floats:
+    """Linear colours of sRGB ones [v, 3], perhaps with alpha [v, 4]; NaN becomes 1."""
+    rgba = np.ones((len(encoded), 4))
+    rgba[:, : encoded.shape[1]] = np.nan_to_num(encoded, nan=1.0).clip(0, 1)
+    rgba[:, :3] = srgb_to_linear(torch.from_numpy(rgba[:, :3])).numpy()
+    return rgba
+
+
+def note_small_polygons(sizes: Indices, notes: list[str]) -> None:
+    """Notes polygons of fewer than three corners, of which no triangle is made."""
+    small = int((sizes < 3).sum())
+    if small:
+        notes.append(f"{small:,} faces of fewer than three corners left out")
 
 
 def split_corners(
@@ -234,14 +331,36 @@ def split_corners(
         The corners' new vertices [c], and for each new vertex its position's index (non-decreasing;
         equal ones in order of first use), its texture coordinate's and its normal's.
     """
-    unused = np.setdiff1d(np.arange(vertex_count), vertex)
-    none = np.full(len(unused), -1)
-    corners = np.stack(
-        [np.concatenate(pair) for pair in ((vertex, unused), (uv, none), (normal, none))], axis=1
+    only_uv, only_normal = np.full(vertex_count, -1), np.full(vertex_count, -1)
+    only_uv[vertex], only_normal[vertex] = uv, normal
+    other = (only_uv[vertex] != uv) | (only_normal[vertex] != normal)
+    source = np.arange(vertex_count)
+    if not other.any():
+        return vertex, source, only_uv, only_normal
+    torn = np.zeros(vertex_count, bool)
+    torn[vertex[other]] = True
+    corner = np.flatnonzero(torn[vertex])  # only corners of vertices that differ are sorted
+    order = corner[np.lexsort((normal[corner], uv[corner], vertex[corner]))]  # stable
+    rows = np.stack([vertex[order], uv[order], normal[order]])
+    starts = np.concatenate([[True], (rows[:, 1:] != rows[:, :-1]).any(0)])
+    first = order[starts]
+    sorting = np.lexsort((first, vertex[first]))
+    rank = np.empty(len(first), np.int64)
+    rank[sorting] = np.arange(len(first))
+    first = first[sorting]
+    # Vertices that stay whole, and the pieces of the others, in the order of the file.
+    whole = np.flatnonzero(~torn)
+    source = np.concatenate([whole, vertex[first]])
+    place = np.argsort(source, kind="stable")
+    moved = np.empty(len(place), np.int64)
+    moved[place] = np.arange(len(place))
+    new = np.empty(vertex_count, np.int64)
+    new[whole] = moved[: len(whole)]
+    result = new[vertex]
+    result[order] = moved[len(whole) + rank[np.cumsum(starts) - 1]]
+    return (
+        result,
+        source[place],
+        np.concatenate([only_uv[whole], uv[first]])[place],
+        np.concatenate([only_normal[whole], normal[first]])[place],
     )
-    unique, first, inverse = np.unique(corners, axis=0, return_index=True, return_inverse=True)
-    order = np.lexsort((first, unique[:, 0]))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    unique = unique[order]
-    return rank[inverse.reshape(-1)[: len(vertex)]], unique[:, 0], unique[:, 1], unique[:, 2]

@@ -1,79 +1,60 @@
-"""Wavefront OBJ and its material libraries."""
+"""Wavefront OBJ: polygons, groups and vertex colours; `mtl_file.py` reads its materials."""
 
-from array import array
+import re
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdslab.meshes.mesh_file import (
     MOST_FACES,
-    FileMaterial,
+    Floats,
+    Indices,
     MeshFile,
     MeshFileError,
     MeshFolder,
+    linear_colors,
+    note_small_polygons,
     split_corners,
 )
+from sdslab.meshes.mtl_file import SAME, read_materials
 from sdslab.meshes.polygons import triangulate
+from sdslab.meshes.text_lines import (
+    IS_SPACE,
+    NEWLINE,
+    SPACE,
+    SPACES,
+    TextLines,
+    decoded,
+    parsed,
+    plain_text,
+    without_comments,
+    word_starts,
+)
 
-LONGEST_LINE = 1_000_000
-WIDTHS = {"v": 3, "vt": 2, "vn": 3}
+WIDTHS = {"v": (3, 3), "vt": (1, 2), "vn": (3, 3)}  # numbers that a line needs, and that are used
 MOST_ROWS = 3 * MOST_FACES  # of each kind; corners, too
+NONE = np.iinfo(np.int64).min  # no index
+CORNER = re.compile(rb"[+-]?\d{1,18}(/([+-]?\d{1,18})?){0,2}")
+# What no reader shows: names of other files, hints for other programs, smoothing without normals.
+PASSED_OVER = {"s", "vp", "usemap", "maplib", "shadow_obj", "trace_obj", "mg", "bevel", "c_interp",
+               "d_interp", "lod", "ctech", "stech", "call", "csh"}  # fmt: skip
+FREE_FORM = {"cstype", "deg", "bmat", "step", "curv", "curv2", "surf", "parm", "trim", "hole",
+             "scrv", "sp", "end", "con", "bzp", "bsp", "cdc", "cdp", "res"}  # fmt: skip
 
 
-class _Lines:
-    """The statements of an OBJ file, as flat arrays of numbers."""
+@dataclass
+class _Names:
+    """What the lines without numbers state."""
 
-    def __init__(self, text: str) -> None:
-        self.values = {keyword: array("d") for keyword in WIDTHS}
-        self.corners = array("q")  # v, vt and vn of each
-        self.sizes: list[int] = []
-        self.parts: dict[tuple[str, str, str], int] = {}
-        self.polygon_part: list[int] = []
-        self.libraries: list[str] = []
-        names = {"o": "", "g": "", "usemtl": ""}
-        for number, line in enumerate(text.replace("\\\n", " ").split("\n"), 1):
-            if len(line) > LONGEST_LINE:
-                raise MeshFileError(f"line {number} is {len(line):,} characters long")
-            keyword, _, rest = line.strip().partition(" ")
-            try:
-                if keyword in self.values:
-                    width = WIDTHS[keyword]
-                    row = [float(word) for word in rest.split("#")[0].split()[:width]]
-                    row += [0.0] * (width - len(row) if keyword == "vt" and row else 0)
-                    if len(row) != width:
-                        raise ValueError(f"it needs {width} numbers")
-                    self.values[keyword].extend(row)
-                    if len(self.values[keyword]) > width * MOST_ROWS:
-                        raise MeshFileError(f"it has more than {MOST_ROWS:,} lines of {keyword}")
-                elif keyword in ("f", "fo"):
-                    self._polygon(rest.split("#")[0].split(), tuple(names.values()))
-                elif keyword in names:
-                    names[keyword] = rest.strip()
-                elif keyword == "mtllib":
-                    self.libraries.append(rest.strip())
-            except MeshFileError:
-                raise
-            except ValueError as error:
-                raise MeshFileError(f"line {number} is {line.strip()[:60]!r}: {error}") from error
-
-    def _polygon(self, words: list[str], key: tuple[str, ...]) -> None:
-        counts = [len(self.values[keyword]) // width for keyword, width in WIDTHS.items()]
-        for word in words:
-            fields = word.split("/")
-            corner = [-1, -1, -1]
-            for k, text in enumerate(fields[:3]):
-                if text:
-                    index = int(text)
-                    corner[k] = index - 1 if index > 0 else counts[k] + index
-                    if index == 0 or corner[k] < 0:
-                        raise ValueError(f"there is no index {index}")
-            if corner[0] < 0:
-                raise ValueError("a corner needs a vertex")
-            self.corners.extend(corner)
-        self.sizes.append(len(words))
-        if len(self.sizes) > MOST_FACES or len(self.corners) > 3 * MOST_ROWS:
-            raise MeshFileError(f"it has more than {MOST_FACES:,} faces")
-        name, group, material = key
-        self.polygon_part.append(self.parts.setdefault((name, group, material), len(self.parts)))
+    changes: list[tuple[int, tuple[str, str, str]]] = field(
+        default_factory=lambda: [(-1, ("", "", ""))]
+    )
+    """The line from which on an object, a group and a material count."""
+    libraries: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    """Lines by keyword."""
 
 
 def read_obj(content: bytes, folder: MeshFolder) -> MeshFile:
@@ -81,118 +62,306 @@ def read_obj(content: bytes, folder: MeshFolder) -> MeshFile:
 
     A vertex used with several texture coordinates or normals is split on the spot.
     """
-    lines = _Lines(content.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n"))
-    positions, uv, normals = (
-        np.array(lines.values[keyword], np.float64).reshape(-1, width)
-        for keyword, width in WIDTHS.items()
-    )
-    corners = np.array(lines.corners, np.int64).reshape(-1, 3)
-    for k, (rows, what) in enumerate(((positions, "v"), (uv, "vt"), (normals, "vn"))):
-        if (corners[:, k] >= len(rows)).any():
-            raise MeshFileError(f"a face names {what} {corners[:, k].max() + 1} of {len(rows)}")
-    triangles, polygon = triangulate(np.array(lines.sizes, np.int64), positions[corners[:, 0]])
-    part = np.array(lines.polygon_part, np.int64)[polygon]
+    notes: list[str] = []
+    text, numeric = _texts(content, notes)
+    lines = TextLines(numeric)
+    kinds = _kinds(lines)
+    names = _names(text, lines, ~np.any(list(kinds.values()), axis=0))
+    vertices, uv, normals = (_rows(lines, kinds[kind], kind) for kind in WIDTHS)
+    corners, sizes = _corners(lines, kinds, notes)
+    lost = _unread(names.unread, text, notes)
+    note_small_polygons(sizes, notes)
+    triangles, polygon = triangulate(sizes, vertices[corners[:, 0], :3])
+    keys, part = _parts(names, np.flatnonzero(kinds["f"])[polygon])
     order = np.argsort(part, kind="stable")
-    used = corners[triangles[order].reshape(-1)]
+    corners, part = corners[triangles[order].reshape(-1)], part[order]
+    found = read_materials(names.libraries, [key[2] for key in keys], folder)
+    part_material = [found.index.get(key[2], -1) for key in keys]
+    places = _places(uv, found.transforms)
+    if places is not None:
+        # Every transform has its own copy of the coordinates, so that corners split by it.
+        own = np.array([*range(len(found.transforms)), 0])[part_material][part].repeat(3)
+        corners[:, 1] = np.where(corners[:, 1] < 0, -1, corners[:, 1] + own * len(uv))
+        uv = np.tile(uv, (len(found.transforms), 1))
     vertex, source, source_uv, source_normal = split_corners(
-        used[:, 0], used[:, 1], used[:, 2], len(positions)
+        corners[:, 0], corners[:, 1], corners[:, 2], len(vertices)
     )
-    materials, notes = _materials(lines, folder)
-    names = [material.name for material in materials]
     return MeshFile(
-        positions=positions[source],
+        positions=vertices[source, :3],
         faces=vertex.reshape(-1, 3),
-        face_part=part[order],
-        part_names=_part_names(list(lines.parts)),
-        part_material=[names.index(m) if m in names else -1 for _, _, m in lines.parts],
+        face_part=part,
+        part_names=_part_names(keys),
+        part_material=part_material,
         uv=_pick(uv, source_uv),
         normals=_pick(normals, source_normal),
+        colors=_colors(vertices[source, 3:], notes),
+        texture_uv=None if places is None else _pick(places, source_uv),
         source_vertex=source,
-        materials=materials,
-        notes=notes,
+        materials=found.materials,
+        notes=notes + found.notes,
+        lost=lost + found.lost,
     )
 
 
-def _pick(values: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-    if not (index >= 0).any():
+def _texts(content: bytes, notes: list[str]) -> tuple[bytes, bytes]:
+    """The text for names, and one of the same length for numbers, without what is no number."""
+    text = plain_text(content)
+    if b"1.#" in text:  # not a number, as Microsoft's compilers write it
+        text = re.sub(rb"1\.#(QNAN|IND|INF)\d*", lambda match: b"nan".ljust(len(match[0])), text)
+    numeric = without_comments(text)
+    if b"\\" in numeric:  # a line that goes on
+        text, numeric = _joined(text, numeric)
+    if b"," in numeric:
+        numeric, commas = re.subn(rb",(?=\s|\Z)", b" ", numeric)
+        if commas:
+            notes.append(f"{commas:,} commas passed over")
+    return text, numeric
+
+
+def _joined(text: bytes, numeric: bytes) -> tuple[bytes, bytes]:
+    """Both with blanks for the line ends behind a backslash."""
+    data = np.frombuffer(numeric, np.uint8)
+    at = np.flatnonzero((data[:-1] == ord("\\")) & (data[1:] == NEWLINE)).astype(np.int32)
+    both = []
+    for old in (text, numeric):
+        new = np.frombuffer(bytearray(old), np.uint8)
+        new[at] = new[at + 1] = SPACE
+        both.append(new.tobytes())
+    return both[0], both[1]
+
+
+def _kinds(lines: TextLines) -> dict[str, NDArray[np.bool_]]:
+    """Which lines hold what; their keywords, in either case, are overwritten by blanks."""
+    stated = np.flatnonzero(lines.counts)
+    at = lines.words[lines.first[stated]]
+    last = len(lines.data) - 1  # a line end
+    one, two, three = (lines.data[np.minimum(at + k, last)] for k in range(3))
+    kinds = {}
+    for keyword in ("v", "vt", "vn", "f", "fo"):
+        same = (one | 0x20) == ord(keyword[0])
+        same &= IS_SPACE[two] if len(keyword) == 1 else (two | 0x20) == ord(keyword[1])
+        same &= IS_SPACE[three] | (len(keyword) == 1)
+        for k in range(len(keyword)):
+            lines.data[at[same] + k] = SPACE
+        kinds[keyword] = np.zeros(len(lines.counts), bool)
+        kinds[keyword][stated[same]] = True
+    kinds["f"] |= kinds.pop("fo")
+    return kinds
+
+
+def _names(text: bytes, lines: TextLines, others: NDArray[np.bool_]) -> _Names:
+    result = _Names()
+    names = {"o": "", "g": "", "usemtl": ""}
+    for number in np.flatnonzero(others & (lines.counts > 0)).tolist():
+        start = lines.starts[number]
+        keyword, *rest = text[start : start + lines.lengths[number]].split(None, 1)
+        keyword = decoded(keyword[:80]).lower()
+        name = decoded(rest[0]).strip() if rest else ""
+        if keyword in names:
+            names[keyword] = name
+            result.changes.append((number, (names["o"], names["g"], names["usemtl"])))
+        elif keyword == "mtllib":
+            result.libraries.append(name)
+        else:
+            result.unread[keyword] += 1
+    return result
+
+
+def _rows(lines: TextLines, mask: NDArray[np.bool_], kind: str) -> Floats:
+    """[n, k] numbers of a kind's lines, k at least as many as are used; NaN where there is none."""
+    least, used = WIDTHS[kind]
+    if mask.sum() > MOST_ROWS:
+        raise MeshFileError(f"it has more than {MOST_ROWS:,} lines of {kind}")
+    widths = lines.counts[mask] - 1
+    if len(widths) and widths.min() < least:
+        number = int(np.flatnonzero(mask)[widths.argmin()])
+        raise lines.error(number, f"it needs {least} number{'s'[: least > 1]}")
+    flat = lines.numbers(mask, int(widths.sum()))
+    most = int(widths.max(initial=used))
+    if len(flat) == most * len(widths):
+        return flat.reshape(-1, most)
+    columns = np.arange(min(most, 7))
+    there = columns < widths[:, None]
+    table = flat[np.where(there, (np.cumsum(widths) - widths)[:, None] + columns, 0)]
+    # A texture's second coordinate may be left out.
+    return np.where(there, table, 0.0 if kind == "vt" else np.nan)
+
+
+def _corners(
+    lines: TextLines, kinds: dict[str, NDArray[np.bool_]], notes: list[str]
+) -> tuple[Indices, Indices]:
+    """Indices [c, 3] of v, vt and vn, −1 for none, and the corners of each polygon."""
+    mask = kinds["f"]
+    number, sizes = np.flatnonzero(mask), lines.counts[mask] - 1
+    if len(sizes) > MOST_FACES or sizes.sum() > MOST_ROWS:
+        raise MeshFileError(f"it has more than {MOST_FACES:,} faces")
+    corners = _indices(lines.bytes_of(mask), int(sizes.sum()))
+    if corners is None:
+        raise _bad_face(lines, number)
+    for k, kind in enumerate(("v", "vt", "vn")):
+        column, rows = corners[:, k], int(kinds[kind].sum())
+        stands = column != NONE
+        column = np.where(stands, column, 0)
+        if (column < 0).any():  # counted back from where the face stands
+            before = np.cumsum(kinds[kind])[number].repeat(sizes)
+            column = np.where(column < 0, np.maximum(before + column + 1, 0), column)
+        column -= 1
+        missing = (column < 0) | (column >= rows)
+        if k == 0 and missing.any():
+            corner = int(missing.argmax())
+            raise _bad_face(lines, number, int(np.repeat(number, sizes)[corner]), rows)
+        stated = np.count_nonzero(missing & stands)
+        if stated:
+            notes.append(f"{stated:,} corners name a {kind} that is not there ({rows:,} are)")
+        corners[:, k] = np.where(missing, -1, column)
+    return corners, sizes
+
+
+def _indices(text: bytes, count: int) -> Indices | None:
+    """[count, 3] numbers of words such as ``1``, ``1/2``, ``1//3`` and ``1/2/3``; else None.
+
+    NONE stands where a word has no number.
+    """
+    result = np.full((count, 3), NONE)
+    if not count:
+        return result
+    if text.translate(None, SPACES + b"0123456789+-/") or b"///" in text:
         return None
-    return np.where(index[:, None] >= 0, values[index], np.nan)
+    data = np.frombuffer(b"   " + text, np.uint8)  # so that three bytes stand before each number
+    sign = np.flatnonzero((data == ord("-")) | (data == ord("+")))
+    if not (IS_SPACE[data[sign - 1]] | (data[sign - 1] == ord("/"))).all():
+        return None
+    slash = np.flatnonzero(data == ord("/"))
+    columns = _same_columns(slash, word_starts(text) + 3)
+    if columns is not None:
+        numbers = parsed(text.replace(b"/", b" "), np.int64)
+        if len(numbers) == count * len(columns):
+            result[:, columns] = numbers.reshape(count, -1)
+            return result
+    digit = (data - ord("0")) < 10
+    begins, stops = digit.copy(), digit.copy()
+    begins[1:] &= ~digit[:-1]
+    stops[:-1] &= ~digit[1:]
+    at = np.flatnonzero(begins)
+    length = np.flatnonzero(stops) - at + 1
+    if not len(at) or length.max() > 18:
+        return None
+    value = np.zeros(len(at), np.int64)
+    for k in range(int(length.max())):
+        longer = length > k
+        value = np.where(longer, 10 * value + data[np.where(longer, at + k, 0)] - ord("0"), value)
+    before = data[at - 1]
+    signed = (before == ord("-")) | (before == ord("+"))
+    value = np.where(before == ord("-"), -value, value)
+    at -= signed
+    leads, behind_slash = IS_SPACE[data[at - 1]], data[at - 1] == ord("/")
+    if leads.sum() != count or len(sign) != signed.sum() or not (leads | behind_slash).all():
+        return None
+    # The first number of a word is its vertex; behind two slashes stands a normal.
+    first = np.flatnonzero(leads)
+    column = np.arange(len(at)) - first.repeat(np.diff(first, append=len(at)))
+    column += behind_slash & (data[at - 2] == ord("/"))
+    if column.max() > 2:
+        return None
+    result[np.cumsum(leads) - 1, column] = value
+    return result
+
+
+def _same_columns(slash: Indices, words: Indices) -> list[int] | None:
+    """Which of v, vt and vn all words have, where all are written alike; else None."""
+    each = len(slash) // max(len(words), 1)
+    if each > 2 or each * len(words) != len(slash):
+        return None
+    slashes = slash.reshape(len(words), each)
+    if each and not ((slashes[:, 0] > words).all() and (slashes[:-1, -1] < words[1:]).all()):
+        return None
+    if each < 2:
+        return list(range(each + 1))
+    adjacent = slashes[:, 1] == slashes[:, 0] + 1
+    return [0, 2] if adjacent.all() else None if adjacent.any() else [0, 1, 2]
+
+
+def _bad_face(
+    lines: TextLines, numbers: Indices, number: int | None = None, vertices: int = 0
+) -> MeshFileError:
+    """What is wrong with a face: its words, or the vertices of line `number`."""
+    if number is None:
+        for at in numbers.tolist():
+            for word in lines.line(at).split():
+                if not CORNER.fullmatch(word):
+                    reason = f"{decoded(word)[:40]!r} is not of the form v, v/vt, v//vn, v/vt/vn"
+                    return lines.error(at, reason)
+        return MeshFileError("its faces cannot be read")
+    indices = [int(word.split(b"/")[0]) for word in lines.line(number).split()]
+    if max(indices) > vertices:
+        return lines.error(number, f"it names v {max(indices)} of {vertices}")
+    wrong = 0 if 0 in indices else min(indices)
+    return lines.error(number, f"there is no index {wrong}")
+
+
+def _parts(names: _Names, lines: Indices) -> tuple[list[tuple[str, str, str]], Indices]:
+    """Object, group and material of each part, in the order of use, and the part of each line."""
+    change = np.searchsorted([number for number, _ in names.changes], lines) - 1
+    keys: dict[tuple[str, str, str], int] = {}
+    stated = np.unique(change)
+    part = [keys.setdefault(names.changes[k][1], len(keys)) for k in stated]
+    table = np.zeros(len(names.changes), np.int64)
+    table[stated] = part
+    return list(keys), table[change]
 
 
 def _part_names(keys: list[tuple[str, str, str]]) -> list[str]:
     """Object and group, and the material where that alone tells parts apart."""
     stems = [" ".join(dict.fromkeys(filter(None, key[:2]))) for key in keys]
+    twice = {stem for stem, count in Counter(stems).items() if count > 1}
     return [
-        " ".join(filter(None, (stem, key[2]))) if stems.count(stem) > 1 or not stem else stem
+        " ".join(filter(None, (stem, key[2]))) if stem in twice or not stem else stem
         for stem, key in zip(stems, keys, strict=True)
     ]
 
 
-def _materials(lines: _Lines, folder: MeshFolder) -> tuple[list[FileMaterial], list[str]]:
-    materials: dict[str, FileMaterial] = {}
-    notes: list[str] = []
-    for library in lines.libraries:
-        try:
-            text = folder.read(library).decode("utf-8", "replace")
-        except MeshFileError as error:
-            notes.append(f"material file {error}")
-            continue
-        for material in _read_mtl(text, folder, notes):
-            materials.setdefault(material.name, material)
-    used = [name for _, _, name in lines.parts]
-    return [materials[name] for name in dict.fromkeys(used) if name in materials], notes
-
-
-def _read_mtl(text: str, folder: MeshFolder, notes: list[str]) -> list[FileMaterial]:
-    statements: list[dict[str, str]] = []
-    for line in text.splitlines():
-        keyword, _, rest = line.strip().partition(" ")
-        if keyword == "newmtl":
-            statements.append({"newmtl": rest.strip()})
-        elif statements and rest.strip():
-            statements[-1][keyword.lower()] = rest.strip()
-
-    def image(words: dict[str, str], *keywords: str) -> bytes | None:
-        for keyword in keywords:
-            if keyword in words:
-                name = words[keyword]
-                try:
-                    # options such as "-s 1 1 1" come first
-                    return folder.read(name.split()[-1] if name.startswith("-") else name)
-                except MeshFileError as error:
-                    notes.append(f"texture {error}")
+def _places(uv: Floats, transforms: list[tuple[float, float, float, float]]) -> Floats | None:
+    """Copies of the texture coordinates, scaled and moved by each transform, if there are any."""
+    if all(transform == SAME for transform in transforms):
         return None
-
-    def number(words: dict[str, str], keyword: str, default: float) -> float:
-        try:
-            value = float(words[keyword].split()[0])
-        except (KeyError, ValueError):
-            return default
-        return min(max(value, 0.0), 1.0) if np.isfinite(value) else default
-
-    materials = []
-    for words in statements:
-        color_image = image(words, "map_kd")
-        roughness_image, metallic_image = image(words, "map_pr"), image(words, "map_pm")
-        materials.append(
-            FileMaterial(
-                name=words["newmtl"],
-                color=(1.0, 1.0, 1.0) if color_image else _diffuse(words.get("kd", "")),
-                roughness=number(words, "pr", 1.0 if roughness_image else 0.5),
-                metallic=number(words, "pm", 1.0 if metallic_image else 0.0),
-                color_image=color_image,
-                roughness_image=roughness_image,
-                metallic_image=metallic_image,
-                normal_image=image(words, "norm", "map_kn"),
-            )
-        )
-    return materials
+    return np.concatenate([uv * transform[:2] + transform[2:] for transform in transforms])
 
 
-def _diffuse(text: str) -> tuple[float, float, float]:
-    """Kd, which Blender and others write in linear light."""
-    try:
-        red, green, blue = (min(max(float(word), 0.0), 1.0) for word in text.split()[:3])
-    except ValueError:
-        return (1.0, 1.0, 1.0)
-    return (red, green, blue)
+def _pick(values: Floats, index: Indices) -> Floats | None:
+    if not (index >= 0).any():
+        return None
+    return np.where(index[:, None] >= 0, values[index], np.nan)
+
+
+def _colors(columns: Floats, notes: list[str]) -> Floats | None:
+    """What stands behind x, y and z on the `v` lines: a weight, or a colour."""
+    if columns.shape[1] < 3:
+        if columns.shape[1] and (np.nan_to_num(columns[:, 0], nan=1.0) != 1).any():
+            notes.append("weights of vertices passed over")
+        return None
+    colors = columns[:, : 4 if columns.shape[1] > 3 else 3]
+    if not np.isfinite(colors[:, 2]).any():
+        return None
+    if np.nanmax(colors) > 1:  # some programs write bytes
+        colors = colors / 255
+    return linear_colors(colors)
+
+
+def _unread(unread: Counter[str], text: bytes, notes: list[str]) -> list[str]:
+    """Phrases for what is lost; statements that no one knows become a note."""
+    lost = []
+    for keyword, what in (("l", "line elements"), ("p", "point elements")):
+        if unread[keyword]:
+            lost.append(f"{unread[keyword]:,} {what}")
+    if any(unread[keyword] for keyword in FREE_FORM):
+        lost.append("free-form curves or surfaces")
+    if b"\n#MRGB" in text:
+        lost.append("vertex colours in #MRGB comments")
+    known = PASSED_OVER | FREE_FORM | {"l", "p"}
+    strange = [keyword for keyword in unread if keyword not in known]
+    if strange:
+        count = sum(unread[keyword] for keyword in strange)
+        shown = ", ".join(repr(keyword[:20]) for keyword in strange[:3])
+        more = ", …" if strange[3:] else ""
+        notes.append(f"{count:,} lines not understood, which start with {shown}{more}")
+    return lost
