@@ -20,13 +20,13 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 def interrupts_held() -> Iterator[Callable[[], None]]:
     """Holds the first Ctrl-C or SIGTERM back until the yielded function is called, which raises it.
 
-    A second one is not held back. Outside the main thread, where Python delivers no signals,
-    nothing is held.
+    A second one is not held back. A block within a block hears of what came before it began.
+    Outside the main thread, where Python delivers no signals, nothing is held.
 
     Raises:
         KeyboardInterrupt: from the yielded function, after Ctrl-C; `Terminated` after SIGTERM.
     """
-    received: list[int] = []
+    received: list[int] = getattr(signal.getsignal(signal.SIGINT), "received", [])
 
     def hold(number: int, frame: FrameType | None) -> None:
         del frame
@@ -34,9 +34,13 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         if len(received) > 1:
             raise _interrupt(number)
 
+    hold.received = received  # type: ignore[attr-defined]  for blocks within this one
+
     def raise_if_received() -> None:
         if received:
-            raise _interrupt(received[0])
+            number = received[0]
+            received.clear()  # the blocks around this one need not raise it again
+            raise _interrupt(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield raise_if_received

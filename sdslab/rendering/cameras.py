@@ -63,7 +63,7 @@ class Cameras:
             target: [b, 3].
             fov_deg: [b], the full angle of view, in degrees.
         """
-        eye, target, fov = eye.double(), target.double(), torch.deg2rad(fov_deg.double())
+        eye, target = eye.double(), target.double()
         backward = torch.nn.functional.normalize(eye - target, dim=-1)
         up = eye.new_tensor([0, 1, 0]).expand_as(eye)
         # Straight above or below, "up" is the direction of view: take −Z for the picture's top.
@@ -71,11 +71,28 @@ class Cameras:
         up = torch.where(vertical, -backward[:, 1:2].sign() * eye.new_tensor([0, 0, 1]), up)
         right = torch.nn.functional.normalize(torch.linalg.cross(up, backward), dim=-1)
         rotation = torch.stack((right, torch.linalg.cross(backward, right), backward), 1)
+        return cls.turned_by(eye, rotation, fov_deg)
+
+    @classmethod
+    def turned_by(
+        cls, eye: Tensor, rotation: Tensor, fov_deg: Tensor, aspect: float = 1.0
+    ) -> "Cameras":
+        """Cameras of any orientation.
+
+        Args:
+            eye: [b, 3].
+            rotation: [b, 3, 3] from the world to the camera: its rows are the picture's right, its
+                top, and the direction that the camera looks away from.
+            fov_deg: [b], the full angle of view from bottom to top, in degrees.
+            aspect: width by height of the picture.
+        """
+        eye, rotation, fov = eye.double(), rotation.double(), torch.deg2rad(fov_deg.double())
         view = torch.eye(4, dtype=torch.float64, device=eye.device).repeat(len(eye), 1, 1)
         view[:, :3, :3] = rotation
         view[:, :3, 3] = -(rotation @ eye[..., None])[..., 0]
         projection = torch.zeros_like(view)
-        projection[:, 0, 0] = projection[:, 1, 1] = 1 / (fov / 2).tan()
+        projection[:, 1, 1] = 1 / (fov / 2).tan()
+        projection[:, 0, 0] = projection[:, 1, 1] / aspect
         projection[:, 2, 2] = -(FAR + NEAR) / (FAR - NEAR)
         projection[:, 2, 3] = -2 * FAR * NEAR / (FAR - NEAR)
         projection[:, 3, 2] = -1

@@ -123,32 +123,33 @@ class Renderer:
         ).to(device, torch.float32)
 
     @torch.no_grad()
-    def see(self, cameras: Cameras, resolution: int) -> Surface:
+    def see(self, cameras: Cameras, resolution: int | tuple[int, int]) -> Surface:
         """Finds what each pixel shows.
 
         Args:
             cameras: b views.
-            resolution: height and width of the pictures.
+            resolution: of the pictures, (height, width) where the two differ.
         """
         cameras = cameras.to(self.device)
         b, s = len(cameras), self.supersampling
+        height, width = (resolution,) * 2 if isinstance(resolution, int) else resolution
         clip = F.pad(self.positions, (0, 1), value=1.0) @ cameras.world_to_clip.mT
-        ids = self.backend.visibility(clip, self.faces, (resolution * s, resolution * s))
+        ids = self.backend.visibility(clip, self.faces, (height * s, width * s))
         fragments = self.backend.resolve(clip, self.faces, ids, self._attributes)
         uv, position, normal, tangent = fragments.attributes.split((2, 3, 3, 4), dim=1)
         view = fragments.sample
         # The back of a face has the whole frame reversed, as glTF viewers do.
         side = torch.where(fragments.front_facing, 1.0, -1.0)[:, None]
         row, column = (
-            fragments.pixel // (resolution * s) % (resolution * s) // s,
-            fragments.pixel % (resolution * s) // s,
+            fragments.pixel // (width * s) % (height * s) // s,
+            fragments.pixel % (width * s) // s,
         )
         forward = cameras.world_to_camera[:, 2, :3]
         eye = cameras.eye
         return Surface(
-            shape=(b, resolution, resolution),
+            shape=(b, height, width),
             supersampling=s,
-            pixel=(view * resolution + row) * resolution + column,
+            pixel=(view * height + row) * width + column,
             view=view,
             uv=uv.contiguous(),
             uv_derivatives=fragments.uv_derivatives,

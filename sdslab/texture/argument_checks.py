@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import socket
 from dataclasses import fields
 from pathlib import Path
 
@@ -129,6 +130,11 @@ def check(arguments: Arguments) -> None:
         raise UserError(
             '--live needs viser, which is not installed; install it: pip install "sdslab[live]"'
         )
+    if output.live and not _is_free(output.live_port):
+        raise UserError(
+            f"--live-port must be a port that this program may listen on, got {output.live_port}, "
+            f"which is in use or reserved; give another one, or 0 for any"
+        )
     if rendering.unlit and (rendering.light or rendering.fixed_light):
         raise UserError("--unlit and --light or --fixed-light exclude each other: give one")
     if arguments.subject.init == "triplanar" and guidance not in ("exemplar", "none"):
@@ -140,6 +146,17 @@ def check(arguments: Arguments) -> None:
         raise UserError("--lamp and --unlit or --fixed-light exclude each other: give one")
     if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar", "none"):
         raise UserError(f"--sr-steps is for --prompt, got --guidance {guidance}; leave it out")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        if os.name == "posix":  # as servers do: a port that was just left is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def default_out(arguments: Arguments) -> Path:

@@ -1,65 +1,102 @@
-"""``--live``: a page that shows the material as it forms, and pauses, steps and saves the run."""
+"""``--live``: a page that shows the material as it forms, and pauses, steps and saves the run.
 
-import contextlib
-import io
+The page has a process of its own (`live_page.py`), of the lowest priority: whatever a browser does,
+it neither takes the run's time nor changes its result. The run looks for what was clicked between
+two steps, and hands over its maps no oftener than it can afford to.
+"""
+
+import multiprocessing
+import pickle
+import signal
+import statistics
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from sdslab.errors import UserError
 from sdslab.interrupts import interrupts_held
-from sdslab.meshes.export_glb import export_glb, glb_bytes
-from sdslab.meshes.mesh import Mesh
-from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.meshes.export_glb import export_glb
 from sdslab.optimization.optimize import Step
-from sdslab.texture.target import resize_maps
+from sdslab.texture.live_page import Command, serve
+from sdslab.texture.live_picture import LiveScene, covered_at, fitted
 
-HOST = "127.0.0.1"  # this machine alone: whoever reaches the page can pause the run
-LARGEST_MAPS = 512  # height and width of what is sent
-SHARE = 0.1  # of the time, at most, that sending takes
+LARGEST_MAPS = 1024  # height and width of what the page is given
+SHARE = 0.03  # of the run's time, at most, that handing it over takes
 RELOAD_SECONDS = 5.0  # a pause ends so long after the last page has gone
-LIGHTS = ("studio", "city", "forest", "sunset", "night", "warehouse", "apartment", "park")
-EYE = (2.0, 1.2, 2.8)
+LEAVING_SECONDS = 5.0  # for the last message to reach a page
+CURVE_POINTS = 400  # of a stage's curve, at most
+
+
+@dataclass
+class Curve:
+    """A stage's loss over its steps, thinned out as it grows.
+
+    Attributes:
+        points: (step, loss) of every `stride`-th step.
+        stride: steps from one to the next.
+    """
+
+    points: list[tuple[int, float]]
+    stride: int = 1
+
+    def add(self, index: int, loss: float) -> None:
+        """Appends a step."""
+        if index % self.stride == 0:
+            self.points.append((index, loss))
+        if len(self.points) > CURVE_POINTS:
+            self.stride *= 2
+            self.points = [point for point in self.points if point[0] % self.stride == 0]
 
 
 class LiveView:
-    """Serves a run with viser while the block runs; nothing that it does changes the result.
-
-    The page's controls are heard in viser's threads and obeyed between two steps. A browser that
-    goes away changes nothing.
+    """Serves a run while the block runs; nothing that it does changes the result.
 
     Args:
-        mesh: what is textured.
-        covered: [size, size] bool, the texels that a face covers.
+        scene: what is shown.
         out: the run's folder, for what is saved.
-        port: to listen on; another one if it is taken, 0 for any.
+        size: height and width of the maps that are saved.
+        port: to listen on, 0 for any.
+        say: is told a line for people, where the page is above all.
     """
 
-    def __init__(self, mesh: Mesh, covered: Tensor, out: Path, port: int) -> None:
-        self.mesh, self.covered, self.out, self.port = mesh, covered, out, port
-        self._small_covered = _shrunk(covered)
-        self._steps_asked = self._saves_asked = 0
-        self._seen_by: set[int] = set()
-        self._glb: Any = None
-        self._next_update = 0.0
-        self._last_seen = time.monotonic()
+    def __init__(
+        self, scene: LiveScene, out: Path, size: int, port: int, say: Callable[[str], None]
+    ) -> None:
+        self.scene, self.out, self.size, self.port, self._say = scene, out, size, port, say
+        self.paused = False
+        self.url: str | None = None
+        self._steps_asked = self._saves_asked = self._heard = 0
+        self._wanted = self._watched = False
+        self._connection: Any = None  # to the page, while it is there
+        self._news: dict[str, Any] = {}
+        self._curves: dict[str, Curve] = {}
+        self._paces: deque[float] = deque(maxlen=10)  # seconds of the latest steps
+        self._before = ("", 0.0)  # the stage and the seconds of the step before
+        self._shown = ("", -1)  # the stage and the step of the maps that the page has
+        self._next_maps = 0.0
 
     def __enter__(self) -> Self:
-        import viser  # an extra, for which `check` has asked
-
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a banner
-            self.server = viser.ViserServer(host=HOST, port=self.port, verbose=False)
-        # Sharing would show the run to the world through a server of viser's.
-        self.server.gui.configure_theme(control_width="small", show_share_button=False)
-        scene = self.server.scene
-        scene.set_up_direction("+y")
-        self.server.initial_camera.position = EYE
-        self.server.initial_camera.look_at = (0.0, 0.0, 0.0)
-        self._add_controls()
+        self._folder = tempfile.TemporaryDirectory(prefix="sdslab-live-")
+        context = multiprocessing.get_context("spawn")
+        self._connection, there = context.Pipe()
+        arguments = (there, self.port, RELOAD_SECONDS)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        # Ctrl-C in a terminal goes to every process there, but it is meant for the run.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        there.close()
         return self
 
     def __exit__(
@@ -68,30 +105,32 @@ class LiveView:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.server.stop()
-
-    @property
-    def url(self) -> str:
-        """Where the page is."""
-        return f"http://{HOST}:{self.server.get_port()}"
-
-    @property
-    def paused(self) -> bool:
-        """Whether the run waits at its next step."""
-        return self._paused.value
-
-    @paused.setter
-    def paused(self, value: bool) -> None:
-        self._paused.value = value
-
-    def ask(self, what: Literal["step", "save"]) -> None:
-        """What the page's buttons do: one step, after which the run is paused; or a save."""
-        if what == "step":
-            self.paused = True
-            self._steps_asked += 1
+        if error is None:
+            text = f"**The run has finished.** Its results are in `{self.out}`."
+        elif isinstance(error, KeyboardInterrupt):
+            text = f"**The run was stopped.** What there is lies in `{self.out}`; the same command "
+            text += "goes on from there."
         else:
-            self._saves_asked += 1
+            text = f"**The run ended with an error:** {error}"
+        self._news |= {"ended": text}
+        self._send()
+        self._process.join(LEAVING_SECONDS if self._watched and self._connection else 0)
+        self._drop_page()
+        self._process.kill()
+        self._process.join()
+        self._folder.cleanup()
+
+    def ask(self, command: Command) -> None:
+        """What the page's buttons do; "step" is one step, after which the run is paused."""
+        match command:
+            case "pause" | "resume":
+                self.paused, self._steps_asked = command == "pause", 0
+            case "step":
+                self.paused = True
+                self._steps_asked += 1
+            case "save":
+                self._saves_asked += 1
+        self._tell()
 
     def follow(
         self,
@@ -107,7 +146,7 @@ class LiveView:
             name: of the stage.
             step: which step it is.
             total: steps of the stage.
-            maps: gives the material [size, size, 8] on the CPU.
+            maps: gives the material [h, h, 8] of the stage's own size, on the CPU.
             save: writes a checkpoint.
 
         Returns:
@@ -117,83 +156,124 @@ class LiveView:
             KeyboardInterrupt: Ctrl-C or SIGTERM came while the run was paused.
         """
         start = time.perf_counter()
-        self._status.content = (
-            f"**{name}** step {step.index + 1} of {total}  \nloss {step.loss:.4g}, "
-            f"|g| {step.gradient_norm:.3g}"
-        )
-        self._show(maps)
+        self._note(name, step, total)
         with interrupts_held() as raise_if_interrupted:
             while True:
+                self._listen(0)
                 if self._saves_asked:
                     self._saves_asked = 0
-                    save()
-                    maps_now = dilate_seams(maps(), self.covered)
-                    export_glb(self.mesh, maps_now, self.out / "mesh.glb")
-                    self._status.content += "  \nsaved"
-                if self._left_alone():
-                    self.paused = False
+                    self._save(name, step, maps, save)
+                self._answer((name, step.index), maps, last=step.index + 1 == total)
                 if not self.paused or self._steps_asked:
                     break
-                self._show(maps)
                 raise_if_interrupted()
-                time.sleep(0.02)
+                self._listen(0.05)
         self._steps_asked = max(0, self._steps_asked - 1)
+        self._tell()
         return time.perf_counter() - start
 
-    def _left_alone(self) -> bool:
-        """Whether the last page is gone, and not for a reload: nobody could end a pause."""
-        now = time.monotonic()
-        if self.server.get_clients():
-            self._last_seen = now
-        return now - self._last_seen > RELOAD_SECONDS
+    def _note(self, name: str, step: Step, total: int) -> None:
+        stage, seconds = self._before
+        if stage != name:
+            self._paces.clear()
+        elif step.seconds > seconds:
+            self._paces.append(step.seconds - seconds)
+        self._before = (name, step.seconds)
+        self._curves.setdefault(name, Curve([])).add(step.index, step.loss)
+        pace = statistics.median(self._paces) if self._paces else None
+        self._news |= {
+            "stage": name,
+            "step": step.index + 1,
+            "total": total,
+            "loss": step.loss,
+            "seconds_left": pace and pace * (total - step.index - 1),
+            "curves": {stage: curve.points for stage, curve in self._curves.items()},
+        }
+        self._tell()
 
-    def _show(self, maps: Callable[[], Tensor]) -> None:
-        """Sends the material to whoever looks, if it is time, and always to who has just come."""
-        here = set(self.server.get_clients())
-        start = time.perf_counter()
-        if here <= self._seen_by and (start < self._next_update or not here):
-            self._seen_by &= here
-            return
-        material = dilate_seams(_resized(maps()), self._small_covered)
-        content = glb_bytes(self.mesh, material)
-        if self._glb is None:
-            fit = self.mesh.normalization
-            place = tuple((-fit.center * fit.scale).tolist())
-            scene = self.server.scene
-            self._glb = scene.add_glb("/mesh", content, scale=fit.scale, position=place)
+    def _tell(self) -> None:
+        self._news |= {"paused": self.paused, "queued": self._steps_asked, "heard": self._heard}
+
+    def _listen(self, seconds: float) -> None:
+        """Hears what the page has said, and waits for it no longer than that."""
+        try:
+            if self._connection is None:
+                time.sleep(seconds)
+                return
+            while self._connection.poll(seconds):
+                seconds = 0
+                self._hear(*self._connection.recv())
+        except (EOFError, OSError):
+            self._say("the live view is gone; the run goes on without")
+            self._drop_page()
+
+    def _hear(self, what: str, value: Any) -> None:
+        match what:
+            case "scene":
+                self._connection.send_bytes(pickle.dumps((self.scene, self.out)))
+            case "url":
+                self.url = value
+                self._say(f"live view: {value}")
+            case "failed":
+                self._say(f"the live view failed: {value}")
+            case "command":
+                self._heard += 1
+                self.ask(value)
+            case "ready":  # for the next news; the value is whether anyone looks
+                self._wanted, self._watched = True, value
+
+    def _drop_page(self) -> None:
+        """Goes on without a page: nobody could end a pause any more."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._wanted = self._watched = self.paused = False
+        self._steps_asked = 0
+
+    def _answer(self, shown: tuple[str, int], maps: Callable[[], Tensor], last: bool) -> None:
+        """Tells the page what is new, with the maps if it is time; always a stage's last ones."""
+        if self._connection is None or self._shown == shown:
+            due = False
         else:
-            self._glb.glb_data = content
-        self._seen_by = here
-        now = time.perf_counter()
-        self._next_update = now + (now - start) / SHARE
+            due = last or (self._wanted and self._watched and self._is_time())
+        if due:
+            start = time.perf_counter()
+            path = Path(self._folder.name) / f"{shown[0]}-{shown[1]}.npy"
+            content = maps()
+            if len(content) > LARGEST_MAPS:
+                content = fitted(content, covered_at(self.scene.mesh, len(content)), LARGEST_MAPS)
+            np.save(path, content.half().numpy())
+            self._news.setdefault("maps", []).append((shown[0], str(path)))
+            self._shown = shown
+            now = time.perf_counter()
+            self._next_maps = now + (now - start) * (1 / SHARE - 1)
+        if self._wanted and self._news:
+            self._send()
 
-    def _add_controls(self) -> None:
-        gui, scene = self.server.gui, self.server.scene
-        self._status = gui.add_markdown("waiting for the first step")
-        self._paused = gui.add_checkbox("Paused", False)
-        step, save = gui.add_button("Step"), gui.add_button("Save")
-        light = gui.add_dropdown("Light", LIGHTS)
-        brightness = gui.add_slider("Brightness", 0.0, 3.0, 0.1, 1.0)
+    def _is_time(self) -> bool:
+        return self.paused or time.perf_counter() >= self._next_maps
 
-        step.on_click(lambda _: self.ask("step"))
-        save.on_click(lambda _: self.ask("save"))
+    def _send(self) -> None:
+        """Sends what is new. The page asks before each message, so that none waits in the pipe."""
+        if self._connection is None:
+            return
+        try:
+            self._connection.send(self._news)
+        except OSError:
+            self._drop_page()
+        self._news, self._wanted = {}, False
 
-        def shine(_event: Any = None) -> None:
-            intensity = brightness.value
-            scene.configure_environment_map(light.value, environment_intensity=intensity)
-
-        light.on_update(shine)
-        brightness.on_update(shine)
-        scene.configure_default_lights(False)
-        shine()
-
-
-def _resized(maps: Tensor) -> Tensor:
-    return resize_maps(maps, LARGEST_MAPS) if len(maps) > LARGEST_MAPS else maps
-
-
-def _shrunk(covered: Tensor) -> Tensor:
-    """Texels of the maps that are sent of which every one beneath is covered."""
-    factor = max(1, len(covered) // LARGEST_MAPS)
-    uncovered = torch.nn.functional.max_pool2d((~covered)[None].float(), factor)
-    return uncovered[0] == 0
+    def _save(
+        self, name: str, step: Step, maps: Callable[[], Tensor], save: Callable[[], object]
+    ) -> None:
+        where = f"{name}, step {step.index + 1}"
+        try:
+            save()
+            material = maps()
+            material = fitted(material, covered_at(self.scene.mesh, len(material)), self.size)
+            export_glb(self.scene.mesh, material, self.out / "mesh.glb")
+            time_of_day = datetime.now().astimezone().strftime("%H:%M:%S")
+            text = f"Saved at {time_of_day} ({where}): a checkpoint and `{self.out / 'mesh.glb'}`"
+        except UserError as error:
+            text = f"**Not saved** ({where}): {error}"
+        self._news |= {"notice": text}

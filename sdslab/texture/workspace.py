@@ -115,12 +115,23 @@ class Workspace:
         if not self.arguments.output.live:
             return None
         from sdslab.texture.live import LiveView
+        from sdslab.texture.live_picture import LiveScene
 
+        names = self.arguments.rendering.light or DEFAULT_LIGHTS
+        lights = self.lights.environments if self.lights else ()
+        scene = LiveScene(
+            # The maps that came with the file may be huge, and are not shown.
+            dataclasses.replace(self.mesh, source_material=None),
+            {name: light.to(CPU) for name, light in zip(names, lights, strict=False)},
+            self.arguments.rendering.color_mode,
+        )
         port = self.arguments.output.live_port
-        view = self.held.enter_context(LiveView(self.mesh, self.covered, self.out, port))
-        text = f"live view: {view.url}"
-        progress_console.print(text, markup=False, highlight=False, soft_wrap=True)
-        return view
+        return self.held.enter_context(
+            LiveView(scene, self.out, self.texture_size, port, self._say)
+        )
+
+    def _say(self, line: str) -> None:
+        progress_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -237,6 +248,7 @@ class Workspace:
             self.checkpoints.clear()
         self.held.enter_context(reported(self.out))
         self.held.enter_context(recorded(self.out / "run.json", self.record, self.device))
+        _ = self.live  # its page opens while the first step is computed
 
     def _keep_the_first_command(self) -> None:
         """A run that goes on is one run: what began it makes it again."""

@@ -1,0 +1,374 @@
+"""The page of ``--live``: viser in a process of its own, with pictures by our own renderer.
+
+viser's 3D scene is left empty: its browser side tone-maps whatever lies there, and no light but its
+own presets can be set. Each page shows a picture of its camera's view as the scene's background
+instead, which is how ``front.png`` looks: a coarse one at once while the camera moves, then a fine
+one. Unlike in a browser's WebGL, that needs no GPU on either side.
+"""
+
+import contextlib
+import math
+import os
+import pickle
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdslab.rendering.cameras import Cameras, fitting_distance, six_views
+from sdslab.texture.live_picture import LOOKS, LiveScene, covered_at, fitted
+
+Command = Literal["pause", "resume", "step", "save"]
+
+HOST = "127.0.0.1"  # this machine alone: whoever reaches the page can pause the run
+FOV_DEG = 30.0  # as of `six_views`
+NICENESS = 10
+RUNNING = "the running one"
+COLOR = "#228be6"  # of curves: the theme's own blue
+# How a picture gets finer while nothing changes: seconds to wait for, seconds that it may take,
+# supersampling.
+FINENESS = ((0.0, 0.08, 1), (0.25, 0.8, 1), (1.5, 4.0, 2))
+LOWEST, HIGHEST = 96, 1080  # of a picture, in pixels
+
+
+def serve(connection: Any, port: int, reload_seconds: float) -> None:
+    """The process: serves until the run ends or is gone.
+
+    Args:
+        connection: to the run; the messages are those of `LiveView`.
+        port: to listen on, 0 for any.
+        reload_seconds: how long after the last browser has gone a pause ends.
+    """
+    silence = os.open(os.devnull, os.O_WRONLY)  # viser prints a banner
+    for descriptor in (1, 2):
+        os.dup2(silence, descriptor)
+    try:
+        connection.send(("scene", None))
+        scene, out = pickle.loads(connection.recv_bytes())
+        if hasattr(os, "nice"):
+            os.nice(NICENESS)
+        with contextlib.closing(Page(scene, out, port, connection)) as page:
+            connection.send(("url", page.url))
+            page.work(reload_seconds)
+    except (EOFError, OSError):  # the run is gone
+        pass
+    except Exception as error:  # whatever it is: the run is told, and goes on
+        with contextlib.suppress(OSError):
+            connection.send(("failed", f"{type(error).__name__}: {error}"))
+    os._exit(0)  # viser's threads need not be waited for
+
+
+@dataclass
+class Shown:
+    """What one browser shows.
+
+    Attributes:
+        camera: where it looks from.
+        content: which maps, and how.
+        fineness: of its picture, an index into `FINENESS`; −1 before the first.
+        since: when camera or content changed.
+    """
+
+    camera: tuple[float, ...] = ()
+    content: tuple[object, ...] = ()
+    fineness: int = -1
+    since: float = field(default_factory=time.monotonic)
+
+
+class Page:
+    """The server, its controls, and the pictures of every browser.
+
+    Args:
+        scene: what is shown.
+        out: the run's folder, for its name.
+        port: to listen on, 0 for any.
+        connection: to the run.
+    """
+
+    def __init__(self, scene: LiveScene, out: Path, port: int, connection: Any) -> None:
+        import viser
+
+        self.scene, self.connection = scene, connection
+        self.renderers = {s: scene.renderer(s) for _, _, s in FINENESS}
+        self.maps: dict[str, Tensor] = {}
+        self.version = 0  # of the maps
+        self.state: dict[str, Any] = {}
+        self.sent = 0  # commands
+        self.charts: dict[str, Any] = {}  # by stage
+        self.drawn: dict[str, tuple[int, float]] = {}  # the last point of each
+        self.shown: dict[int, Shown] = {}
+        self.pixels_per_second = 1e6  # of this machine's renderer, as measured
+        self.fault: Exception | None = None  # of the thread that paints
+        self.wake = threading.Event()
+        self.lock, self.sending = threading.RLock(), threading.Lock()
+        self.server = viser.ViserServer(host=HOST, port=port, label=out.name, verbose=False)
+        self._set_scene()
+        self._add_controls()
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{HOST}:{self.server.get_port()}"
+
+    def close(self) -> None:
+        """Ends the server."""
+        self.server.stop()
+
+    def work(self, reload_seconds: float) -> None:
+        """Until the run ends: shows what it sends, and asks for more."""
+        threading.Thread(target=self._paint_on, daemon=True).start()
+        asked_as = None  # watched or not
+        last_seen = time.monotonic()
+        while "ended" not in self.state:
+            if self.fault is not None:
+                raise self.fault
+            watched = bool(self.server.get_clients())
+            if watched != asked_as:
+                self._send("ready", watched)
+                asked_as = watched
+            if self.connection.poll(0.1):
+                self._take(self.connection.recv())
+                asked_as = None
+            if watched or not self._paused:
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > reload_seconds:
+                self.command("resume")
+        self.server.flush()
+        time.sleep(0.5)  # for it to leave
+
+    def command(self, command: Command) -> None:
+        """Passes a click on; the page shows at once what it will come to."""
+        with self.lock:
+            self.sent += 1
+            if command != "save":
+                self.state["paused"] = command != "resume"
+            else:
+                self._note("Saving after this step …")
+            self._show_state()
+        self._send("command", command)
+
+    def _send(self, what: str, value: object) -> None:
+        with self.sending, contextlib.suppress(OSError):  # the run may be gone
+            self.connection.send((what, value))
+
+    @property
+    def _paused(self) -> bool:
+        return bool(self.state.get("paused"))
+
+    def _set_scene(self) -> None:
+        server = self.server
+        # Sharing would show the run to the world through a server of viser's.
+        server.gui.configure_theme(show_logo=False, show_share_button=False)
+        server.gui.main_panel.dock_right()  # beside the object, not over it
+        server.scene.set_up_direction("+y")
+        server.scene.world_axes.visible = False
+        server.scene.configure_default_lights(False)
+        server.scene.configure_environment_map(None)
+        self.radius = self.renderers[1].bounding_radius
+        front = six_views(self.radius, FOV_DEG)
+        server.initial_camera.position = front.eye[0].numpy()
+        server.initial_camera.look_at = (0.0, 0.0, 0.0)
+        server.initial_camera.fov = math.radians(FOV_DEG)
+
+        async def arrive(client: Any) -> None:
+            self._look_from_the_front(client)
+            client.camera.on_update(lambda _: self.wake.set())
+            self.wake.set()
+
+        server.on_client_connect(arrive)
+
+    def _look_from_the_front(self, client: Any) -> None:
+        """Where ``front.png`` is seen from; farther away where the window is upright."""
+        aspect = min(1.0, client.camera.aspect)
+        fov = 2 * math.atan(aspect * math.tan(math.radians(FOV_DEG) / 2))
+        eye = six_views(self.radius, FOV_DEG).eye[0].numpy()
+        distance = fitting_distance(self.radius, math.degrees(fov))
+        client.camera.up_direction = (0.0, 1.0, 0.0)
+        client.camera.position = eye * (distance / np.linalg.norm(eye))
+        client.camera.look_at = (0.0, 0.0, 0.0)
+
+    def _add_controls(self) -> None:
+        gui = self.server.gui
+        self.status = gui.add_markdown("waiting for the first step")
+        self.progress = gui.add_progress_bar(0.0)
+        self.buttons = gui.add_button_group("Run", ("Pause", "Step", "Save"))
+        self.notice = gui.add_markdown("", visible=False)
+        self.stage = gui.add_dropdown("Stage", (RUNNING,), initial_value=RUNNING)
+        self.look = gui.add_dropdown("Show", LOOKS)
+        lights = tuple(self.scene.lights) or ("none",)
+        self.light = gui.add_dropdown("Light", lights, visible=len(lights) > 1)
+        self.exposure = gui.add_slider(
+            "Exposure", -3.0, 3.0, 0.25, 0.0, visible=bool(self.scene.lights)
+        )
+        front = gui.add_button("Front view")
+
+        async def press(event: Any) -> None:
+            self.command(event.target.value.lower())
+            self.wake.set()
+
+        async def redraw(_: Any) -> None:
+            self.wake.set()
+
+        async def look(event: Any) -> None:
+            self._look_from_the_front(event.client)
+
+        self.buttons.on_click(press)
+        front.on_click(look)
+        for control in (self.stage, self.look, self.light, self.exposure):
+            control.on_update(redraw)
+
+    def _take(self, news: dict[str, Any]) -> None:
+        """Shows what the run has sent."""
+        for stage, path in news.pop("maps", ()):
+            maps = torch.from_numpy(np.load(path)).float()
+            Path(path).unlink()
+            covered = covered_at(self.scene.mesh, len(maps))
+            self.maps[stage] = fitted(maps, covered, len(maps))
+            self.version += 1
+        with self.lock:
+            if news.pop("heard", self.sent) < self.sent:  # it has not come to the latest click yet
+                news.pop("paused", None)
+            self.state |= news
+            if "notice" in news or "ended" in news:
+                self._note(news.get("ended") or news["notice"])
+            if "curves" in news:
+                self._show_curves(news["curves"])
+            self._show_state()
+        self.wake.set()
+
+    def _note(self, text: str) -> None:
+        self.notice.content, self.notice.visible = text, True
+
+    def _show_state(self) -> None:
+        state = self.state
+        if "step" not in state:
+            return
+        text = f"**{state['stage']}** · step {state['step']} of {state['total']}"
+        text += f" · loss {state['loss']:.4g}  \n{self._activity()}"
+        first = "Resume" if self._paused else "Pause"
+        for handle, name, value in (
+            (self.status, "content", text),
+            (self.progress, "value", 100 * state["step"] / state["total"]),
+            (self.buttons, "options", (first, "Step", "Save")),
+            (self.stage, "options", (RUNNING, *(s for s in self.maps if s != state["stage"]))),
+        ):
+            if getattr(handle, name) != value:
+                setattr(handle, name, value)
+
+    def _activity(self) -> str:
+        state = self.state
+        if "ended" in state:
+            return "ended"
+        if self._paused:
+            return "paused" if not state.get("queued") else f"{state['queued']} steps to go"
+        if state["step"] == state["total"]:
+            return "done; what comes next is being prepared, or the results written"
+        seconds = state.get("seconds_left")
+        return "running" if seconds is None else f"running, {_spoken(seconds)} left in this stage"
+
+    def _show_curves(self, curves: dict[str, list[tuple[int, float]]]) -> None:
+        """The loss of each stage on a logarithmic scale, the latest stage first."""
+        for number, (stage, points) in enumerate(curves.items()):
+            shown = [(index, loss) for index, loss in points if 0 < loss < math.inf]
+            if len(shown) < 2 or self.drawn.get(stage) == points[-1]:
+                continue
+            data = tuple(np.array(shown, dtype=float).T)
+            self.drawn[stage] = points[-1]
+            if stage in self.charts:
+                self.charts[stage].data = data
+                continue
+            self.charts[stage] = self.server.gui.add_uplot(
+                data, ({"label": "step"}, {"label": "loss", "stroke": COLOR, "width": 2}),
+                title=f"loss of {stage}", height=150, padding=(8, 16, 0, 0),
+                scales={"x": {"time": False}, "y": {"distr": 3}}, legend={"show": False},
+                order=1e6 - number,
+            )  # fmt: skip
+
+    def _paint_on(self) -> None:
+        try:
+            while True:
+                if not self._paint():
+                    self.wake.wait(0.05)
+                self.wake.clear()
+        except Exception as error:  # whatever it is: `work` raises it
+            self.fault = error
+
+    def _paint(self) -> bool:
+        """Renders the browser that needs it most once; whether there was one."""
+        clients = self.server.get_clients()
+        self.shown = {number: self.shown.get(number, Shown()) for number in clients}
+        content = (
+            self.version, self.stage.value, self.look.value, self.light.value, self.exposure.value
+        )  # fmt: skip
+        due = []
+        for number, client in clients.items():
+            shown, camera = self.shown[number], _pose(client.camera)
+            if shown.camera != camera:
+                shown.fineness = -1  # something at once: the old picture is of another view
+            if (shown.camera, shown.content) != (camera, content):
+                shown.camera, shown.content, shown.since = camera, content, time.monotonic()
+                shown.fineness = min(shown.fineness, 0)
+            wait = FINENESS[shown.fineness + 1][0] if shown.fineness + 1 < len(FINENESS) else None
+            if wait is not None and time.monotonic() - shown.since >= wait:
+                due.append((shown.fineness, number))
+        maps = self._maps_shown()
+        if not due or maps is None:
+            return False
+        _, number = min(due)
+        self._render(clients[number], self.shown[number], maps)
+        return True
+
+    def _maps_shown(self) -> Tensor | None:
+        chosen = self.maps.get(self.stage.value)
+        return chosen if chosen is not None else self.maps.get(self.state.get("stage", ""))
+
+    def _render(self, client: Any, shown: Shown, maps: Tensor) -> None:
+        shown.fineness += 1
+        _, seconds, supersampling = FINENESS[shown.fineness]
+        wxyz, eye, fov, aspect, height = (
+            shown.camera[:4], shown.camera[4:7], shown.camera[7], shown.camera[8], shown.camera[9]
+        )  # fmt: skip
+        affordable = math.sqrt(seconds * self.pixels_per_second / aspect) / supersampling
+        height = round(max(LOWEST, min(affordable, height, HIGHEST)))
+        size = height, max(1, round(height * aspect))
+        start = time.perf_counter()
+        picture = self.scene.picture(
+            self.renderers[supersampling], _seen_from(wxyz, eye, fov, size[1] / height), size, maps,
+            self.look.value, self.light.value, self.exposure.value,
+        )  # fmt: skip
+        client.scene.set_background_image(picture.numpy(), "jpeg", jpeg_quality=95)
+        client.flush()
+        rate = size[0] * size[1] * supersampling**2 / (time.perf_counter() - start)
+        self.pixels_per_second += 0.3 * (rate - self.pixels_per_second)
+
+
+def _pose(camera: Any) -> tuple[float, ...]:
+    """wxyz, eye, angle of view in radians, aspect, height in pixels."""
+    return (
+        *camera.wxyz.tolist(), *camera.position.tolist(), camera.fov, camera.aspect,
+        camera.image_height,
+    )  # fmt: skip
+
+
+def _seen_from(
+    wxyz: tuple[float, ...], eye: tuple[float, ...], fov: float, aspect: float
+) -> Cameras:
+    """A camera as viser has it: it looks along its +z, and its +y is the picture's bottom."""
+    import viser.transforms
+
+    rotation = torch.from_numpy(viser.transforms.SO3(np.array(wxyz)).as_matrix()).T
+    turned = rotation * torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64)
+    fov_deg = torch.tensor([math.degrees(fov)])
+    return Cameras.turned_by(torch.tensor([eye]), turned[None], fov_deg, aspect)
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

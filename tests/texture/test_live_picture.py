@@ -1,0 +1,80 @@
+"""Pictures of the live page: maps of any size, and what ``front.png`` shows."""
+
+import pytest
+import torch
+
+from sdslab.color import srgb_to_linear
+from sdslab.meshes.material import MAPS, constant_material
+from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
+from sdslab.rendering.cameras import six_views
+from sdslab.rendering.lighting import Environment
+from sdslab.rendering.preview import Previewer
+from sdslab.texture.live_picture import LOOKS, LiveScene, covered_at, fitted
+
+
+@pytest.fixture(scope="module")
+def scene() -> LiveScene:
+    return LiveScene(PROCEDURAL_MESHES["apple"](), {"sky": Environment.of("sky")}, "srgb")
+
+
+def material(size: int) -> torch.Tensor:
+    maps = constant_material(size, size, roughness=0.6)
+    maps[..., :3] = torch.rand(size, size, 3, generator=torch.Generator().manual_seed(0))
+    return maps
+
+
+@pytest.mark.parametrize("size", [16, 64, 256])
+def test_texels_outside_the_charts_contribute_nothing_at_any_size(scene: LiveScene, size: int):
+    """At 16 and 64 they come from maps of 64, at 256 the same: smaller, equal and larger."""
+    covered = covered_at(scene.mesh, 64)
+    assert not covered.all()
+    wanted = constant_material(64, 64, albedo=(0.25, 0.5, 0.75), roughness=0.25)
+    given = torch.where(covered[..., None], wanted, constant_material(64, 64, metallic=1.0))
+    result = fitted(given, covered, size)
+    torch.testing.assert_close(result, wanted[:1, :1].expand(size, size, 8), rtol=0, atol=1e-5)
+
+
+def test_a_view_looks_like_front_png(scene: LiveScene):
+    renderer, maps = scene.renderer(2), material(64)
+    camera = six_views(renderer.bounding_radius)[:1]
+    shown = scene.picture(renderer, camera, (96, 96), maps, "result", "sky", 0.0)
+    front = Previewer(renderer, scene.lights["sky"], 96).picture(camera, maps)[0].movedim(0, -1)
+    assert ((front * 255).round() - shown).abs().max() <= 1
+
+
+@pytest.mark.parametrize("look", LOOKS[1:])
+def test_a_single_map_is_shown_as_its_file_holds_it(scene: LiveScene, look):
+    renderer = scene.renderer(1)
+    maps = constant_material(16, 16, albedo=(0.2, 0.4, 0.6), roughness=0.8, metallic=0.4)
+    camera = six_views(renderer.bounding_radius)[:1]
+    picture = scene.picture(renderer, camera, (32, 48), maps, look, "sky", 0.0)
+    assert picture.shape == (32, 48, 3)
+    levels = (maps[0, 0, MAPS[look]] * 255).expand(3)
+    seen = (picture != 255).any(-1) if look != "normal" else picture[..., 0] != 255
+    assert seen.sum() > 100
+    assert (picture[seen] - levels).abs().max() < 0.51
+
+
+def test_a_stop_of_exposure_doubles_the_light(scene: LiveScene):
+    renderer, maps = scene.renderer(1), constant_material(16, 16, albedo=(0.3, 0.3, 0.3))
+    camera = six_views(renderer.bounding_radius)[:1]
+    one, two = (
+        srgb_to_linear(
+            scene.picture(renderer, camera, (64, 64), maps, "result", "sky", stops) / 255
+        )
+        for stops in (-2.0, -1.0)
+    )
+    seen = (two < 0.9) & (one > 0.01)
+    assert seen.sum() > 1000
+    torch.testing.assert_close(two[seen], 2 * one[seen], rtol=0.05, atol=0.005)
+
+
+def test_a_run_without_light_shows_its_albedo(scene: LiveScene):
+    unlit = LiveScene(scene.mesh, {}, "srgb")
+    renderer, maps = unlit.renderer(1), material(32)
+    camera = six_views(renderer.bounding_radius)[:1]
+    pictures = [
+        unlit.picture(renderer, camera, (48, 48), maps, look, "none", 0.0).int()
+        for look in ("result", "albedo")
+    ]
+    assert (pictures[0] - pictures[1]).abs().max() <= 1
