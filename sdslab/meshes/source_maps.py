@@ -184,7 +184,7 @@ def passed_picture(content: bytes | None, what: str, notes: list[str]) -> bytes 
         return None
     picture = Image.open(io.BytesIO(content), formats=FORMATS)
     plain = picture.format != "PNG" or not picture.info.keys() & COLOR_CHUNKS
-    if picture.format in ("PNG", "JPEG", "WEBP") and plain and not picture.info.get("loop"):
+    if picture.format in ("PNG", "JPEG", "WEBP") and plain and getattr(picture, "n_frames", 1) == 1:
         return content
     encoded = io.BytesIO()
     picture.convert("RGBA").save(encoded, "PNG", icc_profile=b"")
