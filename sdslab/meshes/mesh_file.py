@@ -1,4 +1,8 @@
-"""What every mesh file boils down to, and the only folder that its textures are read from."""
+"""What every mesh file boils down to, and the only folder that its textures are read from.
+
+glTF is read here and not by trimesh, which drops texture coordinates where there is no material,
+ignores sparse accessors and skips fans; pygltflib leaves accessors, nodes and checks to its caller.
+"""
 
 import os
 import re

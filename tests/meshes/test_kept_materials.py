@@ -207,3 +207,20 @@ def test_the_khronos_validator_accepts_what_is_kept(kind: str, tmp_path: Path):
     for report in json.loads(run_node("validate_glb.mjs", "gltf-validator", *paths)).values():
         problems = [m for m in report["issues"]["messages"] if m["severity"] < 2]
         assert problems == []
+
+
+CASES = Path(__file__).parents[3] / "shared" / "data" / "cases"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/data/cases")
+def test_reported_files_are_read_and_come_out_valid(tmp_path: Path):
+    paths = []
+    for case in [*CASES.glob("gl*.gl*")]:
+        mesh = with_opacity(load_mesh(case), SIZE, CpuBackend())
+        assert len(mesh.faces) >= 12, case.name
+        paths.append(tmp_path / f"{case.stem}.glb")
+        export_glb(mesh, constant_material(SIZE, SIZE), paths[-1])
+    reports = json.loads(run_node("validate_glb.mjs", "gltf-validator", *paths))
+    assert len(reports) == len(paths) > 10
+    for report in reports.values():
+        assert not report["issues"]["numErrors"] + report["issues"]["numWarnings"]
