@@ -19,7 +19,11 @@ from sdslab.rendering.scene import Scene
 
 @dataclass(frozen=True, eq=False)
 class DiffusionGuide(RecordableGuide):
-    """Eq. 1 for the pictures of a step; a `Guide` for `optimize_material`.
+    """Eq. 1 for the pictures of a step, divided by their number; a `Guide` for `optimize_material`.
+
+    The paper's loss and its peers' is a mean over the pictures. Adam divides a common factor out
+    again, but for its ε of 1e-8, which the gradients of texels come close to: without the division
+    a tenth of the movement of 25 steps differs.
 
     Attributes:
         denoiser: the model, classifier-free guidance included.
@@ -30,7 +34,7 @@ class DiffusionGuide(RecordableGuide):
         seed: of t and ε.
         weighting: w(t).
         clamp: of x̂_0, or None.
-        gradient_clamp: bound of each element of the gradient, or None.
+        gradient_clamp: bound of each element of the gradient of a picture, or None.
         shared_timestep: one t a step, as CasTex has it, instead of one a picture.
         stage_one: the frozen material of stage I, [h, w, 8]; None is stage I itself.
         sr_mode: how its render becomes the condition: as the paper's code does, or as diffusers'.
@@ -73,7 +77,7 @@ class DiffusionGuide(RecordableGuide):
                 condition=condition,
                 clamp=self.clamp,
             )
-            return self._clamped(result)
+            return self._mean(result)
         # The same view, light and background as θ's own picture: they differ in the maps alone.
         picture = self.renderer.picture(surface, self.stage_one, scene.lighting, scene.background)
         result = sr_sds_gradient(
@@ -90,10 +94,10 @@ class DiffusionGuide(RecordableGuide):
             low_size=self.low_size,
             condition_schedule=self.condition_schedule,
         )
-        return self._clamped(result)
+        return self._mean(result)
 
-    def _clamped(self, result: SDSResult) -> SDSResult:
-        if self.gradient_clamp is None:
-            return result
-        bound = self.gradient_clamp
-        return result._replace(gradient=result.gradient.clamp(-bound, bound))
+    def _mean(self, result: SDSResult) -> SDSResult:
+        gradient, views = result.gradient, len(result.loss)
+        if self.gradient_clamp is not None:
+            gradient = gradient.clamp(-self.gradient_clamp, self.gradient_clamp)
+        return result._replace(gradient=gradient / views, loss=result.loss / views)

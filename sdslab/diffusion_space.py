@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError, first_line
+from sdslab.kernels.validation import require_integer, require_layout
 from sdslab.pickles import refuse_pickle
 from sdslab.tensor_types import Diffused, Image, Maps
 
@@ -42,9 +43,12 @@ class PixelSpace(DiffusionSpace):
     """
 
     def __init__(self, size: int | None = None) -> None:
+        if size is not None:
+            require_integer("size", size)
         self.size = size
 
     def encode(self, image: Maps) -> Diffused:
+        require_layout("image", image, "b c h w")
         if self.size is not None:
             image = resize(image, self.size)
         return 2 * image - 1
@@ -69,6 +73,11 @@ class LatentSpace(DiffusionSpace):
     """
 
     def __init__(self, vae: Autoencoder, size: int | None = None) -> None:
+        if not hasattr(vae, "config"):
+            raise TypeError(
+                f"vae must be a diffusers autoencoder, got a {type(vae).__name__}; "
+                f"LatentSpace.load(folder or hub id) loads one"
+            )
         self.size = size
         self.vae = vae.eval().requires_grad_(False)
         config = dict(vae.config)
@@ -84,6 +93,7 @@ class LatentSpace(DiffusionSpace):
         self.factor: int = 2 ** (len(blocks) - 1)
 
     def encode(self, image: Image) -> Diffused:
+        require_layout("image", image, "b c h w", c=3)
         if self.size is not None:
             image = resize(image, self.size)
         self.check_size(*image.shape[-2:])
@@ -104,6 +114,7 @@ class LatentSpace(DiffusionSpace):
             )
 
     def decode(self, z: Diffused) -> Image:
+        require_layout("z", z, "b c h w", c=self.channels)
         decoded = self.vae.decode(z / self.scale.to(z) + self.shift.to(z))
         return (decoded.sample + 1) / 2
 

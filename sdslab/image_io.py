@@ -64,7 +64,7 @@ def load_image(source: str | Path, size: int) -> torch.Tensor:
     Raises:
         UserError: there is no such file or name, or it is no picture of finite values.
     """
-    if not 1 <= size <= LARGEST_SIZE:
+    if not isinstance(size, int) or not 1 <= size <= LARGEST_SIZE:
         raise UserError(f"size must be from 1 to {LARGEST_SIZE} pixels, got {size}")
     picture = _photo(_pixels(source)).on(1.0)
     side = min(picture.shape[1:])
@@ -113,6 +113,8 @@ def _resized(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def _pixels(source: str | Path, least: int | None = None, colors: bool = True) -> np.ndarray:
     """Float32 h×w×3, or h×w×4 with its opacity, in [0, 1]; the arguments as of `_decoded`."""
+    if not isinstance(source, (str, Path)):
+        raise UserError(f"image must be a file or a name, got a {type(source).__name__}")
     path = Path(source)
     if not os.path.isfile(path) and str(source) in SKIMAGE_PHOTOGRAPHS:
         import skimage.data

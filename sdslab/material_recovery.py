@@ -6,6 +6,7 @@ the step's view, light and background; the renderer is between θ and that pictu
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from sdslab.rendering.scene import Scene, SceneSampler
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.texel_coverage import covered_texels
 
+LightTurn = Literal["picture", "step", "never"]
 LAST_STEP = 2**32 - 1  # that the counter-based generator can number: no run gets there
 
 
@@ -51,14 +53,27 @@ def light_sampler(
     seed: int,
     device: torch.device,
     lamp: Lamp = "none",
+    turn: LightTurn = "picture",
+    intensity: tuple[float, float] = (0.6, 1.4),
 ) -> LightSampler:
-    """Lights of each step: one of ``names``, turned and dimmed at random unless ``fixed``."""
+    """Lights of each step: one of ``names``, turned and dimmed at random unless ``fixed``.
+
+    Args:
+        names: as `Environment.of` takes them.
+        fixed: neither turned nor dimmed.
+        seed: of the run.
+        device: where they are.
+        lamp: a small light besides.
+        turn: by another angle for each picture, by one for all of a step, or not.
+        intensity: range of what a picture's light is multiplied by.
+    """
     return LightSampler(
         tuple(Environment.of(name).to(device) for name in names),
-        yaw_range_deg=(0, 0) if fixed else (0, 360),
-        intensity_range=(1, 1) if fixed else (0.6, 1.4),
+        yaw_range_deg=(0, 0) if fixed or turn == "never" else (0, 360),
+        intensity_range=(1, 1) if fixed else intensity,
         seed=seed,
         lamp=lamp,
+        shared_yaw=turn == "step",
     )
 
 

@@ -4,6 +4,12 @@ from typing import Literal, final
 
 from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.noise_schedule import NoiseSchedule
+from sdslab.kernels.validation import (
+    require_like,
+    require_one_of,
+    require_samples,
+    require_type,
+)
 from sdslab.tensor_types import Diffused, Timesteps
 
 
@@ -26,6 +32,9 @@ class DegenerateDenoiser(Denoiser):
         schedule: NoiseSchedule,
         prediction_type: Literal["epsilon", "x0"] = "epsilon",
     ) -> None:
+        require_samples("x_star", x_star, min_dims=2)
+        require_type("schedule", schedule, NoiseSchedule, "NoiseSchedule.deepfloyd_if(), say")
+        require_one_of("prediction_type", prediction_type, ("epsilon", "x0"))
         self.x_star, self.schedule = x_star, schedule
         self.prediction_type: Literal["epsilon", "x0"] = prediction_type
 
@@ -33,6 +42,8 @@ class DegenerateDenoiser(Denoiser):
         self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
     ) -> Prediction:
         del condition  # there is one sample, whatever is asked for
+        shapes = ([*x_t.shape], [1, *x_t.shape[1:]])
+        require_like("x_star", self.x_star, x_t, shapes, "encode it as x_t was")
         x_star = self.x_star.expand_as(x_t)
         if self.prediction_type == "x0":
             return Prediction(x_star, "x0")

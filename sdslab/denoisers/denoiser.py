@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import final
+from typing import final, get_args
 
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.noise_schedule import NoiseSchedule
+from sdslab.denoisers.noise_schedule import NoiseSchedule, timesteps_for
 from sdslab.kernels import PredictionType
+from sdslab.kernels.validation import require_one_of, require_type
 from sdslab.tensor_types import Diffused, PerSample, Timesteps
 
 
@@ -26,6 +27,11 @@ class Prediction:
     output: Tensor
     prediction_type: PredictionType
     guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be converted."""
+        require_type("output", self.output, Tensor, "pass the model's tensor itself")
+        require_one_of("prediction_type", self.prediction_type, get_args(PredictionType))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +88,37 @@ class Denoiser(ABC):
         """
 
     @final
-    def x0_hat(self, x_t: Diffused, t: Timesteps, condition: Condition | None = None) -> Diffused:
-        """x̂_0(x_t; y, t), whatever the model predicts."""
+    def checked_prediction(
+        self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
+    ) -> Prediction:
+        """What `predict` says.
+
+        Raises:
+            TypeError: it is no `Prediction`, or the condition no `Condition`.
+        """
+        if condition is not None:
+            require_type("condition", condition, Condition, "Condition(prompt=...), for example")
         prediction = self.predict(x_t, t, condition)
+        advice = 'wrap the output: Prediction(output, "epsilon"), or "v", "x0" or "flow"'
+        require_type(f"{type(self).__name__}.predict's result", prediction, Prediction, advice)
+        return prediction
+
+    @final
+    def x0_hat(
+        self, x_t: Diffused, t: Timesteps | int, condition: Condition | None = None
+    ) -> Diffused:
+        """x̂_0(x_t; y, t), whatever the model predicts."""
+        t = timesteps_for(t, x_t)
+        prediction = self.checked_prediction(x_t, t, condition)
         guided = guided_output(prediction, x_t)
         return x0_from(prediction.prediction_type, guided, x_t, self.schedule.alpha_bar(t))
 
     @final
     def epsilon_hat(
-        self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
+        self, x_t: Diffused, t: Timesteps | int, condition: Condition | None = None
     ) -> Diffused:
         """ε̂(x_t; y, t), whatever the model predicts."""
+        t = timesteps_for(t, x_t)
         alpha_bar = _like(self.schedule.alpha_bar(t), x_t)
         x0_hat = self.x0_hat(x_t, t, condition)
         return (x_t - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
@@ -114,6 +140,7 @@ class ClassifierFreeGuidance(Denoiser):
     def __init__(
         self, model: Denoiser, unconditional: int, scale: float, *, low_memory: bool = False
     ) -> None:
+        require_denoiser("model", model)
         self.model, self.unconditional, self.scale = model, unconditional, scale
         self.low_memory = low_memory
         self.schedule = model.schedule
@@ -132,6 +159,19 @@ class ClassifierFreeGuidance(Denoiser):
             torch.cat((x_t, x_t)), torch.cat((t, t)), empty.and_then(condition)
         )
         return Prediction(both.output, both.prediction_type, self.scale)
+
+
+def require_denoiser(name: str, denoiser: object) -> None:
+    """`denoiser` is one, with a schedule.
+
+    Raises:
+        TypeError: says what is missing.
+    """
+    advice = "derive a class from Denoiser, with a schedule and predict(x_t, t, condition)"
+    require_type(name, denoiser, Denoiser, advice)
+    schedule = getattr(denoiser, "schedule", None)
+    advice = "set self.schedule = NoiseSchedule.deepfloyd_if(), or another, in __init__"
+    require_type(f"{name}.schedule", schedule, NoiseSchedule, advice)
 
 
 def guided_output(prediction: Prediction, x_t: Diffused) -> Diffused:

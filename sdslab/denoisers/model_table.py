@@ -76,7 +76,8 @@ PRESETS = {
         StageSettings("DeepFloyd/IF-I-M-v1.0", 500, 15.0, _ANNEALED, shared_timestep=True),
         StageSettings(None, 1000, 10.0, _ANNEALED, shared_timestep=True),
     ),
-    # Exactly the paper's numbers (its public code's, where the paper is silent).
+    # The paper's numbers (its public code's, where the paper is silent); docs/castex.md lists what
+    # differs all the same.
     "castex": Preset(_CASTEX_ONE, _CASTEX_TWO),
     # One t a picture lowers the gradient's variance, and the condition is what the super-resolution
     # model was trained on: antialiased, at its own pipeline's noise level.

@@ -14,6 +14,7 @@ from torch import Tensor
 from sdslab.errors import UserError
 from sdslab.kernels import Form
 from sdslab.kernels.philox import TIMESTEP_STREAM, NoiseKey, philox_uniform
+from sdslab.kernels.validation import require_integer, require_type
 from sdslab.tensor_types import PerSample, Timesteps
 
 
@@ -26,10 +27,13 @@ class NoiseSchedule:
     """
 
     def __init__(self, alpha_bars: Tensor) -> None:
-        if alpha_bars.ndim != 1 or not ((alpha_bars > 0) & (alpha_bars < 1)).all():
+        require_type("alpha_bars", alpha_bars, Tensor, "convert it with torch.tensor")
+        if alpha_bars.ndim != 1 or not len(alpha_bars):
+            raise ValueError(f"alpha_bars must be one row, got shape {list(alpha_bars.shape)}")
+        if not ((alpha_bars > 0) & (alpha_bars < 1)).all() or (alpha_bars.diff() > 0).any():
             raise ValueError(
-                f"alpha_bars must be one row of numbers within (0, 1), got shape "
-                f"{list(alpha_bars.shape)} from {alpha_bars.min():.3g} to {alpha_bars.max():.3g}; "
+                f"alpha_bars must be within (0, 1) and falling, got {alpha_bars[0]:.3g} to "
+                f"{alpha_bars[-1]:.3g}; "
                 f"a schedule rescaled to zero terminal SNR cannot be divided by its last ᾱ"
             )
         self.alpha_bars = alpha_bars.double()
@@ -38,10 +42,22 @@ class NoiseSchedule:
         return len(self.alpha_bars)
 
     def alpha_bar(self, t: Timesteps) -> PerSample:
-        """ᾱ at each t [b], float64, on t's device."""
+        """ᾱ at each t [b], float64, on t's device.
+
+        Raises:
+            TypeError: t is no tensor of integers.
+            ValueError: on the CPU, where looking costs nothing, some t is out of range.
+        """
+        require_type("t", t, Tensor, "pass one integer for each sample: torch.tensor([500])")
+        if t.is_floating_point() or t.dtype == torch.bool:
+            raise TypeError(f"t must be integers, got {t.dtype}; convert it with .long()")
+        if t.device.type == "cpu":
+            outside = [i for i in t.flatten().tolist() if not 0 <= i < len(self)]
+            if outside:
+                raise ValueError(f"t must be from 0 to {len(self) - 1}, got {outside}")
         if self.alpha_bars.device != t.device:
             self.alpha_bars = self.alpha_bars.to(t.device)
-        return self.alpha_bars[t]
+        return self.alpha_bars[t.long()]
 
     @classmethod
     def deepfloyd_if(cls) -> "NoiseSchedule":
@@ -106,6 +122,29 @@ def _read_config(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def timesteps_for(t: Tensor | int, x: Tensor) -> Timesteps:
+    """One timestep for each sample of ``x``, [b] on its device, from one for each or one for all.
+
+    Raises:
+        TypeError: t is neither an integer nor a tensor of integers.
+        ValueError: there is one for each of another number of samples.
+    """
+    require_type("x", x, Tensor, "convert it with torch.from_numpy or torch.as_tensor")
+    if isinstance(t, (list, tuple)):
+        raise TypeError(f"t must be an integer or a tensor, got {t}; pass torch.tensor({t})")
+    if not isinstance(t, Tensor):
+        require_integer("t", t)
+        t = torch.tensor(int(t))
+    if t.is_floating_point() or t.dtype == torch.bool:
+        raise TypeError(f"t must be integers, got {t.dtype}; convert it with .long()")
+    if t.ndim and t.shape != x.shape[:1]:
+        raise ValueError(
+            f"t must be one timestep for all samples, or one for each of {len(x)}, got "
+            f"{list(t.shape)}; give x a batch dimension, or repeat t"
+        )
+    return t.to(x.device) if t.ndim else t.to(x.device).expand(len(x))
+
+
 class TimestepSampler(ABC):
     """Draws the timestep of each sample from the counter-based generator."""
 
@@ -125,6 +164,8 @@ class TimestepSampler(ABC):
         Returns:
             Integers [b], the same whatever batch the samples are in (unless ``shared``).
         """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress must be step / steps, within [0, 1], got {progress}")
         t_min, t_max = self.bounds(progress)
         sample = torch.zeros_like(key.sample) if shared else key.sample
         uniform = philox_uniform(NoiseKey(key.seed, key.step, sample, TIMESTEP_STREAM), 1)[:, 0]
@@ -191,8 +232,20 @@ WEIGHTINGS = {
 }
 
 
-def weighting_named(name: str) -> Weighting:
-    """Looks a weighting up by its name in ``WEIGHTINGS``."""
+def weighting_named(name: Weighting | str) -> Weighting:
+    """Looks a weighting up by its name in ``WEIGHTINGS``; a `Weighting` is itself.
+
+    Raises:
+        UserError: there is none of that name.
+        TypeError: neither a name nor a weighting.
+    """
+    if isinstance(name, Weighting):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(
+            f"weighting must be a name ({', '.join(WEIGHTINGS)}) or a Weighting, got a "
+            f'{type(name).__name__}; Weighting("x0", function of ᾱ) makes one'
+        )
     if name not in WEIGHTINGS:
         raise UserError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {name!r}")
     return WEIGHTINGS[name]

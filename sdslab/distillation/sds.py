@@ -3,8 +3,8 @@
 import torch
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
-from sdslab.denoisers.denoiser import Condition, Denoiser
-from sdslab.denoisers.noise_schedule import Weighting
+from sdslab.denoisers.denoiser import Condition, Denoiser, require_denoiser
+from sdslab.denoisers.noise_schedule import Weighting, timesteps_for, weighting_named
 from sdslab.kernels import (
     NoiseKey,
     SDSResult,
@@ -13,6 +13,7 @@ from sdslab.kernels import (
     philox_normal,
 )
 from sdslab.kernels import sds_gradient as sds_gradient_kernel
+from sdslab.kernels.validation import require_samples, require_type
 from sdslab.tensor_types import Diffused, Timesteps
 
 
@@ -20,10 +21,10 @@ from sdslab.tensor_types import Diffused, Timesteps
 def sds_gradient(
     z: Diffused,
     denoiser: Denoiser,
-    t: Timesteps,
+    t: Timesteps | int,
     noise: torch.Tensor | NoiseKey,
     *,
-    weighting: Weighting,
+    weighting: Weighting | str,
     condition: Condition | None = None,
     clamp: float | None = None,
 ) -> SDSResult:
@@ -34,9 +35,9 @@ def sds_gradient(
     Args:
         z: clean samples [b, c, *spatial] in the diffusion space.
         denoiser: predicts x̂_0, ε̂ or v̂.
-        t: a timestep per sample, [b].
+        t: a timestep per sample, [b], or one for all.
         noise: ε like z, or the key of the counter-based generator that draws it.
-        weighting: w(t) and the form it belongs to.
+        weighting: w(t) and the form it belongs to, or its name in ``WEIGHTINGS``.
         condition: passed to the denoiser.
         clamp: bounds x̂_0 to [−clamp, clamp]; CasTex uses 1 in pixel space. None leaves it.
 
@@ -44,15 +45,21 @@ def sds_gradient(
         The gradient like z (float32, or float64 for float64 z), and per sample the scalar whose
         derivative it is and the count of non-finite values.
 
+    Raises:
+        TypeError, ValueError: an argument or the denoiser's prediction is not what it must be.
+
     Source: CasTex Eq. 1 (arXiv 2504.06856); ε-form: DreamFusion Eq. 3 (arXiv 2209.14988).
     """
+    require_denoiser("denoiser", denoiser)
+    t, weighting = timesteps_for(t, z), weighting_named(weighting)
     alpha_bar = denoiser.schedule.alpha_bar(t)
+    require_samples("z", z, min_dims=2)
     if isinstance(noise, NoiseKey) and z.device.type == "cpu":
         # To draw it twice costs more there than to keep it.
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         noise = philox_normal(noise, tuple(z.shape[1:]), dtype, z.device)
     z_t = perturb(z, alpha_bar, noise)
-    prediction = denoiser.predict(z_t, t, condition)
+    prediction = denoiser.checked_prediction(z_t, t, condition)
     return sds_gradient_kernel(
         z,
         prediction.output,
@@ -70,9 +77,9 @@ def sds_gradient(
 def exact_sds_gradient(
     z: Diffused,
     denoiser: DegenerateDenoiser,
-    t: Timesteps,
+    t: Timesteps | int,
     *,
-    weighting: Weighting,
+    weighting: Weighting | str,
     clamp: float | None = None,
 ) -> SDSResult:
     """`sds_gradient` of Eq. 3's denoiser in closed form: the noise cancels and is not drawn.
@@ -81,6 +88,9 @@ def exact_sds_gradient(
 
     Source: CasTex Eq. 4–5 (arXiv 2504.06856).
     """
+    advice = "sds_gradient takes any denoiser"
+    require_type("denoiser", denoiser, DegenerateDenoiser, advice)
+    t, weighting = timesteps_for(t, z), weighting_named(weighting)
     alpha_bar = denoiser.schedule.alpha_bar(t)
     return degenerate_sds_gradient(
         z, denoiser.x_star, alpha_bar, weighting(alpha_bar), form=weighting.form, clamp=clamp

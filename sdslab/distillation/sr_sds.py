@@ -1,13 +1,15 @@
 """SR-SDS: score distillation from a super-resolution model, conditioned on a stage-I render."""
 
 from dataclasses import replace
+from typing import get_args
 
 import torch
 
-from sdslab.denoisers.denoiser import Condition, Denoiser
-from sdslab.denoisers.noise_schedule import NoiseSchedule, Weighting
+from sdslab.denoisers.denoiser import Condition, Denoiser, require_denoiser
+from sdslab.denoisers.noise_schedule import NoiseSchedule, Weighting, timesteps_for
 from sdslab.distillation.sds import sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult, SRMode, sr_condition
+from sdslab.kernels.validation import require_layout, require_one_of
 from sdslab.tensor_types import Diffused, Pictures, Timesteps
 
 # The timestep that each mode's own code noises the condition to.
@@ -19,11 +21,11 @@ def sr_sds_gradient(
     z: Diffused,
     stage_one_render: Pictures,
     denoiser: Denoiser,
-    t: Timesteps,
+    t: Timesteps | int,
     noise: torch.Tensor | NoiseKey,
     condition_noise: torch.Tensor | NoiseKey | None,
     *,
-    weighting: Weighting,
+    weighting: Weighting | str,
     condition: Condition | None = None,
     clamp: float | None = None,
     mode: SRMode = "castex",
@@ -38,7 +40,7 @@ def sr_sds_gradient(
         stage_one_render: [b, c', h', w'] in [0, 1], the frozen stage-I texture under the camera,
             light and background of z.
         denoiser: predicts x̂_0, ε̂ or v̂ from z_t and ``Condition.low_resolution``.
-        t: a timestep per sample, [b].
+        t: a timestep per sample, [b], or one for all.
         noise: ε of z_t, like z, or its key.
         condition_noise: ε of the condition, like z, or a key of another stream
             (``SR_CONDITION_STREAM``): the two are independent. None leaves the condition clean, at
@@ -59,6 +61,10 @@ def sr_sds_gradient(
 
     Source: CasTex's second stage (arXiv 2504.06856) and its public code.
     """
+    require_layout("stage_one_render", stage_one_render, "b c h w", b=len(z))
+    require_one_of("mode", mode, get_args(SRMode))
+    require_denoiser("denoiser", denoiser)
+    t = timesteps_for(t, z)
     if z.ndim != 4 or z.shape[-1] != z.shape[-2]:
         raise ValueError(f"z must be square pictures [b, c, h, h], got {list(z.shape)}; crop it")
     _require_independent(noise, condition_noise)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdslab.kernels.philox import NoiseKey, flat_normal
-from sdslab.kernels.validation import require_like, require_no_graph
+from sdslab.kernels.validation import require_like, require_no_graph, require_type
 
 # What a custom op takes in place of a key: the tensor or the samples' counters, and its words.
 FlatNoise = tuple[Tensor | None, Tensor | None, list[int]]
@@ -33,6 +33,7 @@ def flatten_noise(noise: Tensor | NoiseKey, x: Tensor) -> FlatNoise:
                 f"got {len(noise.sample)}; index the key's samples as you index x"
             )
         return None, noise.counters.to(x.device), noise.words
+    require_type("noise", noise, Tensor, "or a NoiseKey(seed, step, sample=torch.arange(b))")
     require_like(
         "noise", noise, x, (list(x.shape),), "draw it for every sample, or pass a NoiseKey"
     )

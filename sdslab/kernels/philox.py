@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdslab.kernels.backend import Backend, choose_body
+from sdslab.kernels.validation import require_integer, require_type
 
 NOISE_STREAM = 0
 TIMESTEP_STREAM = 1
@@ -46,10 +47,13 @@ class NoiseKey:
         """Refuses numbers that would not fit the generator's key and counter."""
         for name, bits in (("seed", 64), ("step", 32), ("stream", 32)):
             value = getattr(self, name)
-            if isinstance(value, Tensor):
+            if name == "step" and isinstance(value, Tensor):
                 _require_step(value)
-            elif not 0 <= value < 2**bits:
+                continue
+            require_integer(name, value)
+            if not 0 <= value < 2**bits:
                 raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}; number it from 0")
+        require_type("sample", self.sample, Tensor, "build it with torch.arange(b)")
         if self.sample.dtype != torch.int64 or self.sample.ndim != 1:
             raise ValueError(
                 f"sample must be a [b] int64 tensor, got {list(self.sample.shape)} of "

@@ -18,8 +18,46 @@ def require_one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
         )
 
 
+def require_type(name: str, value: object, expected: type, advice: str) -> None:
+    """`value` is an instance of the class that the annotation says."""
+    if not isinstance(value, expected):
+        raise TypeError(
+            f"{name} must be of type {expected.__name__}, got {type(value).__name__}; {advice}"
+        )
+
+
+def require_integer(name: str, value: object) -> None:
+    """`value` is a whole number, and no tensor."""
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}; pass a whole number")
+
+
+def require_layout(name: str, x: Tensor, layout: str, **sizes: int) -> None:
+    """`x` is a floating tensor of the named dimensions, such as "b c h w"; some may be known."""
+    require_type(name, x, Tensor, "convert it with torch.from_numpy or torch.as_tensor")
+    names = layout.split()
+    wanted = [sizes.get(dimension) for dimension in names]
+    fits = x.ndim == len(names) and all(
+        size in (None, extent) for size, extent in zip(wanted, x.shape, strict=True)
+    )
+    if not (fits and x.dtype.is_floating_point):
+        text = ", ".join(str(sizes.get(dimension, dimension)) for dimension in names)
+        raise ValueError(
+            f"{name} must be floating point [{text}], got {list(x.shape)} of {x.dtype}; convert "
+            f"it with .float(), .movedim or [None]"
+        )
+
+
+def require_shape(name: str, shape: object, dimensions: int) -> None:
+    """`shape` is so many positive integers."""
+    sizes = shape if isinstance(shape, (tuple, list)) else ()
+    if len(sizes) != dimensions or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise ValueError(f"{name} must be {dimensions} positive integers, got {shape}")
+
+
 def require_samples(name: str, x: Tensor, *, min_dims: int = 1) -> None:
     """`x` is a non-empty floating tensor with a batch dimension."""
+    require_type(name, x, Tensor, "convert it with torch.from_numpy or torch.as_tensor")
     if not x.dtype.is_floating_point:
         raise ValueError(
             f"{name} must be a floating-point tensor, got {x.dtype}; convert it with .float()"
@@ -36,6 +74,7 @@ def require_like(
     name: str, tensor: Tensor, x: Tensor, shapes: tuple[list[int], ...], advice: str
 ) -> None:
     """`tensor` is floating, lives where x lives and has one of the given shapes."""
+    require_type(name, tensor, Tensor, advice)
     if not tensor.dtype.is_floating_point:
         raise ValueError(
             f"{name} must be a floating-point tensor, got {tensor.dtype}; convert it with .float()"
@@ -83,6 +122,8 @@ def require_weight(weight: Tensor, x: Tensor) -> None:
 
 def require_clamp(clamp: float | None) -> None:
     """`clamp` is absent or a positive bound."""
+    if clamp is not None and (isinstance(clamp, bool) or not isinstance(clamp, (int, float))):
+        raise TypeError(f"clamp must be a number or None, got {clamp!r}; it bounds |x̂_0|")
     if clamp is not None and not clamp > 0:
         raise ValueError(
             f"clamp must be positive or None, got {clamp}; pass 1.0 for a pixel space of [-1, 1]"

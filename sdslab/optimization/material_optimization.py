@@ -125,13 +125,17 @@ def projection(theta: Parameterization, config: MaterialConfig) -> Callable[[], 
     """What keeps a grid of texels valid, and its frozen maps as they are now."""
     if not isinstance(theta, TexelGrid):
         return lambda: None
-    maps = theta.texels.detach()
-    initial = maps.clone() if config.frozen else None
-    frozen = config.frozen_channels(maps.device)
+    texels, scale = theta.texels.detach(), theta.scale
+    initial = texels.clone() if config.frozen else None
+    frozen = config.frozen_channels(texels.device)
 
     def project() -> None:
-        project_material_(maps)
+        if scale is not None:
+            texels.mul_(scale)
+        project_material_(texels)
+        if scale is not None:
+            texels.div_(scale)
         if initial is not None:
-            maps.copy_(torch.where(frozen, initial, maps))
+            texels.copy_(torch.where(frozen, initial, texels))
 
     return project

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdslab.errors import UserError
+from sdslab.kernels.validation import require_integer, require_shape
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.tensor_types import Maps
 
@@ -74,6 +75,8 @@ class DeepImagePrior(Parameterization):
         width: int | None = None,
     ) -> None:
         super().__init__()
+        require_shape("shape (b, c, h, w)", shape, 4)
+        require_integer("seed", seed)
         architecture = resolve_architecture(network, width)
         batch, channels, height, breadth = shape
         check_size(height, breadth, architecture)

@@ -5,6 +5,7 @@ from typing import final
 
 from torch import nn
 
+from sdslab.kernels.validation import require_layout
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.tensor_types import Diffused, Maps
 
@@ -21,6 +22,11 @@ class LatentGrid(Parameterization):
 
     def __init__(self, initial: Diffused, decode: Callable[[Diffused], Maps]) -> None:
         super().__init__()
+        require_layout("initial", initial, "b c h w")
+        if not callable(decode):
+            raise TypeError(
+                f"decode must be a function, got a {type(decode).__name__}; pass space.decode"
+            )
         self.latents = nn.Parameter(initial.detach().clone())
         self._decode = decode
 

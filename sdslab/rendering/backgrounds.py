@@ -9,7 +9,7 @@ from sdslab.kernels.philox import NoiseKey, philox_uniform
 
 BACKGROUND_STREAM = 5  # of the counter-based generator
 
-Background = Literal["white", "black", "grey", "random", "checker"]
+Background = Literal["white", "black", "grey", "random", "shared", "checker"]
 _SOLID = {"white": 1.0, "black": 0.0, "grey": 0.5}
 
 
@@ -24,8 +24,8 @@ def sample_background(
     """Draws backgrounds, sRGB-encoded: sample i of step s depends on (seed, s, i) alone.
 
     Args:
-        kind: a solid colour, "random" (one colour a view) or "checker" (two colours a view, squares
-            of a random size).
+        kind: a solid colour, "random" (one colour a view), "shared" (one colour for all views, as
+            CasTex has it) or "checker" (two colours a view, squares of a random size).
         seed: of the run.
         step: of the optimisation.
         batch: number of views.
@@ -38,10 +38,11 @@ def sample_background(
     if kind in _SOLID:
         solid = torch.full((1, 3, 1, 1), _SOLID[kind], device=device)
         return solid.expand(batch, 3, *resolution)
-    key = NoiseKey(seed, step, torch.arange(batch), BACKGROUND_STREAM)
+    sample = torch.zeros(batch, dtype=torch.int64) if kind == "shared" else torch.arange(batch)
+    key = NoiseKey(seed, step, sample, BACKGROUND_STREAM)
     numbers = philox_uniform(key, 7).float().to(device)
     first, second = numbers[:, :3, None, None], numbers[:, 3:6, None, None]
-    if kind == "random":
+    if kind in ("random", "shared"):
         return first.expand(batch, 3, *resolution)
     squares = 4 + (12 * numbers[:, 6]).floor().view(-1, 1, 1, 1)  # 4 to 15 along the picture's side
     rows, columns = (

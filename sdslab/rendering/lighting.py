@@ -193,6 +193,7 @@ class LightSampler:
         seed: of the run.
         lamp: a small white light besides, in a direction of its own for each view, uniform on the
             sphere; "point" is as near as LAMP_DISTANCE.
+        shared_yaw: one yaw for all views of a step, as CasTex has it, instead of one for each.
     """
 
     environments: tuple[Environment, ...]
@@ -200,6 +201,7 @@ class LightSampler:
     intensity_range: tuple[float, float] = (1.0, 1.0)
     seed: int = 0
     lamp: Lamp = "none"
+    shared_yaw: bool = False
 
     def __post_init__(self) -> None:
         if not self.environments:
@@ -221,6 +223,8 @@ class LightSampler:
             (low + (high - low) * numbers[:, column]).to(environment.specular)
             for column, (low, high) in enumerate((self.yaw_range_deg, self.intensity_range))
         )
+        if self.shared_yaw:
+            yaw = yaw[:1].expand(batch)
         lighting = Lighting(environment, torch.deg2rad(yaw), intensity)
         if self.lamp == "none":
             return lighting

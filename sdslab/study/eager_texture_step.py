@@ -118,7 +118,7 @@ class EagerStep:
             signal, sigma = (rates[t].view(-1, 1, 1, 1) for rates in (self._signal, self._sigma))
             x0_hat = ((x_t - sigma * eps_hat) / signal).clamp(-1, 1)
             weight = signal * sigma
-        loss = 0.5 * (weight * (x - x0_hat) ** 2).sum()
+        loss = 0.5 * (weight * (x - x0_hat) ** 2).sum() / len(x)
         self._optimizer.zero_grad()
         loss.backward()
 

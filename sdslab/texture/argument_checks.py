@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sdslab.errors import UserError
-from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName
+from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName, Rendering
 
 
 def guidance_of(arguments: Arguments) -> GuidanceName:
@@ -135,8 +135,7 @@ def check(arguments: Arguments) -> None:
             f"--live-port must be a port that this program may listen on, got {output.live_port}, "
             f"which is in use or reserved; give another one, or 0 for any"
         )
-    if rendering.unlit and (rendering.light or rendering.fixed_light):
-        raise UserError("--unlit and --light or --fixed-light exclude each other: give one")
+    _check_light(rendering)
     if arguments.subject.init == "triplanar" and guidance not in ("exemplar", "none"):
         raise UserError(
             f"--init triplanar lays an --exemplar on the object, got --guidance {guidance}; use "
@@ -157,6 +156,26 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _check_light(rendering: Rendering) -> None:
+    """How the light is turned and dimmed is said once."""
+    low, high = rendering.light_intensity
+    if not 0 <= low <= high <= 1000:
+        raise UserError(
+            f"--light-intensity must be two numbers from 0 to 1000, the lower one first, got {low} "
+            f"{high}"
+        )
+    moved = (rendering.turn_light, rendering.light_intensity) != ("picture", (0.6, 1.4))
+    if rendering.fixed_light and moved:
+        raise UserError(
+            "--fixed-light and --turn-light or --light-intensity exclude each other: give one"
+        )
+    if rendering.unlit and (rendering.light or rendering.fixed_light or moved):
+        raise UserError(
+            "--unlit and --light, --fixed-light, --turn-light or --light-intensity exclude each "
+            "other: give one"
+        )
 
 
 def default_out(arguments: Arguments) -> Path:

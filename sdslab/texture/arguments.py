@@ -41,10 +41,10 @@ class Subject:
         tyro.conf.arg(
             metavar="INIT",
             aliases=("--init-from",),
-            help_behavior_hint="(default: random with a prompt, else grey)",
+            help_behavior_hint="(default: grey)",
         ),
     ] = None
-    """Start from random albedo, from grey, from the mesh file's own maps ("source"), from the
+    """Start from grey, from random albedo, from the mesh file's own maps ("source"), from the
     exemplar projected along the axes ("triplanar"), or from an earlier result: a GLB or OBJ of the
     same mesh, a folder of maps, or a picture."""
     unwrap: Literal["auto", "always", "never"] = "auto"
@@ -90,7 +90,8 @@ class Model:
     """The diffusion model behind a prompt."""
 
     preset: Literal["fast", "castex", "quality"] = "castex"
-    """fast: IF-I-M, stage I only; castex: the paper's models and numbers; quality: ours."""
+    """fast: IF-I-M, stage I only; castex: the paper's models and numbers, but for what
+    docs/castex.md lists; quality: ours."""
     model: Annotated[str | None, _option("ID or FOLDER", "the preset's")] = None
     """Stage I's pipeline: a hub id, or a local folder in diffusers' format."""
     sr_model: Annotated[str | None, _option("ID or FOLDER", "the preset's")] = None
@@ -196,12 +197,17 @@ class Rendering:
     """studio, sky, constant, white, or a panorama (.hdr, .exr, a picture); each step takes one."""
     lamp: Literal["none", "point", "directional"] = "none"
     """A small light besides, somewhere else in each picture."""
+    turn_light: Literal["picture", "step", "never"] = "picture"
+    """Turn the light at random: for each picture anew, once a step as the paper does, or never."""
+    light_intensity: Annotated[tuple[float, float], _option("LOW HIGH", "0.6 1.4")] = (0.6, 1.4)
+    """Multiply each picture's light by a random number from LOW to HIGH; the paper's is 2 2."""
     fixed_light: bool = False
-    """Do not turn and dim the light at random."""
+    """Do not turn and dim the light at random: --turn-light never --light-intensity 1 1."""
     unlit: bool = False
     """Render the albedo alone, without light."""
-    background: Literal["random", "white", "black", "grey", "checker"] = "random"
-    """Behind the object."""
+    background: Literal["random", "shared", "white", "black", "grey", "checker"] = "random"
+    """Behind the object; random is a colour for each picture, shared one for all of a step, as the
+    paper has it."""
     supersampling: Literal[1, 2, 4] = 1
     """Sub-pixels along each side of a pixel."""
     color_mode: Literal["srgb", "castex"] = "srgb"

@@ -34,6 +34,8 @@ from sdslab.texture.workspace import Workspace
 
 RENDER_SIZE = 512
 NAMES = {1: "stage1", 2: "stage2"}
+# A normal map's values are (n + 1) / 2: with half the step, Adam moves n as far as the other maps.
+SCALE = torch.tensor([1, 1, 1, 1, 1, 0.5, 0.5, 0.5])
 
 
 def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
@@ -67,7 +69,7 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
         stage_one = resumed.tensors["stage_one"]
         workspace.begin()
     else:
-        theta = workspace.theta(initial)
+        theta = workspace.theta(initial, SCALE)
         model = _load(workspace, source, 1, dtype, progress)
         stage = _stage(workspace, settings.stage_one, 1, theta, model, prompts, initial)
         workspace.begin()
@@ -80,7 +82,7 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
     if workspace.device.type == "cuda":
         torch.cuda.empty_cache()
     model = _load(workspace, sr_source, 2, dtype, progress)
-    theta = TexelGrid(stage_one).to(workspace.device)
+    theta = TexelGrid(stage_one, SCALE).to(workspace.device)
     stage = _stage(workspace, settings.stage_two, 2, theta, model, sr_prompts, stage_one)
     stage_two = _run(stage, workspace, outcomes, progress)
     return _textured({NAMES[2]: stage_two, NAMES[1]: stage_one}, outcomes)

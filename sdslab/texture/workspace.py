@@ -195,9 +195,7 @@ class Workspace:
 
     def _named_maps(self) -> Tensor:
         """What ``--init`` names."""
-        init = self.arguments.subject.init
-        if init is None:
-            init = "random" if self.arguments.subject.prompt else "grey"
+        init = self.arguments.subject.init or "grey"
         unlit = self.arguments.rendering.unlit
         match init:
             case "grey":
@@ -221,13 +219,18 @@ class Workspace:
         except UserError as error:
             raise UserError(f"{must}, got {source!r}: {error}") from error
 
-    def theta(self, initial: Tensor) -> Parameterization:
-        """θ that starts from some maps; a deep image prior starts from its own network instead."""
+    def theta(self, initial: Tensor, scale: Tensor | None = None) -> Parameterization:
+        """θ that starts from some maps; a deep image prior starts from its own network instead.
+
+        Args:
+            initial: [size, size, 8].
+            scale: of a `TexelGrid`.
+        """
         if self.arguments.optimization.parameterization == "dip":
             size = self.texture_size
             network = DeepImagePrior((1, 8, size, size), self.seed())
             return network.to(self.device)
-        return TexelGrid(initial).to(self.device)
+        return TexelGrid(initial, scale).to(self.device)
 
     def begin(self) -> None:
         """Takes the folder: locks it, removes what an earlier run left, writes ``run.json``.
@@ -339,6 +342,8 @@ def _load_lights(
         arguments.optimization.seed,
         device,
         arguments.rendering.lamp,
+        arguments.rendering.turn_light,
+        arguments.rendering.light_intensity,
     )
     progress.remove_task(task)
     return lights

@@ -107,8 +107,8 @@ def material_set_to(value: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     thetas: list[TexelGrid] = []
     theta_of = workspace.Workspace.theta
 
-    def noted(space: workspace.Workspace, initial: torch.Tensor) -> TexelGrid:
-        thetas.append(theta_of(space, initial))  # type: ignore[arg-type]
+    def noted(space: workspace.Workspace, initial: torch.Tensor, *scale: object) -> TexelGrid:
+        thetas.append(theta_of(space, initial, *scale))  # type: ignore[arg-type]
         return thetas[-1]
 
     def flip(_: object) -> None:

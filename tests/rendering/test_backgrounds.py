@@ -19,6 +19,13 @@ def test_random_backgrounds_are_one_colour_a_view():
     assert picture.max() <= 1
 
 
+def test_a_shared_background_is_one_colour_a_step():
+    first, second = (sample_background("shared", 0, step, 3, (4, 4)) for step in (0, 1))
+    for picture in (first, second):
+        assert (picture == picture[:1, :, :1, :1]).all()
+    assert not first.equal(second)
+
+
 def test_checkers_have_two_colours_in_equal_shares():
     picture = sample_background("checker", 0, 0, 4, (120, 120))
     for view in picture:

@@ -314,6 +314,13 @@ def test_the_stream_is_the_documented_one():
     torch.testing.assert_close(sampler.sample(9, 4).yaw, expected)
 
 
+def test_a_shared_yaw_turns_all_views_of_a_step_alike():
+    sampler = LightSampler(small_environments(1), seed=3, shared_yaw=True)
+    yaws = [sampler.sample(step, 4).yaw for step in (0, 1)]
+    assert [len(yaw.unique()) for yaw in yaws] == [1, 1]
+    assert not yaws[0].equal(yaws[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -204,6 +204,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
         (("torus", "--target", "brick", "--texture-size=100"), "must be a power of two up to 8192"),
         (("torus", "--target", "brick", "--steps=0"), "--steps must be a number from 1"),
         (("torus", "--target", "brick", "--light", "moon"), "moon"),
+        (("torus", "--target", "brick", "--unlit", "--turn-light", "step"), "exclude each other"),
+        (("torus", "--fixed-light", "--light-intensity", "2", "2"), "exclude each other"),
+        (("torus", "--light-intensity", "3", "2"), "two numbers from 0 to 1000"),
         (("torus", "--target", "brick", "--unlit", "--light", "sky"), "exclude each other"),
         (("torus", "--target", "brick", "--unlit", "--lamp", "point"), "--lamp and --unlit or"),
         (("torus", "--target", "brick", "--device", "cuda:99"), "needs a CUDA GPU"),
@@ -213,7 +216,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     ],
     ids=[
         "no target", "two leads", "empty prompt", "model", "no prompt", "mesh", "target",
-        "target mesh", "init", "texture size", "steps", "light", "unlit", "lamp", "device",
+        "target mesh", "init", "texture size", "steps", "light", "turn", "fixed", "intensity", "unlit", "lamp", "device",
         "renderer", "learning rate", "out",
     ],
 )  # fmt: skip
