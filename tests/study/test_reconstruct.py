@@ -9,7 +9,10 @@ import torch
 
 from sdslab.diffusion_space import LatentSpace
 from sdslab.image_io import load_image
+from sdslab.kernels import SDSResult
 from sdslab.metrics import psnr_db
+from sdslab.optimization.optimize import optimize
+from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.study.reconstruct import CellProgress, CellResult, Measurement, Problem, run_cell
 from sdslab.study.specification import Cell, find_study, load_study
 
@@ -66,6 +69,25 @@ def test_latent_diffusion_finds_the_latent_but_not_the_picture(name: str, proble
     assert result.readouts["theta"].psnr_db < 12
     assert result.readouts["decoded"].psnr_db == pytest.approx(result.vae_ceiling_db, abs=0.5)
     assert result.latent_mse < 1e-3 * result.latent_mse_start
+
+
+@pytest.mark.parametrize("limited", [True, False], ids=["as the cell is", "without its limit"])
+def test_one_enormous_gradient_does_not_stall_the_cell_from_grey(limited: bool):
+    """What an encoder with group normalisation answers a constant picture with."""
+    config = OptimizeConfig(**dataclasses.asdict(CELLS["latent_rgb_grey"].optimization))
+    if not limited:
+        config = dataclasses.replace(config, gradient_norm_limit=float("inf"))
+    target = torch.linspace(-1, 1, 192).view(1, 3, 8, 8)
+    theta = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
+
+    def gradient(z: torch.Tensor, index: int) -> SDSResult:
+        factor = 1e6 if index == 0 else 20.0
+        zeros = torch.zeros(1, dtype=torch.int64)
+        return SDSResult(factor * (z - target), torch.zeros(1), zeros)
+
+    for _ in optimize([theta], lambda _: theta, gradient, config):
+        pass
+    assert ((theta - target).abs().max() < 0.05) == limited
 
 
 def test_optimising_the_latent_itself_reaches_the_ceiling(problem: Problem):

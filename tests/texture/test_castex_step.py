@@ -53,7 +53,7 @@ class EnoughError(Exception):
 
 @dataclass
 class Watched:
-    """A stage, what it began with and what its steps made of it, [h, w, 8] encoded; their losses."""
+    """A stage, and what its steps made of what, [h, w, 8] encoded."""
 
     stage: Stage
     renderer: Renderer

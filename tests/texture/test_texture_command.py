@@ -216,7 +216,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     ],
     ids=[
         "no target", "two leads", "empty prompt", "model", "no prompt", "mesh", "target",
-        "target mesh", "init", "texture size", "steps", "light", "turn", "fixed", "intensity", "unlit", "lamp", "device",
+        "target mesh", "init", "texture size", "steps", "light", "turn", "fixed",
+        "intensity", "unlit", "lamp", "device",
         "renderer", "learning rate", "out",
     ],
 )  # fmt: skip

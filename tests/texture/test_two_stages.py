@@ -246,9 +246,9 @@ def test_the_guides_options_do_what_they_say(stage_one: bool):
         return guide.gradient(z, draws, scene, surface).gradient, draws
 
     free, draws = guided()
-    torch.testing.assert_close(free, z)  # w (x_0 − x̂_0) = z
+    torch.testing.assert_close(free, z / 4)  # w (x_0 − x̂_0) = z, and their mean over four views
     bounded, _ = guided(gradient_clamp=0.3)
-    torch.testing.assert_close(bounded, z.clamp(-0.3, 0.3))
+    torch.testing.assert_close(bounded, z.clamp(-0.3, 0.3) / 4)
     _, shared = guided(shared_timestep=True)
     assert draws.t.unique().numel() > 1
     assert shared.t.equal(draws.t[:1].expand(4))  # that of the first picture
