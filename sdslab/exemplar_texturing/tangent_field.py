@@ -40,7 +40,7 @@ class TangentField:
         cls, mesh: Mesh, orient: Literal["up", "flow"], backend: RenderBackend
     ) -> "TangentField":
         """The object's own up along the surface, or the field that bends least ("flow")."""
-        normals = F.normalize(mesh.normals.double(), dim=1)
+        normals = F.normalize(mesh.render_normals.double(), dim=1)
         vertices = (_up(normals) if orient == "up" else _smoothest(mesh, normals)).float()
         corners = vertices[mesh.faces.long()]
         size = (FIELD_SIZE, FIELD_SIZE)

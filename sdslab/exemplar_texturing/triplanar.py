@@ -38,8 +38,8 @@ def triplanar(
     picture = (photo.at_height(height, 1)[0] + 1) / 2
     corners = mesh.faces.long()
     attributes = torch.cat(
-        (mesh.uv[corners], mesh.render_positions[corners], mesh.normals[corners],
-         mesh.tangents[corners]), -1
+        (mesh.uv[corners], mesh.render_positions[corners], mesh.render_normals[corners],
+         mesh.render_tangents[corners]), -1
     )  # fmt: skip
     size = (maps.shape[0], maps.shape[1])
     texels = rasterize_texels(mesh, size, make_backend("cpu", torch.device("cpu")), attributes)

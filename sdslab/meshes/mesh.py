@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdslab.meshes.mesh_file import FileMaterial
+from sdslab.meshes.upright import Up, turned_up
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Mesh:
             passed on are looked up there, NaN for none; or None.
         double_sided: whether back faces can be seen: an open or inconsistent surface.
         unwrapped: whether `uv` was made by us.
+        up: which of the file's axes points up. Everything above keeps those axes; what is rendered
+            has +Y up.
         notes: what was found and mended, a phrase each; joined by "; " they are one line.
     """
 
@@ -88,30 +91,48 @@ class Mesh:
     file_uv: Tensor | None = None
     double_sided: bool = False
     unwrapped: bool = False
+    up: Up = "y"
     notes: tuple[str, ...] = ()
 
     @cached_property
     def normalization(self) -> "Normalization":
         """Brings the mesh into [−1, 1]³ by its largest extent, centred at its bounding box."""
-        used = self.positions[self.faces.long().unique()]
-        low, high = used.amin(0), used.amax(0)
+        low, high = self.used_positions.aminmax(dim=0)
         extent = (high - low).max().clamp_min(torch.finfo(torch.float64).tiny)
-        return Normalization((low + high) / 2, 2 / float(extent))
+        return Normalization((low + high) / 2, 2 / float(extent), self.up)
+
+    @property
+    def used_positions(self) -> Tensor:
+        """[n, 3] float64: positions of the vertices that faces use."""
+        used = torch.zeros(len(self.positions), dtype=torch.bool)
+        used[self.faces.flatten().long()] = True
+        return self.positions[used]
 
     @cached_property
     def render_positions(self) -> Tensor:
-        """[v, 3] float32 in [−1, 1]: normalised positions, for rendering only."""
+        """[v, 3] float32 in [−1, 1]: normalised positions, +Y up, for rendering only."""
         # Vertices of no face may lie anywhere: they are moved to the cube's surface.
         return self.normalization.apply(self.positions).clamp(-1, 1).float()
+
+    @property
+    def render_normals(self) -> Tensor:
+        """[v, 3] float32: `normals`, +Y up."""
+        return turned_up(self.normals, self.up)
+
+    @property
+    def render_tangents(self) -> Tensor:
+        """[v, 4] float32: `tangents`, +Y up."""
+        return torch.cat((turned_up(self.tangents[:, :3], self.up), self.tangents[:, 3:]), 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """x ↦ (x − center) · scale; a transform for rendering that export never sees."""
+    """x ↦ (x − center) · scale, turned to +Y up; for rendering, export never sees it."""
 
     center: Tensor
     scale: float
+    up: Up = "y"
 
     def apply(self, positions: Tensor) -> Tensor:
         """From the file's coordinates to [−1, 1]³."""
-        return (positions - self.center) * self.scale
+        return turned_up((positions - self.center) * self.scale, self.up)

@@ -16,6 +16,7 @@ from sdslab.meshes.obj_file import read_obj
 from sdslab.meshes.off_stl_files import read_off, read_stl
 from sdslab.meshes.ply_file import read_ply
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
+from sdslab.meshes.upright import Up, z_up_note
 
 READERS: dict[str, Callable[[bytes, MeshFolder], MeshFile]] = {
     ".obj": read_obj,
@@ -32,6 +33,7 @@ def load_mesh(
     unwrap: Unwrapping = "auto",
     progress: Callable[[float], None] | None = None,
     smooth: bool = False,
+    up: Up | None = None,
 ) -> Mesh:
     """Reads a mesh; what is wrong with it is mended and told in its notes, or refused.
 
@@ -44,6 +46,8 @@ def load_mesh(
             "always" makes them anyway, "never" refuses such a mesh.
         progress: gets a share in [0, 1] while texture coordinates are made.
         smooth: computes smooth normals even where the file has normals of its own.
+        up: which of the file's axes points up. None takes +Y, and adds a note where the shape or
+            the kind of file says +Z.
 
     Raises:
         UserError: there is no such file or name, it holds no mesh, or its texture coordinates
@@ -52,6 +56,11 @@ def load_mesh(
     path = Path(source)
     if not os.path.isfile(path):
         if str(source) in PROCEDURAL_MESHES:
+            if up not in (None, "y"):
+                raise UserError(
+                    f"--up is for mesh files, got {up} for the built-in {str(source)!r}, which has "
+                    f"+Y up; leave it out"
+                )
             return PROCEDURAL_MESHES[str(source)](unwrap, progress)
         raise UserError(
             f"mesh must be an existing file or one of {', '.join(PROCEDURAL_MESHES)}, got "
@@ -67,7 +76,7 @@ def load_mesh(
         file = _read(path, kind)
         if smooth:
             file = dataclasses.replace(file, normals=None)
-        return assemble_mesh(path.stem, file, unwrap, progress)
+        mesh = assemble_mesh(path.stem, file, unwrap, progress)
     except UserError:
         raise
     except Exception as error:  # damaged files fail anywhere in the readers
@@ -76,6 +85,8 @@ def load_mesh(
             f"mesh must be a sound {kind[1:].upper()} file, got {str(source)!r}: "
             f"{' '.join(reason.split())}; open it in a modelling program and export it again"
         ) from error
+    note = z_up_note(mesh.used_positions, kind == ".stl") if up is None else None
+    return dataclasses.replace(mesh, up=up or "y", notes=mesh.notes + ((note,) if note else ()))
 
 
 def _read(path: Path, kind: str) -> MeshFile:

@@ -93,7 +93,7 @@ class Renderer:
     """Renders one mesh.
 
     Args:
-        mesh: never modified; it is seen normalised into [−1, 1]³.
+        mesh: never modified; it is seen normalised into [−1, 1]³, its up along +Y.
         backend: where visibility and texture look-ups are computed.
         device: where everything else is.
         color_mode: "srgb" (albedo decoded, radiance encoded), or "castex" (no conversion anywhere).
@@ -115,11 +115,11 @@ class Renderer:
         self.supersampling = supersampling
         self.faces = mesh.faces.int().to(device)
         self.positions = mesh.render_positions.to(device)
-        used = mesh.render_positions[mesh.faces.long().unique()]
+        used = mesh.normalization.apply(mesh.used_positions).clamp(-1, 1).float()
         self.extreme_points = _extreme_points(used)  # [k, 3] on the CPU, for framing views
         self.bounding_radius = used.norm(dim=1).max().item()  # around the origin
         self._attributes = torch.cat(
-            (mesh.uv, mesh.render_positions, mesh.normals, mesh.tangents), dim=1
+            (mesh.uv, mesh.render_positions, mesh.render_normals, mesh.render_tangents), dim=1
         ).to(device, torch.float32)
 
     @torch.no_grad()

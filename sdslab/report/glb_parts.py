@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from sdslab.errors import UserError, first_line, one_line
+from sdslab.meshes.upright import QUATERNIONS, Up
 from sdslab.report.embedded_pictures import decode_picture
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
@@ -59,20 +60,27 @@ class GlbParts:
             raise ValueError("a view reaches beyond its buffer")
         return self.binary[start : start + size]
 
-    def geometry(self) -> bytes:
+    def geometry(self, up: Up = "y") -> bytes:
         """The same file without pictures: of its materials the sides are left, nothing else.
+
+        Args:
+            up: which of its axes points up; in the result +Y does.
 
         Raises:
             UserError: it is no GLB of a run.
         """
         with _errors_told(self.path):
-            return self._geometry()
+            return self._geometry(up)
 
-    def _geometry(self) -> bytes:
+    def _geometry(self, up: Up) -> bytes:
         document = {
             name: self.document[name] for name in ("asset", "scene", "scenes", "nodes", "meshes")
         }
         document["asset"] = {"version": "2.0"}
+        if up != "y":
+            upright = {"rotation": QUATERNIONS[up], "children": document["scenes"][0]["nodes"]}
+            document["scenes"] = [{"nodes": [len(document["nodes"])]}]
+            document["nodes"] = [*document["nodes"], upright]
         document["materials"] = [
             {"doubleSided": bool(material.get("doubleSided"))}
             for material in self.document["materials"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdslab.errors import UserError, one_line
+from sdslab.meshes.upright import QUATERNIONS, Up
 from sdslab.report.embedded_pictures import data_uri
 from sdslab.report.glb_parts import GlbParts
 from sdslab.report.number_names import stage_label
@@ -47,7 +48,7 @@ def view_of(folder: Path, record: dict[str, Any]) -> View | str:
     files = [folder / "mesh.glb", *(folder / name / "mesh.glb" for name in names[1:])]
     shown = [(name, file) for name, file in zip(names, files, strict=True) if file.is_file()]
     result = GlbParts.read(files[0])
-    geometry = result.geometry()
+    geometry = result.geometry(_up(record))
     if len(geometry) > LARGEST_GEOMETRY:
         return (
             f"the mesh is too large for a page ({len(geometry) / 2**20:.0f} MB of geometry, "
@@ -93,6 +94,15 @@ def _material_names(record: dict[str, Any]) -> list[str]:
 def _color_mode(record: dict[str, Any]) -> str:
     rendering = record["config"].get("rendering")
     return str(rendering.get("color_mode", "srgb")) if isinstance(rendering, dict) else "srgb"
+
+
+def _up(record: dict[str, Any]) -> Up:
+    mesh = record["details"].get("mesh")
+    up = mesh.get("up") if isinstance(mesh, dict) else None
+    for axis in QUATERNIONS:
+        if axis == up:
+            return axis
+    return "y"
 
 
 def _light(path: Path) -> str:

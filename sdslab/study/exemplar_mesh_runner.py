@@ -150,7 +150,7 @@ class _Maker:
 
     def _load(self, mesh: str) -> tuple[Renderer, Tensor]:
         size = (self.study.settings.texture_size,) * 2
-        loaded = load_mesh(mesh, "auto", lambda _: None)
+        loaded = load_mesh(mesh, "auto", lambda _: None, up=self.study.settings.up)
         covered = covered_texels(
             loaded, (size[0], size[1]), make_backend("cpu", torch.device("cpu"))
         )
@@ -163,7 +163,7 @@ class _Maker:
         numeric = {n: v for n, v in asdict(method).items() if n not in ("name", "label")}
         key = content_hash(
             numeric, seed, self.common,
-            own.positions, own.faces, own.uv, exemplars.exemplars[0].channels,
+            own.render_positions, own.faces, own.uv, exemplars.exemplars[0].channels,
         )[:16]  # fmt: skip
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", f"{Path(mesh).stem}-{Path(photo).stem}")[:60]
         path = self.folder / f"{stem}-{method.name}-{seed}-{key}.safetensors"

@@ -28,6 +28,8 @@ class MeshSettings:
     """Of each level, in place of its own."""
     device: str = "cpu"
     """"auto" is cuda where there is one."""
+    up: Literal["x", "-x", "y", "-y", "z", "-z"] | None = None
+    """Which axis of the mesh files points up; None is y."""
     out: str = "figures"
     """Folder for the results."""
 

@@ -49,6 +49,11 @@ class Subject:
     same mesh, a folder of maps, or a picture."""
     unwrap: Literal["auto", "always", "never"] = "auto"
     """Make texture coordinates: where the file's own are no valid atlas, always, or never."""
+    up: Annotated[
+        Literal["x", "-x", "y", "-y", "z", "-z"] | None, _option("{x,-x,y,-y,z,-z}", "y")
+    ] = None
+    """Which of the file's axes points up; scans and models for printing mostly have z. Views, what
+    prompts say of them, and --orient follow it. The result keeps the file's own axes."""
     smooth: bool = False
     """Shade smoothly even where the file has normals of its own."""
 

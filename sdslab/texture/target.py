@@ -43,7 +43,7 @@ def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> T
     if os.path.isdir(source):
         return resize_maps(load_maps(Path(source)), size)
     if Path(source).suffix.lower() in READERS:
-        other = load_mesh(source)
+        other = load_mesh(source, up=mesh.up)
         if other.source_material is None:
             raise UserError(
                 "it must have a texture, got none; give a GLB, an OBJ with its MTL, or a picture"

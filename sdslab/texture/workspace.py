@@ -295,6 +295,7 @@ class Workspace:
             "name": self.mesh.name,
             "faces": len(self.mesh.faces),
             "vertices": len(self.mesh.positions),
+            "up": self.mesh.up,
             "notes": list(self.mesh.notes),
         }
         return record
@@ -321,6 +322,7 @@ def _load_mesh(arguments: Arguments, progress: Progress) -> Mesh:
         arguments.subject.unwrap,
         lambda share: progress.update(task, description="unwrapping", completed=share),
         smooth=arguments.subject.smooth,
+        up=arguments.subject.up,
     )
     progress.remove_task(task)
     text = f"{mesh.name}: {len(mesh.faces):,} faces, {len(mesh.positions):,} vertices"
