@@ -9,6 +9,7 @@ from sdslab.report.embedded_pictures import data_uri
 from sdslab.report.html_page import render_page
 from sdslab.report.number_names import key_numbers
 from sdslab.report.run_page import (
+    KINDS,
     PAGE_NAME,
     input_pictures,
     relative_link,
@@ -57,7 +58,7 @@ def _card(folder: Path, record: dict[str, Any], beside: Path) -> dict[str, Any]:
         "name": folder.resolve().name,
         "title": title_of(record),
         "program": record["program"],
-        "kind": record["kind"],
+        "kind": KINDS.get(record["kind"], record["kind"].replace("_", " ")),
         "outcome": record["outcome"],
         "time": settings_rows.seconds_text(total) if isinstance(total, int | float) else "",
         "picture": picture and data_uri(picture, THUMBNAIL_SIZES[record["program"]], 85),

@@ -8,11 +8,11 @@ from sdslab.report import settings_rows
 Shown = Callable[[Any], str]
 
 PSNR = "Peak signal-to-noise ratio: above 30 dB differences are hard to see, above 40 dB invisible"
-SCORES = "scores."  # of a texture beside its photograph
+SCORES = ("scores.", "view_psnr_db", "white_room_psnr_db", "map_psnr_db.")
 
 
 class Number(NamedTuple):
-    """A measured number.
+    """A measured number; `SCORES` begin the names of those beside a photograph or a target.
 
     Attributes:
         name: its key in ``metrics``, nested keys joined by dots.
@@ -31,20 +31,24 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f} %" if value in (0, 1) or value > 1 else f"{100 * value:.3g} %"
 
 
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}"
+
+
 def _decibels(value: float | str) -> str:
-    return "exact" if value == "inf" else f"{settings_rows.shown(value)} dB"
+    return "exact" if value == "inf" else f"{value:.2f} dB"
 
 
 NAMES: dict[str, tuple[str, Shown, str]] = {
     "scores.sliced_wasserstein": (
         "Patch distance",
-        settings_rows.shown,
+        _three_digits,
         "Sliced Wasserstein distance between small patches of the texture and of the photograph, "
         "in pixel values from 0 to 1: the smaller, the more alike",
     ),
     "scores.crop": (
         "Patch distance within the photograph",
-        settings_rows.shown,
+        _three_digits,
         "The same between the photograph's middle and the whole of it: about the best to hope for",
     ),
     "scores.contrast": (
@@ -59,7 +63,7 @@ NAMES: dict[str, tuple[str, Shown, str]] = {
     ),
     "scores.seam_jump": (
         "Jump at seams",
-        lambda value: f"{settings_rows.shown(value)} ×",
+        lambda value: f"{value:.2f} ×",
         "Difference of colours across the atlas's seams over that across other edges: up to 1.1 "
         "no seam shows",
     ),
@@ -67,7 +71,7 @@ NAMES: dict[str, tuple[str, Shown, str]] = {
     "white_room_psnr_db": (
         "New views in white light",
         _decibels,
-        f"The same under a light that the run did not use. {PSNR}",
+        "The same under a light that the run did not use",
     ),
     "steps": ("Steps", settings_rows.shown, ""),
     "optimization_seconds": ("Optimisation", settings_rows.seconds_text, ""),
@@ -116,7 +120,7 @@ def _number(name: str, value: Any) -> Number:
     first, _, last = name.rpartition(".")
     if first == "map_psnr_db":
         label = "All maps" if last == "all" else f"{last.capitalize()} map"
-        return Number(name, label, _text(_decibels, value), f"Over the texels seen. {PSNR}")
+        return Number(name, label, _text(_decibels, value), "Over the texels seen")
     if first and last in LAST_WORDS:
         label, shown = LAST_WORDS[last]
         return Number(name, f"{label}, {stage_label(first)}", _text(shown, value), "")
