@@ -46,9 +46,11 @@ class GlbParts:
                 raise ValueError(f"it has {path.stat().st_size:,} bytes")
             content = path.read_bytes()
             magic, _, _, length, kind = struct.unpack_from("<5I", content)
-            binary_kind = struct.unpack_from("<2I", content, 20 + length)[1]
+            size, binary_kind = struct.unpack_from("<2I", content, 20 + length)
             if (magic, kind, binary_kind) != (MAGIC, JSON_CHUNK, BINARY_CHUNK):
                 raise ValueError("its two chunks are not there")
+            if len(content) < 28 + length + size:
+                raise ValueError("its end is missing")
             document = json.loads(content[20 : 20 + length])
             return cls(path, document, content[28 + length :])
 

@@ -62,9 +62,10 @@ def assert_inert(elements: Elements, scripts: int) -> None:
 def test_a_page_holds_what_the_run_left(finished: Run):
     elements = elements_of(write_report(finished.folder))
     for part in (
-        "apple: “a ripe apple”", "finished", "New views 31.25 dB", "Albedo map 28.50 dB", "Stage II",
-        "Original", "stage I 10.0 s", "preparing stages, checkpoints and the rest 3.0 s", "seed 7",
-        "python -m", "torch", "Peak memory: 1,234 MB", "differences are hard to see",
+        "apple: “a ripe apple”", "finished", "New views 31.25 dB", "Albedo map 28.50 dB",
+        "Original", "stage I 10.0 s", "preparing stages, checkpoints and the rest 3.0 s",
+        "Stage II", "seed 7", "python -m", "torch", "Peak memory: 1,234 MB",
+        "differences are hard to see",
     ):  # fmt: skip
         assert re.sub(r"\s+", " ", part) in re.sub(r"\s+", " ", elements.text), part
     assert_inert(elements, scripts=2)
