@@ -10,6 +10,7 @@ from sdslab.meshes.mesh_repair import RepairedFaces
 from sdslab.meshes.surface_frame import vertex_normals
 
 LEAST_AGREEMENT = 0.6  # of corners whose normal points to the face's front; of random ones, a half
+FLAT = 1e-6  # 1 − cosine: a dense smooth mesh differs by more, four written digits by less
 _KEPT, _TURNED, _COMPUTED = range(3)
 
 
@@ -69,7 +70,7 @@ def settle_normals(
     notes = []
     if turned.any():
         notes.append(f"normals of {turned.sum():,} triangles turned with them")
-    if along.min() > 0.9999:
+    if along.min() > 1 - FLAT:
         notes.append("flat-shaded: the file's normals are those of its faces")
     if fits.all() and not turned.any():
         unit[~sane] = (0, 0, 1)  # of no face
