@@ -12,15 +12,14 @@ import os
 import pickle
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from sdslab.rendering.cameras import Cameras, fitting_distance, six_views
+from sdslab.rendering.cameras import fitting_distance, six_views
+from sdslab.texture.live_painter import Choice, Painter
 from sdslab.texture.live_picture import LOOKS, LiveScene, covered_at, fitted
 
 Command = Literal["pause", "resume", "step", "save"]
@@ -30,10 +29,6 @@ FOV_DEG = 30.0  # as of `six_views`
 NICENESS = 10
 RUNNING = "the running one"
 COLOR = "#228be6"  # of curves: the theme's own blue
-# How a picture gets finer while nothing changes: seconds to wait for, seconds that it may take,
-# supersampling.
-FINENESS = ((0.0, 0.08, 1), (0.25, 0.8, 1), (1.5, 4.0, 2))
-LOWEST, HIGHEST = 96, 1080  # of a picture, in pixels
 
 
 def serve(connection: Any, port: int, reload_seconds: float) -> None:
@@ -63,23 +58,6 @@ def serve(connection: Any, port: int, reload_seconds: float) -> None:
     os._exit(0)  # viser's threads need not be waited for
 
 
-@dataclass
-class Shown:
-    """What one browser shows.
-
-    Attributes:
-        camera: where it looks from.
-        content: which maps, and how.
-        fineness: of its picture, an index into `FINENESS`; −1 before the first.
-        since: when camera or content changed.
-    """
-
-    camera: tuple[float, ...] = ()
-    content: tuple[object, ...] = ()
-    fineness: int = -1
-    since: float = field(default_factory=time.monotonic)
-
-
 class Page:
     """The server, its controls, and the pictures of every browser.
 
@@ -94,19 +72,13 @@ class Page:
         import viser
 
         self.scene, self.connection = scene, connection
-        self.renderers = {s: scene.renderer(s) for _, _, s in FINENESS}
-        self.maps: dict[str, Tensor] = {}
-        self.version = 0  # of the maps
         self.state: dict[str, Any] = {}
         self.sent = 0  # commands
         self.charts: dict[str, Any] = {}  # by stage
         self.drawn: dict[str, tuple[int, float]] = {}  # the last point of each
-        self.shown: dict[int, Shown] = {}
-        self.pixels_per_second = 1e6  # of this machine's renderer, as measured
-        self.fault: Exception | None = None  # of the thread that paints
-        self.wake = threading.Event()
         self.lock, self.sending = threading.RLock(), threading.Lock()
         self.server = viser.ViserServer(host=HOST, port=port, label=out.name, verbose=False)
+        self.painter = Painter(self.server, scene, self._choice)
         self._set_scene()
         self._add_controls()
 
@@ -121,12 +93,12 @@ class Page:
 
     def work(self, reload_seconds: float) -> None:
         """Until the run ends: shows what it sends, and asks for more."""
-        threading.Thread(target=self._paint_on, daemon=True).start()
+        threading.Thread(target=self.painter.work, daemon=True).start()
         asked_as = None  # watched or not
         last_seen = time.monotonic()
         while "ended" not in self.state:
-            if self.fault is not None:
-                raise self.fault
+            if self.painter.fault is not None:
+                raise self.painter.fault
             watched = bool(self.server.get_clients())
             if watched != asked_as:
                 self._send("ready", watched)
@@ -169,7 +141,7 @@ class Page:
         server.scene.world_axes.visible = False
         server.scene.configure_default_lights(False)
         server.scene.configure_environment_map(None)
-        self.radius = self.renderers[1].bounding_radius
+        self.radius = self.painter.renderers[1].bounding_radius
         front = six_views(self.radius, FOV_DEG)
         server.initial_camera.position = front.eye[0].numpy()
         server.initial_camera.look_at = (0.0, 0.0, 0.0)
@@ -177,8 +149,8 @@ class Page:
 
         async def arrive(client: Any) -> None:
             self._look_from_the_front(client)
-            client.camera.on_update(lambda _: self.wake.set())
-            self.wake.set()
+            client.camera.on_update(lambda _: self.painter.wake.set())
+            self.painter.wake.set()
 
         server.on_client_connect(arrive)
 
@@ -209,10 +181,10 @@ class Page:
 
         async def press(event: Any) -> None:
             self.command(event.target.value.lower())
-            self.wake.set()
+            self.painter.wake.set()
 
         async def redraw(_: Any) -> None:
-            self.wake.set()
+            self.painter.wake.set()
 
         async def look(event: Any) -> None:
             self._look_from_the_front(event.client)
@@ -228,8 +200,7 @@ class Page:
             maps = torch.from_numpy(np.load(path)).float()
             Path(path).unlink()
             covered = covered_at(self.scene.mesh, len(maps))
-            self.maps[stage] = fitted(maps, covered, len(maps))
-            self.version += 1
+            self.painter.take(stage, fitted(maps, covered, len(maps)))
         with self.lock:
             if news.pop("heard", self.sent) < self.sent:  # it has not come to the latest click yet
                 news.pop("paused", None)
@@ -239,7 +210,7 @@ class Page:
             if "curves" in news:
                 self._show_curves(news["curves"])
             self._show_state()
-        self.wake.set()
+        self.painter.wake.set()
 
     def _note(self, text: str) -> None:
         self.notice.content, self.notice.visible = text, True
@@ -251,14 +222,21 @@ class Page:
         text = f"**{state['stage']}** · step {state['step']} of {state['total']}"
         text += f" · loss {state['loss']:.4g}  \n{self._activity()}"
         first = "Resume" if self._paused else "Pause"
+        finished = (name for name in self.painter.maps if name != state["stage"])
         for handle, name, value in (
             (self.status, "content", text),
             (self.progress, "value", 100 * state["step"] / state["total"]),
             (self.buttons, "options", (first, "Step", "Save")),
-            (self.stage, "options", (RUNNING, *(s for s in self.maps if s != state["stage"]))),
+            (self.stage, "options", (RUNNING, *finished)),
         ):
             if getattr(handle, name) != value:
                 setattr(handle, name, value)
+
+    def _choice(self) -> Choice:
+        stage = self.stage.value
+        if stage == RUNNING:
+            stage = self.state.get("stage", "")
+        return Choice(stage, self.look.value, self.light.value, self.exposure.value)
 
     def _activity(self) -> str:
         state = self.state
@@ -288,83 +266,6 @@ class Page:
                 scales={"x": {"time": False}, "y": {"distr": 3}}, legend={"show": False},
                 order=1e6 - number,
             )  # fmt: skip
-
-    def _paint_on(self) -> None:
-        try:
-            while True:
-                if not self._paint():
-                    self.wake.wait(0.05)
-                self.wake.clear()
-        except Exception as error:  # whatever it is: `work` raises it
-            self.fault = error
-
-    def _paint(self) -> bool:
-        """Renders the browser that needs it most once; whether there was one."""
-        clients = self.server.get_clients()
-        self.shown = {number: self.shown.get(number, Shown()) for number in clients}
-        content = (
-            self.version, self.stage.value, self.look.value, self.light.value, self.exposure.value
-        )  # fmt: skip
-        due = []
-        for number, client in clients.items():
-            shown, camera = self.shown[number], _pose(client.camera)
-            if shown.camera != camera:
-                shown.fineness = -1  # something at once: the old picture is of another view
-            if (shown.camera, shown.content) != (camera, content):
-                shown.camera, shown.content, shown.since = camera, content, time.monotonic()
-                shown.fineness = min(shown.fineness, 0)
-            wait = FINENESS[shown.fineness + 1][0] if shown.fineness + 1 < len(FINENESS) else None
-            if wait is not None and time.monotonic() - shown.since >= wait:
-                due.append((shown.fineness, number))
-        maps = self._maps_shown()
-        if not due or maps is None:
-            return False
-        _, number = min(due)
-        self._render(clients[number], self.shown[number], maps)
-        return True
-
-    def _maps_shown(self) -> Tensor | None:
-        chosen = self.maps.get(self.stage.value)
-        return chosen if chosen is not None else self.maps.get(self.state.get("stage", ""))
-
-    def _render(self, client: Any, shown: Shown, maps: Tensor) -> None:
-        shown.fineness += 1
-        _, seconds, supersampling = FINENESS[shown.fineness]
-        wxyz, eye, fov, aspect, height = (
-            shown.camera[:4], shown.camera[4:7], shown.camera[7], shown.camera[8], shown.camera[9]
-        )  # fmt: skip
-        affordable = math.sqrt(seconds * self.pixels_per_second / aspect) / supersampling
-        height = round(max(LOWEST, min(affordable, height, HIGHEST)))
-        size = height, max(1, round(height * aspect))
-        start = time.perf_counter()
-        picture = self.scene.picture(
-            self.renderers[supersampling], _seen_from(wxyz, eye, fov, size[1] / height), size, maps,
-            self.look.value, self.light.value, self.exposure.value,
-        )  # fmt: skip
-        client.scene.set_background_image(picture.numpy(), "jpeg", jpeg_quality=95)
-        client.flush()
-        rate = size[0] * size[1] * supersampling**2 / (time.perf_counter() - start)
-        self.pixels_per_second += 0.3 * (rate - self.pixels_per_second)
-
-
-def _pose(camera: Any) -> tuple[float, ...]:
-    """wxyz, eye, angle of view in radians, aspect, height in pixels."""
-    return (
-        *camera.wxyz.tolist(), *camera.position.tolist(), camera.fov, camera.aspect,
-        camera.image_height,
-    )  # fmt: skip
-
-
-def _seen_from(
-    wxyz: tuple[float, ...], eye: tuple[float, ...], fov: float, aspect: float
-) -> Cameras:
-    """A camera as viser has it: it looks along its +z, and its +y is the picture's bottom."""
-    import viser.transforms
-
-    rotation = torch.from_numpy(viser.transforms.SO3(np.array(wxyz)).as_matrix()).T
-    turned = rotation * torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64)
-    fov_deg = torch.tensor([math.degrees(fov)])
-    return Cameras.turned_by(torch.tensor([eye]), turned[None], fov_deg, aspect)
 
 
 def _spoken(seconds: float) -> str:

@@ -1,5 +1,7 @@
 """Pictures of the live page: maps of any size, and what ``front.png`` shows."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.lighting import Environment
 from sdslab.rendering.preview import Previewer
+from sdslab.texture.live_painter import Pose
 from sdslab.texture.live_picture import LOOKS, LiveScene, covered_at, fitted
 
 
@@ -78,3 +81,16 @@ def test_a_run_without_light_shows_its_albedo(scene: LiveScene):
         for look in ("result", "albedo")
     ]
     assert (pictures[0] - pictures[1]).abs().max() <= 1
+
+
+def test_the_browsers_camera_is_ours():
+    """viser's looks along its +z, and its +y is the picture's bottom."""
+    viser = pytest.importorskip("viser", reason="needs viser, the extra `live`")
+    ours = six_views(1.0, 40.0)[1:2]
+    rows = ours.world_to_camera[0, :3, :3].double() * torch.tensor([[1.0], [-1.0], [-1.0]])
+    wxyz = viser.transforms.SO3.from_matrix(rows.T.numpy()).wxyz
+    eye = ours.eye[0].tolist()
+    pose = Pose(tuple(wxyz), tuple(eye), math.radians(40.0), 2.0, 100)
+    torch.testing.assert_close(pose.view(1.0).world_to_clip, ours.world_to_clip)
+    wide = pose.view(2.0).world_to_clip[0]
+    torch.testing.assert_close(wide[0] * 2, ours.world_to_clip[0, 0])
