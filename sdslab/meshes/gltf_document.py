@@ -10,7 +10,8 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 
 from sdslab.errors import one_line
-from sdslab.meshes.mesh_file import MOST_FACES, Floats, Indices, MeshFileError, MeshFolder
+from sdslab.meshes.mesh_file import MOST_FACES, Floats, Indices, MeshFileError
+from sdslab.meshes.mesh_folder import MeshFolder
 
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}

@@ -14,9 +14,9 @@ from sdslab.meshes.mesh_file import (
     Indices,
     MeshFile,
     MeshFileError,
-    MeshFolder,
     TexturePlace,
 )
+from sdslab.meshes.mesh_folder import MeshFolder
 
 # Extensions of buffers, accessors, meshes and primitives that leave the triangles as they are.
 HARMLESS = re.compile(

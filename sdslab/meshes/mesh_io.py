@@ -11,7 +11,8 @@ from sdslab.errors import UserError
 from sdslab.meshes.gltf_file import read_gltf
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_assembly import Unwrapping, assemble_mesh
-from sdslab.meshes.mesh_file import LARGEST_FILE, MeshFile, MeshFileError, MeshFolder
+from sdslab.meshes.mesh_file import MeshFile, MeshFileError
+from sdslab.meshes.mesh_folder import LARGEST_FILE, MeshFolder
 from sdslab.meshes.obj_file import read_obj
 from sdslab.meshes.off_stl_files import read_off, read_stl
 from sdslab.meshes.ply_file import read_ply
@@ -76,14 +77,13 @@ def load_mesh(
         file = _read(path, kind)
         if smooth:
             file = dataclasses.replace(file, normals=None)
-        mesh = assemble_mesh(path.stem, file, unwrap, progress)
-    except UserError:
-        raise
-    except Exception as error:  # damaged files fail anywhere in the readers
-        reason = str(error) if isinstance(error, MeshFileError) else _what_failed(error)
+        # A name that is no UTF-8 goes into files that must be.
+        name = os.fsencode(path.stem).decode(errors="replace")
+        mesh = assemble_mesh(name, file, unwrap, progress)
+    except (MeshFileError, OSError) as error:
         raise UserError(
             f"mesh must be a sound {kind[1:].upper()} file, got {str(source)!r}: "
-            f"{' '.join(reason.split())}; open it in a modelling program and export it again"
+            f"{' '.join(str(error).split())}; open it in a modelling program and export it again"
         ) from error
     note = z_up_note(mesh.used_positions, kind == ".stl") if up is None else None
     return dataclasses.replace(mesh, up=up or "y", notes=mesh.notes + ((note,) if note else ()))
@@ -100,10 +100,3 @@ def _read(path: Path, kind: str) -> MeshFile:
         raise MeshFileError("it is a zip archive; unpack it")
     with np.errstate(all="ignore"):
         return READERS[kind](content, MeshFolder(path))
-
-
-def _what_failed(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0][:120]
-    if isinstance(error, LookupError | TypeError | AttributeError) or not first:
-        return f"it is damaged ({type(error).__name__}{': ' if first else ''}{first})"
-    return f"it is damaged ({first})"

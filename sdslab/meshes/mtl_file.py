@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from sdslab.meshes.mesh_file import FileMaterial, MeshFileError, MeshFolder
+from sdslab.meshes.mesh_file import FileMaterial, MeshFileError
+from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.text_lines import decoded, plain_text
 
 # Words that an option of a map takes; the first three take up to that many numbers.

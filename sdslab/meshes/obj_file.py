@@ -13,29 +13,26 @@ from sdslab.meshes.mesh_file import (
     Indices,
     MeshFile,
     MeshFileError,
-    MeshFolder,
     linear_colors,
     note_small_polygons,
     split_corners,
 )
+from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.mtl_file import SAME, read_materials
+from sdslab.meshes.obj_corners import NONE, corner_indices
 from sdslab.meshes.polygons import triangulate
 from sdslab.meshes.text_lines import (
     IS_SPACE,
     NEWLINE,
     SPACE,
-    SPACES,
     TextLines,
     decoded,
-    parsed,
     plain_text,
     without_comments,
-    word_starts,
 )
 
 WIDTHS = {"v": (3, 3), "vt": (1, 2), "vn": (3, 3)}  # numbers that a line needs, and that are used
 MOST_ROWS = 3 * MOST_FACES  # of each kind; corners, too
-NONE = np.iinfo(np.int64).min  # no index
 CORNER = re.compile(rb"[+-]?\d{1,18}(/([+-]?\d{1,18})?){0,2}")
 # What no reader shows: names of other files, hints for other programs, smoothing without normals.
 PASSED_OVER = {"s", "vp", "usemap", "maplib", "shadow_obj", "trace_obj", "mg", "bevel", "c_interp",
@@ -195,7 +192,7 @@ def _corners(
     number, sizes = np.flatnonzero(mask), lines.counts[mask] - 1
     if len(sizes) > MOST_FACES or sizes.sum() > MOST_ROWS:
         raise MeshFileError(f"it has more than {MOST_FACES:,} faces")
-    corners = _indices(lines.bytes_of(mask), int(sizes.sum()))
+    corners = corner_indices(lines.bytes_of(mask), int(sizes.sum()))
     if corners is None:
         raise _bad_face(lines, number)
     for k, kind in enumerate(("v", "vt", "vn")):
@@ -215,70 +212,6 @@ def _corners(
             notes.append(f"{stated:,} corners name a {kind} that is not there ({rows:,} are)")
         corners[:, k] = np.where(missing, -1, column)
     return corners, sizes
-
-
-def _indices(text: bytes, count: int) -> Indices | None:
-    """[count, 3] numbers of words such as ``1``, ``1/2``, ``1//3`` and ``1/2/3``; else None.
-
-    NONE stands where a word has no number.
-    """
-    result = np.full((count, 3), NONE)
-    if not count:
-        return result
-    if text.translate(None, SPACES + b"0123456789+-/") or b"///" in text:
-        return None
-    data = np.frombuffer(b"   " + text, np.uint8)  # so that three bytes stand before each number
-    sign = np.flatnonzero((data == ord("-")) | (data == ord("+")))
-    if not (IS_SPACE[data[sign - 1]] | (data[sign - 1] == ord("/"))).all():
-        return None
-    slash = np.flatnonzero(data == ord("/"))
-    columns = _same_columns(slash, word_starts(text) + 3)
-    if columns is not None:
-        numbers = parsed(text.replace(b"/", b" "), np.int64)
-        if len(numbers) == count * len(columns):
-            result[:, columns] = numbers.reshape(count, -1)
-            return result
-    digit = (data - ord("0")) < 10
-    begins, stops = digit.copy(), digit.copy()
-    begins[1:] &= ~digit[:-1]
-    stops[:-1] &= ~digit[1:]
-    at = np.flatnonzero(begins)
-    length = np.flatnonzero(stops) - at + 1
-    if not len(at) or length.max() > 18:
-        return None
-    value = np.zeros(len(at), np.int64)
-    for k in range(int(length.max())):
-        longer = length > k
-        value = np.where(longer, 10 * value + data[np.where(longer, at + k, 0)] - ord("0"), value)
-    before = data[at - 1]
-    signed = (before == ord("-")) | (before == ord("+"))
-    value = np.where(before == ord("-"), -value, value)
-    at -= signed
-    leads, behind_slash = IS_SPACE[data[at - 1]], data[at - 1] == ord("/")
-    if leads.sum() != count or len(sign) != signed.sum() or not (leads | behind_slash).all():
-        return None
-    # The first number of a word is its vertex; behind two slashes stands a normal.
-    first = np.flatnonzero(leads)
-    column = np.arange(len(at)) - first.repeat(np.diff(first, append=len(at)))
-    column += behind_slash & (data[at - 2] == ord("/"))
-    if column.max() > 2:
-        return None
-    result[np.cumsum(leads) - 1, column] = value
-    return result
-
-
-def _same_columns(slash: Indices, words: Indices) -> list[int] | None:
-    """Which of v, vt and vn all words have, where all are written alike; else None."""
-    each = len(slash) // max(len(words), 1)
-    if each > 2 or each * len(words) != len(slash):
-        return None
-    slashes = slash.reshape(len(words), each)
-    if each and not ((slashes[:, 0] > words).all() and (slashes[:-1, -1] < words[1:]).all()):
-        return None
-    if each < 2:
-        return list(range(each + 1))
-    adjacent = slashes[:, 1] == slashes[:, 0] + 1
-    return [0, 2] if adjacent.all() else None if adjacent.any() else [0, 1, 2]
 
 
 def _bad_face(

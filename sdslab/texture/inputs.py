@@ -7,14 +7,15 @@ from pathlib import Path
 
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.exemplar_texturing.exemplars import tag_and_file
-from sdslab.meshes.mesh_file import LARGEST_FILE, MeshFolder
+from sdslab.meshes.mesh_file import MeshFileError
+from sdslab.meshes.mesh_folder import LARGEST_FILE, MeshFolder
 from sdslab.meshes.mesh_io import READERS
 from sdslab.texture.argument_checks import guidance_of
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.stage_settings import resolved_settings
 
 CHUNK = 2**20
-WITH_FILES_BESIDE = (".obj", ".gltf")
+WITH_FILES_BESIDE = (".obj", ".gltf", ".ply")
 MODEL_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 
 
@@ -57,7 +58,7 @@ def input_digests(arguments: Arguments) -> dict[str, str]:
 def _digest(path: Path) -> str:
     sha = hashlib.sha256()
     for file in _files(path):
-        sha.update(file.name.encode(errors="replace") + b"\0")
+        sha.update(os.fsencode(file.name) + b"\0")
         with file.open("rb") as content:
             while chunk := content.read(CHUNK):
                 sha.update(chunk)
@@ -78,7 +79,7 @@ def _digest_of_files_beside(path: Path) -> bytes:
     folder = _ListeningFolder(path)
     try:
         READERS[path.suffix.lower()](path.read_bytes(), folder)
-    except Exception:  # a damaged file, which `load_mesh` explains
+    except MeshFileError:  # which `load_mesh` tells
         return b""
     return folder.sha.digest()
 
@@ -90,7 +91,7 @@ class _ListeningFolder(MeshFolder):
         super().__init__(mesh)
         self.sha = hashlib.sha256()
 
-    def read(self, reference: str) -> bytes:
-        content = super().read(reference)
-        self.sha.update(reference.encode(errors="replace") + b"\0" + content)
+    def load(self, path: Path) -> bytes:
+        content = super().load(path)
+        self.sha.update(os.fsencode(path.relative_to(self.root)) + b"\0" + content)
         return content

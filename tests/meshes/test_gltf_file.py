@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sdslab.meshes.gltf_file import read_gltf
-from sdslab.meshes.mesh_file import MeshFile, MeshFileError, MeshFolder
+from sdslab.meshes.mesh_file import MeshFile, MeshFileError
+from sdslab.meshes.mesh_folder import MeshFolder
 from tests.meshes.gltf_builder import SQUARE, SQUARE_FACES, SQUARE_UV, GltfBuilder
 
 UP = np.stack([SQUARE_UV[:, 0], 1 - SQUARE_UV[:, 1]], 1)  # v up
