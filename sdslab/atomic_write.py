@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--out") -> None:
     """Refuses an output folder that cannot be made or written, leaving nothing behind.
 
     Raises:
@@ -48,15 +48,16 @@ def check_writable(folder: Path) -> None:
     """
     try:
         existing = folder
-        while not existing.exists() and existing != existing.parent:
+        while not os.path.lexists(existing) and existing != existing.parent:
             existing = existing.parent
         if not existing.is_dir():
-            raise NotADirectoryError(f"{existing} is a file")
+            what = "a link that leads nowhere" if existing.is_symlink() else "a file"
+            raise NotADirectoryError(f"{existing} is {what}")
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise UserError(
-            f"--out must be a folder that can be written, got {str(folder)!r}: {error}; give "
+            f"{option} must be a folder that can be written, got {str(folder)!r}: {error}; give "
             f"another one"
         ) from error
 

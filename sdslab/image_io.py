@@ -12,22 +12,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
 
 from sdslab.errors import UserError, UserNote, first_line
+from sdslab.named_inputs import PHOTOGRAPHS
 
 LARGEST_SIZE = 8192
-# Those whose pixels lie in scikit-image's wheel: nothing is downloaded.
-SKIMAGE_PHOTOGRAPHS = {
-    "astronaut": "astronaut",
-    "brick": "brick",
-    "chelsea": "chelsea",
-    "coffee": "coffee",
-    "grass": "grass",
-    "gravel": "gravel",
-    "hubble": "hubble_deep_field",
-    "ihc": "immunohistochemistry",
-    "moon": "moon",
-    "retina": "retina",
-    "rocket": "rocket",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +40,7 @@ def load_image(source: str | Path, size: int) -> torch.Tensor:
     """Reads a picture, crops its central square and resizes it with antialiasing.
 
     Args:
-        source: a file, or a name of ``SKIMAGE_PHOTOGRAPHS``. A file of that name wins.
+        source: a file, or a name of ``PHOTOGRAPHS``. A file of that name wins.
         size: height and width of the result, in pixels.
 
     Returns:
@@ -77,7 +64,7 @@ def load_picture(source: str | Path, largest: int, *, colors: bool = True) -> Ph
     """Reads a whole picture as `load_image` does, at its own aspect and with its opacity.
 
     Args:
-        source: a file, or a name of ``SKIMAGE_PHOTOGRAPHS``.
+        source: a file, or a name of ``PHOTOGRAPHS``.
         largest: pixels of the shorter side at most; a larger picture is made smaller.
         colors: False for a map, whose numbers are no colours: an embedded profile is ignored.
 
@@ -116,13 +103,13 @@ def _pixels(source: str | Path, least: int | None = None, colors: bool = True) -
     if not isinstance(source, (str, Path)):
         raise UserError(f"image must be a file or a name, got a {type(source).__name__}")
     path = Path(source)
-    if not os.path.isfile(path) and str(source) in SKIMAGE_PHOTOGRAPHS:
+    if not os.path.isfile(path) and str(source) in PHOTOGRAPHS:
         import skimage.data
 
-        return _as_rgb(getattr(skimage.data, SKIMAGE_PHOTOGRAPHS[str(source)])(), source)
+        return _as_rgb(getattr(skimage.data, PHOTOGRAPHS[str(source)])(), source)
     if not os.path.isfile(path):
         raise UserError(
-            f"image must be an existing file or one of {', '.join(SKIMAGE_PHOTOGRAPHS)}, "
+            f"image must be an existing file or one of {', '.join(PHOTOGRAPHS)}, "
             f"got {str(source)!r}"
         )
     if path.suffix.lower() in (".exr", ".hdr"):

@@ -21,6 +21,7 @@ import sdslab
 from sdslab.atomic_write import atomic_write
 from sdslab.devices import device_name, peak_memory_mb
 from sdslab.errors import first_line, one_line
+from sdslab.output_folder import digests_of
 from sdslab.run_schema import SCHEMA
 
 PACKAGES = (
@@ -76,7 +77,9 @@ def run_record(
 
 
 @contextmanager
-def recorded(path: Path, record: dict[str, Any], device: torch.device) -> Iterator[None]:
+def recorded(
+    path: Path, record: dict[str, Any], device: torch.device, outputs: Sequence[str] = ()
+) -> Iterator[None]:
     """Writes a run's record when the block begins, and again when it ends, in whatever way.
 
     What the block puts into ``metrics``, ``seconds`` and ``details`` is kept; the outcome, the
@@ -87,6 +90,8 @@ def recorded(path: Path, record: dict[str, Any], device: torch.device) -> Iterat
         path: of the ``run.json``.
         record: from `run_record`; changed in place.
         device: where it computes.
+        outputs: names of the files that the run may write beside ``path``: those that are there in
+            the end are listed with their digests, which makes them its own.
     """
     write_json(path, record)
     start = time.perf_counter()
@@ -105,6 +110,8 @@ def recorded(path: Path, record: dict[str, Any], device: torch.device) -> Iterat
             record["error"] = one_line(first_line(error))
         record["seconds"] |= _totals(record["seconds"], time.perf_counter() - start)
         record["peak_memory_mb"] = peak_memory_mb(device)
+        if outputs:
+            record["files"] = digests_of(path.parent, outputs)
         write_json(path, record)
 
 

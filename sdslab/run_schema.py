@@ -37,6 +37,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "peak_memory_mb": _TABLE,
     "details": _TABLE,
 }
+# Keys that a record may lack: of a run that has not ended, or of an older version.
+OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {"files": _TABLE}
 _JSON_NAMES = {
     str: "text",
     int: "a whole number",
@@ -46,7 +48,9 @@ _JSON_NAMES = {
     type(None): "null",
 }
 # What changes while a run goes on, and what is known of one machine only.
-_LEFT_OUT = ("ended", "outcome", "error", "metrics", "seconds", "peak_memory_mb", "details")
+_LEFT_OUT = (
+    "ended", "outcome", "error", "metrics", "seconds", "peak_memory_mb", "details", "files",
+)  # fmt: skip
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -96,7 +100,9 @@ def check_run(content: Any, where: str) -> None:
             f"{where} must be of schema {SCHEMA}, got {content['schema']}; read it with the "
             f"version of sdslab that wrote it"
         )
-    for name, types in FIELDS.items():
+    for name, types in {**FIELDS, **OPTIONAL_FIELDS}.items():
+        if name not in content and name in OPTIONAL_FIELDS:
+            continue
         if name not in content:
             raise UserError(f"{where} must have {name!r}, got none; run the program again")
         value = content[name]

@@ -9,6 +9,7 @@ study uses are only ever evaluated on.
 import csv
 import math
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,23 +22,40 @@ import torch.nn.functional as F
 import tyro
 from PIL import Image
 
+from sdslab.atomic_write import check_writable
+from sdslab.command_line import parse
 from sdslab.diffusion_space import Autoencoder, LatentSpace
 from sdslab.errors import UserError, exit_on_user_error
 from sdslab.image_io import load_image
 from sdslab.metrics import psnr_db
+from sdslab.output_folder import check_inputs_apart, check_output_folder, own_files
+from sdslab.standard_streams import keep_streams
 
 HELD_OUT = ("astronaut", "chelsea", "coffee", "rocket")  # never trained on
 HELD_OUT_SIZE = 256
 SHORT_SIDES = (192, 288, 432, 640)  # every photograph is cropped at these scales, in pixels
 CROP_PIXELS = 64 * 64
 EVALUATE_EVERY_SECONDS = 180
+CURVE = "training_curve.csv"
+CURVE_COLUMNS = ("step", "minutes", "loss", "crops_psnr_db")
 
 
 @dataclass(frozen=True)
 class TrainVaeConfig:
-    """What to train on, for how long, and where to write."""
+    """Trains the small KL autoencoder that ships with sdslab.
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    The result is a folder in diffusers' own AutoencoderKL format. Four of scikit-image's
+    photographs are only ever evaluated on.
+
+    Example:
+      python -m sdslab.train_vae photographs --minutes 60 --out vae
+    """
+
+    folders: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="FOLDER [FOLDER ...]", help_behavior_hint="(required)"),
+    ]
     """Folders searched recursively for .jpg, .jpeg, .png and .webp photographs."""
     out: Path = Path("vae")
     """Folder for config.json, the safetensors weights and training_curve.csv."""
@@ -50,7 +68,9 @@ class TrainVaeConfig:
     crop_sides: tuple[int, ...] = (64, 128, 192)
     """Crop sizes in pixels, each for an equal share of the run; group norm makes the result vary
     with the picture's size, so that whole pictures suffer where all crops were small."""
-    initial: Path | None = None
+    initial: Annotated[
+        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: none)")
+    ] = None
     """Folder of a model to go on from, instead of random weights."""
     channels: tuple[int, int, int, int] = (24, 48, 96, 96)
     """Channels at full, half, quarter and eighth resolution."""
@@ -256,6 +276,7 @@ def train(config: TrainVaeConfig) -> None:
             f"--steps, --minutes and --batch must be positive, got {config.steps}, "
             f"{config.minutes} and {config.batch}"
         )
+    _check_out(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     paths = find_photographs(config.folders)
@@ -279,9 +300,9 @@ def train(config: TrainVaeConfig) -> None:
     average.load_state_dict(vae.state_dict())
     config.out.mkdir(parents=True, exist_ok=True)
     start, evaluated = time.perf_counter(), 0.0
-    with (config.out / "training_curve.csv").open("w", newline="") as file:
+    with (config.out / CURVE).open("w", newline="") as file:
         curve = csv.writer(file)
-        curve.writerow(["step", "minutes", "loss", "crops_psnr_db", *HELD_OUT, "mean_psnr_db"])
+        curve.writerow([*CURVE_COLUMNS, *HELD_OUT, "mean_psnr_db"])
         for step, done, loss in training_steps(config, vae, scales):
             decay = min(0.999, (1 + step) / (10 + step))
             with torch.no_grad():
@@ -303,10 +324,34 @@ def train(config: TrainVaeConfig) -> None:
             )
 
 
+def _check_out(config: TrainVaeConfig) -> None:
+    """Refuses to write over anything but an earlier training's result.
+
+    Raises:
+        UserError: the folder cannot be written, holds what is not ours or is ``--initial``.
+    """
+
+    def was_trained_here(folder: Path) -> bool:
+        curve = folder / CURVE
+        if curve.is_symlink() or not curve.is_file():
+            return False
+        with curve.open("rb") as file:
+            return file.readline(1000).startswith(",".join(CURVE_COLUMNS).encode())
+
+    check_writable(config.out)
+    check_output_folder(config.out, was_trained_here, "--out")
+    if config.initial is not None:
+        check_inputs_apart(config.out, {"--initial": config.initial}, "--out")
+    own_files(
+        config.out, ("config.json", "diffusion_pytorch_model.safetensors", CURVE), None, "--out"
+    )
+
+
 def main() -> None:
     """Entry point of ``python -m sdslab.train_vae``."""
+    keep_streams()
     with exit_on_user_error():
-        train(tyro.cli(TrainVaeConfig, prog="python -m sdslab.train_vae", description=__doc__))
+        train(parse(TrainVaeConfig, "python -m sdslab.train_vae", sys.argv[1:]))
 
 
 if __name__ == "__main__":

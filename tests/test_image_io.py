@@ -10,7 +10,8 @@ from PIL import Image
 
 from sdslab.color import linear_to_srgb
 from sdslab.errors import UserError, UserNote, exit_on_user_error
-from sdslab.image_io import SKIMAGE_PHOTOGRAPHS, load_image, load_picture
+from sdslab.image_io import load_image, load_picture
+from sdslab.named_inputs import PHOTOGRAPHS
 from tests.color_profiles import (
     P3_PRIMARIES,
     SRGB_PRIMARIES,
@@ -22,7 +23,7 @@ from tests.color_profiles import (
 COLORS = np.random.default_rng(0).integers(60, 200, (8, 8, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", SKIMAGE_PHOTOGRAPHS)
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_photographs_of_scikit_image_load_by_name(name: str):
     image = load_image(name, 32)
     assert image.shape == (1, 3, 32, 32)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from sdslab.errors import UserError
 from sdslab.image_io import Photo, load_picture
 from sdslab.meshes.material import ALBEDO, NORMAL, ROUGHNESS
+from sdslab.named_inputs import tag_and_file
 
 LARGEST_SIDE = 1024  # pixels of a photo's shorter side that are used
 LARGEST_ASPECT = 2.0  # of what is used of a photo; its middle
@@ -143,14 +143,6 @@ def load_exemplars(
             stacked = _continued(stacked, mask)
         exemplars.append(Exemplar(stacked, mask, tag))
     return ExemplarSet(tuple(exemplars), guided)
-
-
-def tag_and_file(source: str) -> tuple[str | None, str]:
-    """Splits ``TAG=FILE``; a file of the whole name wins."""
-    tag, equals, file = source.partition("=")
-    if not equals or Path(source).exists() or not tag or "/" in tag:
-        return None, source
-    return tag, file
 
 
 def anisotropy(picture: Tensor, mask: Tensor | None = None) -> float:

@@ -1,23 +1,34 @@
 """The command line of ``python -m sdslab.report``."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from sdslab.atomic_write import check_writable
+from sdslab.command_line import parse
 from sdslab.errors import UserError, exit_on_user_error, one_line
+from sdslab.output_folder import PAGE, check_own_file, is_own_page
+from sdslab.standard_streams import keep_streams
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Makes the report of each run, and of several a page that compares them.
 
-    Example: python -m sdslab.report runs/apple-coffee runs/apple-gravel --csv runs.csv
+    Examples:
+      python -m sdslab.report runs/apple-gravel
+      python -m sdslab.report runs/apple-coffee runs/apple-gravel --csv runs.csv
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)"),
+    ]
     """Folders that hold a run.json: of texture runs (runs/NAME) and studies (figures/NAME), or
     folders of such folders."""
     out: Annotated[
@@ -35,9 +46,9 @@ class Arguments:
 
 def main() -> None:
     """Entry point."""
-    arguments = tyro.cli(Arguments, prog="python -m sdslab.report")
+    keep_streams()
     with exit_on_user_error():
-        report(arguments)
+        report(parse(Arguments, "python -m sdslab.report", sys.argv[1:]))
 
 
 def report(arguments: Arguments) -> None:
@@ -52,22 +63,38 @@ def report(arguments: Arguments) -> None:
     # All are read before anything is written.
     runs: list[tuple[Path, dict[str, Any]]] = [(f, read_run(f / "run.json")) for f in folders]
 
+    several = len(runs) > 1 or arguments.out is not None
+    common = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    index = arguments.out or common / "index.html"
+    for folder in folders:
+        check_own_file(folder / PAGE, is_own_page, "the report of a run")
+    if several:
+        check_own_file(index, is_own_page, "--out" if arguments.out else "the page of all runs")
+        check_writable(index.parent, "--out")
+    if arguments.csv is not None:
+        if several and arguments.csv.absolute() == index.absolute():
+            raise UserError(f"--out and --csv must be two files, got {str(index)!r} for both")
+        check_own_file(arguments.csv, _is_own_table, "--csv")
+        check_writable(arguments.csv.parent, "--csv")
+
     from sdslab.report.index_page import write_index
     from sdslab.report.run_page import write_report
     from sdslab.report.run_table import write_csv
 
-    index = None
-    if len(runs) > 1 or arguments.out is not None:
-        common = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
-        index = arguments.out or common / "index.html"
     for folder in folders:
-        print(write_report(folder, index))  # noqa: T201
-    if index is not None:
+        print(write_report(folder, index if several else None))  # noqa: T201
+    if several:
         write_index(runs, index)
         print(index)  # noqa: T201
     if arguments.csv is not None:
         write_csv(runs, arguments.csv)
         print(arguments.csv)  # noqa: T201
+
+
+def _is_own_table(path: Path) -> bool:
+    """Whether a CSV is one of runs, which its first columns tell."""
+    with path.open("rb") as file:
+        return file.readline(1000).startswith(b"run,program,kind,outcome,error,")
 
 
 def _folders(named: tuple[Path, ...]) -> list[Path]:

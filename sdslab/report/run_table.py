@@ -21,7 +21,7 @@ def run_table(runs: list[tuple[Path, dict[str, Any]]]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = [
-        {name: _cell(value) for name, value in {"run": str(folder), **flat(record)}.items()}
+        {name: _cell(value) for name, value in {"run": str(folder), **flat(_told(record))}.items()}
         for folder, record in runs
     ]
     names = dict.fromkeys((*FIRST, *(name for row in rows for name in row)))
@@ -36,6 +36,10 @@ def write_csv(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
     """
     with atomic_write(path) as temporary:
         run_table(runs).to_csv(temporary, index=False)
+
+
+def _told(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "files"}
 
 
 def _cell(value: Any) -> Any:

@@ -5,14 +5,19 @@ import dataclasses
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from sdslab.command_line import parse
 from sdslab.errors import UserError, exit_on_user_error
 from sdslab.interrupts import exit_code
+from sdslab.named_inputs import MESHES, PHOTOGRAPHS, check_file_or_name
+from sdslab.standard_streams import keep_streams
 from sdslab.study.kinds import SAVED_KINDS, runner, study_file
 from sdslab.study.specification import find_study, list_studies, study_kind
+from sdslab.study.study_folder import claim_study_folder
 
 CHANGED_OUT = "figures/custom"
 
@@ -79,7 +84,11 @@ class Overrides:
 class Arguments:
     """Runs a study and writes its table and pictures.
 
-    Example: python -m sdslab.study figure2 --image photo.jpg --size 128
+    Examples:
+      python -m sdslab.study                                   lists the studies
+      python -m sdslab.study figure2 --quick                   a small one, in two minutes
+      python -m sdslab.study figure2 --image photo.jpg --size 128
+      python -m sdslab.study --resume figures/figure2          goes on where a study was stopped
     """
 
     selection: tyro.conf.OmitArgPrefixes[Selection]
@@ -88,10 +97,9 @@ class Arguments:
 
 def main() -> None:
     """Entry point."""
-    arguments = tyro.cli(
-        Arguments, prog="python -m sdslab.study", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    keep_streams()
     with exit_on_user_error():
+        arguments = parse(Arguments, "python -m sdslab.study", sys.argv[1:])
         try:
             run(arguments.selection, arguments.overrides)
         except KeyboardInterrupt as interrupt:
@@ -142,6 +150,16 @@ def _go_on(selection: Selection, overrides: Overrides) -> None:
 
 
 def _start(kind: str, study: Any, only: tuple[str, ...], threads: int | None, **how: bool) -> None:
+    settings = study.settings
+    pictures = getattr(settings, "images", getattr(settings, "photos", ()))
+    meshes = getattr(settings, "meshes", ())
+    for picture in pictures:
+        check_file_or_name(picture, PHOTOGRAPHS, "--image")
+    for mesh in meshes:
+        check_file_or_name(mesh, MESHES, "--mesh")
+    inputs = {"--image": pictures, "--mesh": meshes, "--vae": (getattr(settings, "vae", ""),)}
+    named = {f"{option} {name}": name for option, names in inputs.items() for name in names}
+    claim_study_folder(Path(settings.out), study.name, named)
     if threads is not None:
         if not 1 <= threads <= (os.cpu_count() or 1) * 4:
             raise UserError(f"--threads must be a positive number of CPU threads, got {threads}")

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from rich.progress import Progress
 from torch import Tensor
 
 from sdslab.atomic_write import atomic_write
@@ -21,6 +20,7 @@ from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
 from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
 from sdslab.exemplar_texturing.pyramid import texels_per_unit
 from sdslab.meshes.mesh_io import load_mesh
+from sdslab.progress_lines import ProgressLines
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.render_backend import make_backend
@@ -134,7 +134,7 @@ class _Maker:
             for method in methods
             for seed in settings.seeds
         ]
-        with Progress(console=progress_console, transient=True) as progress:
+        with ProgressLines(progress_console) as progress:
             task = progress.add_task("", total=len(jobs))
             for number, (mesh, photo, method, seed) in enumerate(jobs, start=1):
                 title = f"{Path(mesh).stem} {Path(photo).stem} {method.name} seed {seed}"

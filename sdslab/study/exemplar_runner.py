@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.progress import Progress
 
 from sdslab.atomic_write import atomic_write
 from sdslab.devices import device_name, resolve_device
 from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
+from sdslab.progress_lines import ProgressLines
 from sdslab.run_record import write_json
 from sdslab.run_schema import origin_of
 from sdslab.study.cell_store import code_digest
@@ -117,7 +117,7 @@ def _jobs(study: ExemplarStudy, only: tuple[str, ...]) -> list[Job]:
 
 
 def _run_jobs(jobs: list[Job], maker: "_Maker") -> Iterator[Finished]:
-    with Progress(console=progress_console, transient=True) as progress:
+    with ProgressLines(progress_console) as progress:
         task = progress.add_task("", total=len(jobs))
         for number, job in enumerate(jobs, start=1):
             progress.update(task, description=job.title, completed=number - 1)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
 from sdslab.meshes.material import MAPS
+from sdslab.progress_lines import ProgressLines
 from sdslab.rendering.preview import contact_sheet
 from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.renderer_benchmark import (
@@ -85,7 +85,7 @@ def _save_sheet(rows: list[Row], path: Path) -> None:
 def _run_cases(
     cases: list[Comparison | StepTiming | Recovery], settings: RendererSettings
 ) -> Iterator[Row]:
-    with Progress(console=progress_console, transient=True) as progress:
+    with ProgressLines(progress_console) as progress:
         for case in cases:
             task = progress.add_task(case.name, total=getattr(case, "steps", None))
             match case:

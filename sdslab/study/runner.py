@@ -11,14 +11,7 @@ import pandas as pd
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -30,6 +23,7 @@ from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
+from sdslab.progress_lines import ProgressLines
 from sdslab.run_record import write_json
 from sdslab.run_schema import origin_of
 from sdslab.study import reconstruct
@@ -131,15 +125,7 @@ def _run_cells(
     fresh: bool,
 ) -> Iterator[Finished]:
     """Runs what is not in ``store``, in study order."""
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[psnr]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=progress_console,
-    )
+    progress = ProgressLines(progress_console)
     jobs = list(itertools.product(study.cells, problems, study.settings.seeds))
     with progress:
         for number, (cell, problem, seed) in enumerate(jobs, start=1):
@@ -173,13 +159,13 @@ def _run_with_progress(
         reached = CellProgress(saved.tensors, saved.state)
         line = saved.note or f"{what}: goes on at step {reached.loop.index}"
         progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-    task = progress.add_task(what, total=cell.optimization.steps, psnr="")
+    task = progress.add_task(what, total=cell.optimization.steps)
     next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
     try:
         for update in reconstruct.run_cell(cell, problem, seed, reached):
             if isinstance(update, CellResult):
                 return update
-            progress.update(task, completed=update.step, psnr=f"{update.psnr_db:.2f} dB")
+            progress.update(task, completed=update.step, note=f"{update.psnr_db:.2f} dB")
             if time.monotonic() >= next_save:
                 partial.save(*reached.snapshot())
                 next_save = time.monotonic() + SECONDS_BETWEEN_SAVES

@@ -1,6 +1,7 @@
 """What every study does around its work: the folder's lock, ``run.json`` and the report."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sdslab.atomic_write import check_writable
+from sdslab.output_folder import digests_of
 from sdslab.report.at_the_end import reported
 from sdslab.run_lock import RunLock
-from sdslab.run_record import recorded, run_record
+from sdslab.run_record import recorded, run_record, write_json
+from sdslab.study.study_folder import SUFFIXES, claim_study_folder
 
 progress_console = Console(stderr=True)
 
@@ -42,7 +44,7 @@ def study_run(
         UserError: the folder cannot be written, or another process is at it.
     """
     out = Path(study.settings.out)
-    check_writable(out)
+    claim_study_folder(out, study.name, {})
     folder = out / study.name
     with RunLock(folder) as lock:
         if lock.note:
@@ -53,3 +55,13 @@ def study_run(
         record["details"]["only"] = list(only)
         with reported(folder), recorded(folder / "run.json", record, device):
             yield record
+            _list_results(out, study.name)
+
+
+def _list_results(out: Path, name: str) -> None:
+    """Adds to ``NAME.json`` the digests of the study's tables and pictures: they are its own."""
+    table = out / f"{name}.json"
+    if table.is_file():
+        content = json.loads(table.read_text(encoding="utf-8"))
+        content["files"] = digests_of(out, [f"{name}.{suffix}" for suffix in SUFFIXES])
+        write_json(table, content)

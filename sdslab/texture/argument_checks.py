@@ -1,6 +1,5 @@
 """Which of the command line goes together, and what cannot be meant."""
 
-import importlib.util
 import os
 import re
 import socket
@@ -9,6 +8,8 @@ from pathlib import Path
 
 from sdslab.errors import UserError
 from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName, Rendering
+from sdslab.texture.input_checks import check_inputs, named_inputs
+from sdslab.texture.run_folder import own_outputs
 
 
 def guidance_of(arguments: Arguments) -> GuidanceName:
@@ -102,6 +103,7 @@ def check(arguments: Arguments) -> None:
         "--sr-steps": (optimization.sr_steps, 1, 10**6),
         "--views": (optimization.views, 1, 1024),
         "--seed": (optimization.seed, 0, 2**40),
+        "--learning-rate": (optimization.learning_rate, 1e-9, 1e3),
         "--render-size": (rendering.render_size, 1, 4096),
         "--exemplar-scale": (arguments.exemplar.exemplar_scale, 0.01, 100),
         "--tag-guidance": (arguments.exemplar.tag_guidance, 0, 100),
@@ -126,10 +128,6 @@ def check(arguments: Arguments) -> None:
                 f"--timesteps must be two numbers from 1 to 1000, the lower one first, got {low} "
                 f"{high}"
             )
-    if output.live and importlib.util.find_spec("viser") is None:
-        raise UserError(
-            '--live needs viser, which is not installed; install it: pip install "sdslab[live]"'
-        )
     if output.live and not _is_free(output.live_port):
         raise UserError(
             f"--live-port must be a port that this program may listen on, got {output.live_port}, "
@@ -145,6 +143,10 @@ def check(arguments: Arguments) -> None:
         raise UserError("--lamp and --unlit or --fixed-light exclude each other: give one")
     if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar", "none"):
         raise UserError(f"--sr-steps is for --prompt, got --guidance {guidance}; leave it out")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", output.device):
+        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {output.device!r}")
+    check_inputs(arguments)
+    own_outputs(Path(output.out or default_out(arguments)), named_inputs(arguments))
 
 
 def _is_free(port: int) -> bool:

@@ -101,7 +101,7 @@ class Model:
     """Stage I's pipeline: a hub id, or a local folder in diffusers' format."""
     sr_model: Annotated[str | None, _option("ID or FOLDER", "the preset's")] = None
     """Stage II's super-resolution pipeline, or "none" to end with stage I."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, _option("TEXT", "none")] = ""
     """What guidance leads away from."""
     view_names: Annotated[
         tuple[str, str, str, str, str] | None,
@@ -170,11 +170,13 @@ class Optimization:
     frozen: Annotated[
         tuple[MapName, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(aliases=("--freeze",), metavar="MAP"),
+        tyro.conf.arg(
+            aliases=("--freeze",), metavar="MAP", help_behavior_hint="(default: none; repeatable)"
+        ),
     ] = ()
     """Keep this map as it starts; repeatable."""
     disable: Annotated[
-        tuple[MapName, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MAP")
+        tuple[MapName, ...], tyro.conf.UseAppendAction, _option("MAP", "none; repeatable")
     ] = ()
     """Leave this map out: flat normals, no metal, roughness 0.5, white; repeatable."""
     parameterization: Literal["texels", "dip"] = "texels"
@@ -257,9 +259,26 @@ class Output:
 class Arguments:
     """Textures a mesh by score distillation and writes a GLB, its maps and pictures of it.
 
-    Examples: python -m sdslab.texture cow.obj --exemplar moss.jpg
-    python -m sdslab.texture cow.obj --prompt "a cow in a suit"
-    python -m sdslab.texture doctor   (what this machine can run)
+    Examples:
+      python -m sdslab.texture                                     a built-in mesh and photograph
+      python -m sdslab.texture cow.obj --exemplar moss.jpg         your mesh, like your photograph
+      python -m sdslab.texture cow.obj --prompt "a cow in a suit"  needs a model's weights
+      python -m sdslab.texture apple --target coffee               a known material, recovered
+      python -m sdslab.texture --resume runs/cow-moss              goes on where a run was stopped
+      python -m sdslab.texture doctor                              what this machine can run
+
+    Most runs need no more than these options; all of them follow, in groups:
+      MESH               what is textured: a file, or apple, sphere or torus
+      --exemplar PHOTO   the photograph that it should look like
+      --exemplar-scale S size of the photograph on the object
+      --prompt TEXT      what it should look like, in words
+      --out FOLDER       where the results go
+      --texture-size N   height and width of the maps
+      --steps N          optimisation steps: fewer to try, more for quality
+      --seed N           another seed, another result
+      --live             a page that shows the run as it goes
+      --resume RUN       go on with a run
+      --device NAME      cpu, cuda, cuda:N or auto
     """
 
     subject: tyro.conf.OmitArgPrefixes[Subject]
@@ -269,6 +288,21 @@ class Arguments:
     optimization: tyro.conf.OmitArgPrefixes[Optimization]
     rendering: tyro.conf.OmitArgPrefixes[Rendering]
     output: tyro.conf.OmitArgPrefixes[Output]
+
+
+@dataclass(frozen=True)
+class DoctorArguments:
+    """Says what this machine can run, its devices, packages and models, and what mends each gap.
+
+    Examples:
+      python -m sdslab.texture doctor
+      python -m sdslab.texture doctor ./my-pipeline DeepFloyd/IF-I-M-v1.0
+    """
+
+    models: Annotated[
+        tuple[str, ...], tyro.conf.Positional, _option("MODEL ...", "the known models")
+    ] = ()
+    """Pipelines to look at: local folders, or ids on the hub."""
 
 
 DEFAULT_EXEMPLAR = "gravel"

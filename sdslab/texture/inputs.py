@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdslab.denoisers.pipeline_source import PipelineSource
-from sdslab.exemplar_texturing.exemplars import tag_and_file
 from sdslab.meshes.mesh_file import MeshFileError
 from sdslab.meshes.mesh_folder import LARGEST_FILE, MeshFolder
 from sdslab.meshes.mesh_io import READERS
 from sdslab.texture.argument_checks import guidance_of
 from sdslab.texture.arguments import Arguments
+from sdslab.texture.input_checks import named_inputs
 from sdslab.texture.stage_settings import resolved_settings
 
 CHUNK = 2**20
@@ -29,22 +29,10 @@ def input_digests(arguments: Arguments) -> dict[str, str]:
     Raises:
         UserError: a model cannot be had.
     """
-    subject, exemplar, model = arguments.subject, arguments.exemplar, arguments.model
-    named = (
-        subject.mesh,
-        subject.target,
-        subject.init,
-        *(tag_and_file(source)[1] for source in subject.exemplar),
-        *exemplar.exemplar_normal,
-        *exemplar.exemplar_roughness,
-        *exemplar.exemplar_mask,
-        *arguments.rendering.light,
-        model.embeddings,
-    )
     digests = {
         name: _digest(Path(name))
-        for name in named
-        if name is not None and os.path.exists(name)  # False, too, for a name that is too long
+        for name in named_inputs(arguments).values()
+        if os.path.exists(name)  # False, too, for a name that is too long
     }
     if guidance_of(arguments) in ("deepfloyd", "stable-diffusion"):
         settings = resolved_settings(arguments)

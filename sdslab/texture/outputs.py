@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sdslab.atomic_write import check_writable
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
 from sdslab.meshes.material_io import save_maps
@@ -28,51 +27,6 @@ class Written:
 
     names: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def check_outputs_writable(out: Path) -> None:
-    """Refuses a folder in which an output could not be made, before anything is computed.
-
-    Raises:
-        UserError: says which folder and why.
-    """
-    for folder in (out, out / "obj", out / "maps"):
-        check_writable(folder)
-
-
-def clear_outputs(out: Path, goes_on: bool) -> None:
-    """Removes what an earlier run left, so that no file there is older than its ``run.json``.
-
-    A folder without one is no run's: nothing there is touched.
-
-    Args:
-        out: the run's folder.
-        goes_on: whether the run goes on from a checkpoint, and adds to its log and previews.
-    """
-    if not (out / "run.json").is_file():
-        return
-    log = () if goes_on else ("metrics.csv", "previews/*.png")
-    for pattern in (
-        *log,
-        "report.html",
-        "mesh.glb",
-        "front.png",
-        "light.hdr",
-        "inputs/photograph-*.png",
-        "inputs/target.png",
-        "contact_sheet.png",
-        "turntable.mp4",
-        "turntable.gif",
-        "*/mesh.glb",
-        "maps/*.png",
-        "maps/*.exr",
-        "obj/*.obj",
-        "obj/*.mtl",
-        "obj/*.png",
-        "run.json",
-    ):
-        for path in out.glob(pattern):
-            path.unlink(missing_ok=True)
 
 
 def write_outputs(

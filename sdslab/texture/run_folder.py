@@ -5,14 +5,56 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from sdslab.atomic_write import check_writable
 from sdslab.errors import UserError, one_line
+from sdslab.output_folder import (
+    check_inputs_apart,
+    check_output_folder,
+    listed_in,
+    own_files,
+    record_in,
+)
 from sdslab.run_schema import read_run
 
 # What a run may be continued with: it changes where and how the result is made, not which.
 FREE_SECTION = "output"
 FREE_OPTIONS = ("low_memory", "offload")
 
+_MAPS = ("albedo", "metallic_roughness", "normal", "roughness", "metallic", "opacity")
+LOG = ("metrics.csv", "previews/*.png")
+# All files that a run may write, beside its checkpoints and TensorBoard's log.
+OUTPUTS = (
+    *LOG, "report.html", "mesh.glb", "front.png", "light.hdr", "contact_sheet.png",
+    "turntable.mp4", "turntable.gif", "obj/mesh.obj", "obj/mesh.mtl",
+    "obj/emissive-*.png", "obj/emissive-*.jpg", "inputs/photograph-*.png", "inputs/target.png",
+    *(f"{material}/mesh.glb" for material in ("original", "target", "stage1")),
+    *(f"{folder}/{name}.png" for folder in ("maps", "obj") for name in _MAPS),
+    *(f"maps/{name}.exr" for name in _MAPS),
+)  # fmt: skip
+
 State = Literal["new", "begun", "finished"]
+
+
+def own_outputs(out: Path, inputs: Mapping[str, str]) -> list[Path]:
+    """What an earlier run left in its folder: to be replaced or removed.
+
+    Args:
+        out: the run's folder.
+        inputs: files and folders that the run reads, by option.
+
+    Raises:
+        UserError: the folder cannot be written, holds what is not ours, or an input lies in it.
+    """
+    for folder in (out, out / "obj", out / "maps"):
+        check_writable(folder)
+    check_inputs_apart(out, inputs, "--out")
+    check_output_folder(out, _holds_a_texture, "--out")
+    listed = listed_in(record_in(out / "run.json"))
+    return own_files(out, OUTPUTS, listed, "--out", inputs)
+
+
+def _holds_a_texture(folder: Path) -> bool:
+    return (record_in(folder / "run.json") or {}).get("program") == "texture"
 
 
 def state_of(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> State:

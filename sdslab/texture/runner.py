@@ -15,12 +15,13 @@ from sdslab.errors import UserError
 from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.texture.argument_checks import default_out, guidance_of
 from sdslab.texture.arguments import Arguments, GuidanceName
+from sdslab.texture.input_checks import named_inputs
 from sdslab.texture.inputs import input_digests
 from sdslab.texture.metrics_log import stage_seconds
-from sdslab.texture.outputs import FIXED_OUTPUTS, check_outputs_writable, write_outputs
+from sdslab.texture.outputs import FIXED_OUTPUTS, write_outputs
 from sdslab.texture.program import Program, Textured
 from sdslab.texture.report_inputs import write_report_inputs
-from sdslab.texture.run_folder import state_of
+from sdslab.texture.run_folder import own_outputs, state_of
 from sdslab.texture.stage import memory_remedy
 from sdslab.texture.workspace import Workspace, progress_bar, progress_console
 
@@ -38,7 +39,7 @@ def run(arguments: Arguments) -> None:
         torch.set_num_threads(arguments.output.threads)
     guidance = guidance_of(arguments)
     out = Path(arguments.output.out or default_out(arguments))
-    check_outputs_writable(out)
+    own_outputs(out, named_inputs(arguments))
     inputs = input_digests(arguments)
     if not arguments.output.fresh:
         state = state_of(out, dataclasses.asdict(arguments), inputs)

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from torch import Tensor
 
 from sdslab.checkpoint import Checkpoint, Checkpoints
@@ -31,6 +24,7 @@ from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, TexelGrid
 from sdslab.pickles import refuse_pickle
+from sdslab.progress_lines import ProgressLines
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer
@@ -43,8 +37,7 @@ from sdslab.run_lock import RunLock
 from sdslab.run_record import package_digest, recorded, run_record
 from sdslab.run_schema import read_run
 from sdslab.texture.arguments import Arguments, GuidanceName
-from sdslab.texture.outputs import clear_outputs
-from sdslab.texture.run_folder import decisive
+from sdslab.texture.run_folder import LOG, OUTPUTS, decisive, own_outputs
 from sdslab.texture.target import load_target, own_maps, with_opacity
 
 if TYPE_CHECKING:
@@ -246,11 +239,15 @@ class Workspace:
                 progress_console.print(note, markup=False, highlight=False, soft_wrap=True)
         if self.resumed is not None:
             self._keep_the_first_command()
-        clear_outputs(self.out, goes_on=self.resumed is not None)
+        kept = [path for name in LOG for path in self.out.glob(name)] if self.resumed else []
+        left = set(own_outputs(self.out, {})) - set(kept)
         if self.resumed is None:
             self.checkpoints.clear()
         self.held.enter_context(reported(self.out))
-        self.held.enter_context(recorded(self.out / "run.json", self.record, self.device))
+        record = recorded(self.out / "run.json", self.record, self.device, OUTPUTS)
+        self.held.enter_context(record)
+        for path in left:  # no file is older than its run.json
+            path.unlink(missing_ok=True)
         _ = self.live  # its page opens while the first step is computed
 
     def _keep_the_first_command(self) -> None:
@@ -301,18 +298,9 @@ class Workspace:
         return record
 
 
-def progress_bar() -> Progress:
+def progress_bar() -> ProgressLines:
     """On stderr, gone when it ends."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=progress_console,
-        transient=True,
-    )
+    return ProgressLines(progress_console)
 
 
 def _load_mesh(arguments: Arguments, progress: Progress) -> Mesh:

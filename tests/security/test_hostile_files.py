@@ -300,12 +300,20 @@ def test_prompts_name_a_folder_below_runs(
     assert doors.paths
 
 
-def test_a_hostile_run_folder_is_no_way_out(doors: Doors, monkeypatch):
-    """What is written replaces links that lie there, and does not follow them."""
-    Path("run").mkdir()
-    for name in ("run.json", "metrics.csv", "mesh.glb", "contact_sheet.png", "report.html"):
-        (Path("run") / name).symlink_to("../../secret.png")
-    assert texture(monkeypatch, "torus", *RUN, "--out=run", "--fresh") == 0
-    assert not (Path("run") / "mesh.glb").is_symlink()
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "mesh.glb", "contact_sheet.png", "report.html", "maps", "obj/mesh.mtl"]
+)
+def test_a_hostile_run_folder_is_no_way_out(name: str, doors: Doors, monkeypatch, capsys):
+    """A link where an output belongs is neither followed nor replaced: the run is refused."""
+    record = json.dumps({"schema": 1, "program": "texture", "config": {}})
+    link = Path("run") / name
+    link.parent.mkdir(parents=True)
+    (Path("run") / "run.json").write_text(record)
+    link.symlink_to("../../secret.png" if link.parent.name == "run" else "../../../secret.png")
+    assert texture(monkeypatch, "torus", *RUN, "--out=run", "--fresh") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert link.is_symlink()
     assert Path("../secret.png").read_bytes() == png(4, 4)
-    doors.paths.clear()  # links that stood there were looked at before they were replaced
+    assert (Path("run") / "run.json").read_text() == record
+    doors.paths.clear()  # whether it is there was looked at

@@ -1,0 +1,175 @@
+"""A command line with every default filled in: what runs, what is recorded and what is compared."""
+
+import dataclasses
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sdslab.denoisers.model_table import Preset
+from sdslab.denoisers.view_prompts import VIEW_NAMES
+from sdslab.exemplar_texturing.pyramid import ExemplarConfig
+from sdslab.texture.arguments import (
+    DEFAULT_EXEMPLAR,
+    Arguments,
+    Distillation,
+    GuidanceName,
+    Model,
+    Optimization,
+)
+from sdslab.texture.stage_settings import model_dtype, resolved_settings
+
+DEFAULT_LIGHTS = ("studio", "sky")
+RECOVERY = Optimization(steps=300, views=4, learning_rate=0.025)
+RECOVERY_RENDER_SIZE = 256
+PROMPT_RENDER_SIZE = 512
+# Sections of the command line that say nothing about a run of this guidance.
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "exemplar": ("model", "distillation"),
+    "none": ("model", "distillation"),
+    "degenerate": ("exemplar", "model", "distillation"),
+    "deepfloyd": ("exemplar",),
+    "stable-diffusion": ("exemplar",),
+}
+
+
+def resolved(arguments: Arguments, guidance: GuidanceName, device: torch.device) -> Arguments:
+    """The same run, said in full; arguments that are in full already stay as they are.
+
+    Args:
+        arguments: as given.
+        guidance: that they ask for.
+        device: where it computes.
+
+    Raises:
+        UserError: ``--model`` cannot be had, or is not what ``--guidance`` asks for.
+    """
+    rendering, output = arguments.rendering, arguments.output
+    if rendering.renderer == "auto":
+        renderer = "nvdiffrast" if device.type == "cuda" else "cpu"
+        rendering = replace(rendering, renderer=renderer)
+    if not rendering.unlit and not rendering.light:
+        rendering = replace(rendering, light=DEFAULT_LIGHTS)
+    common = replace(
+        arguments,
+        subject=replace(arguments.subject, guidance=guidance),
+        rendering=rendering,
+        output=replace(output, device=str(device)),
+    )
+    match guidance:
+        case "exemplar" | "none":
+            return _like_exemplars(common, guidance)
+        case "degenerate":
+            return _recovery(common)
+        case "deepfloyd" | "stable-diffusion":
+            return _from_prompt(arguments, common, device)
+
+
+def recorded_config(
+    arguments: Arguments, guidance: GuidanceName, stages: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``run.json`` holds of a run: the sections that apply to its guidance, and its stages.
+
+    Args:
+        arguments: resolved.
+        guidance: of the run.
+        stages: settings of each, which the command line cannot all say.
+    """
+    config = dataclasses.asdict(arguments)
+    for section in _UNUSED[guidance]:
+        del config[section]
+    for name in ("resume", "fresh", "accept_code_change"):
+        config["output"].pop(name, None)
+    if guidance in ("exemplar", "none"):
+        # Each level has its own, in the stages.
+        for section, names in (
+            ("optimization", ("steps", "sr_steps", "learning_rate")),
+            ("rendering", ("render_size",)),
+        ):
+            for name in names:
+                if config[section][name] is None:
+                    del config[section][name]
+    if guidance == "degenerate":
+        del config["optimization"]["sr_steps"]
+    return {**config, "stages": stages}
+
+
+def _like_exemplars(arguments: Arguments, guidance: GuidanceName) -> Arguments:
+    subject, optimization = arguments.subject, arguments.optimization
+    init = subject.init or ("triplanar" if guidance == "none" else "grey")
+    exemplar = subject.exemplar or (DEFAULT_EXEMPLAR,)
+    views = optimization.views or ExemplarConfig.views
+    return replace(
+        arguments,
+        subject=replace(subject, exemplar=exemplar, init=init),
+        optimization=replace(optimization, views=views),
+    )
+
+
+def _recovery(arguments: Arguments) -> Arguments:
+    subject, optimization = arguments.subject, arguments.optimization
+    filled = {
+        name: getattr(optimization, name) or getattr(RECOVERY, name)
+        for name in ("steps", "views", "learning_rate")
+    }
+    size = arguments.rendering.render_size or RECOVERY_RENDER_SIZE
+    return replace(
+        arguments,
+        subject=replace(subject, init=subject.init or "grey"),
+        optimization=replace(optimization, **filled),
+        rendering=replace(arguments.rendering, render_size=size),
+    )
+
+
+def _from_prompt(given: Arguments, arguments: Arguments, device: torch.device) -> Arguments:
+    settings = resolved_settings(given)
+    one, two = settings.stage_one, settings.stage_two
+    optimization = replace(
+        arguments.optimization,
+        steps=one.steps,
+        sr_steps=two.steps if two.model is not None else arguments.optimization.sr_steps,
+        views=_shared(settings, "views"),
+        learning_rate=_shared(settings, "learning_rate"),
+    )
+    return replace(
+        arguments,
+        subject=replace(
+            arguments.subject,
+            guidance="stable-diffusion" if one.x0_bound == "none" else "deepfloyd",
+            init=arguments.subject.init or "random",
+        ),
+        model=_models(arguments.model, settings, model_dtype(given, device)),
+        distillation=_distillation(arguments.distillation, settings),
+        optimization=optimization,
+    )
+
+
+def _models(model: Model, settings: Preset, dtype: torch.dtype) -> Model:
+    return replace(
+        model,
+        model=settings.stage_one.model,
+        sr_model=settings.stage_two.model or "none",
+        view_names=model.view_names or VIEW_NAMES,
+        dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
+    )
+
+
+def _distillation(distillation: Distillation, settings: Preset) -> Distillation:
+    one, two = settings.stage_one, settings.stage_two
+    shared = _shared(settings, "shared_timestep")
+    return replace(
+        distillation,
+        guidance_scale=one.guidance_scale,
+        sr_guidance_scale=two.guidance_scale,
+        weighting=_shared(settings, "weighting"),
+        timestep_per=None if shared is None else ("step" if shared else "picture"),
+        x0_bound=_shared(settings, "x0_bound"),
+        gradient_clamp=_shared(settings, "gradient_clamp"),
+        sr_condition=two.sr_mode,
+    )
+
+
+def _shared(settings: Preset, name: str) -> Any:
+    """A setting that one option gives to both stages; None where the preset has two."""
+    one, two = (getattr(stage, name) for stage in (settings.stage_one, settings.stage_two))
+    return one if settings.stage_two.model is None or one == two else None
