@@ -24,6 +24,7 @@ _NAME = re.compile(r"checkpoint-(\d{6,18})\.safetensors")
 # The digest is taken with zeros in its own place, so that it covers every byte of the file.
 _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _ZEROS = b"0" * 64
+_OF_THE_CODE = ("code", "versions")  # keys of an identity that tell of the program itself
 _LONGEST_HEADER = 100_000_000  # safetensors' own bound
 
 
@@ -35,11 +36,25 @@ class Checkpoint:
         tensors: on the CPU, as they were saved.
         state: as it was saved.
         note: one line for the user where a newer checkpoint was damaged; otherwise None.
+        code_changes: what of the code is another than the one that saved it, a few words each.
     """
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     note: str | None
+    code_changes: tuple[str, ...] = ()
+
+
+class OtherCodeError(UserError):
+    """A checkpoint of the same run, saved by other code.
+
+    Attributes:
+        changes: what differs, a few words each.
+    """
+
+    def __init__(self, message: str, changes: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.changes = changes
 
 
 class Checkpoints:
@@ -48,11 +63,16 @@ class Checkpoints:
     Args:
         folder: of the run; made when something is saved.
         identity: JSON-able; everything that must be the same for a run to go on, such as its
-            configuration and a digest of the code. Nested tables are compared key by key.
+            configuration and digests of the code. Nested tables are compared key by key.
+            ``code`` and ``versions`` tell the program itself from what it was told.
+        accept_code: go on where nothing but the program itself has changed.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], *, accept_code: bool = False
+    ) -> None:
         self.folder = folder
+        self.accept_code = accept_code
         self.identity = _flat(
             json.loads(json.dumps({"checkpoint format": FORMAT, **identity}, sort_keys=True))
         )
@@ -90,8 +110,8 @@ class Checkpoints:
         """Reads the newest checkpoint that is whole; None where there is none at all.
 
         Raises:
-            UserError: it belongs to other code or another configuration, all are damaged, or the
-                folder is none.
+            OtherCodeError: it was saved by other code, and that is not accepted.
+            UserError: it belongs to another configuration, all are damaged, or the folder is none.
         """
         if self.folder.is_file():
             refuse_pickle(self.folder)
@@ -108,11 +128,11 @@ class Checkpoints:
                 self._damaged.append(file)
                 reasons.append(f"{file.name} ({error})")
                 continue
-            self._check_identity(saved)
+            changes = self._check_identity(saved)
             note = None
             if reasons:
                 note = f"{', '.join(reasons)} cannot be used: went back to {file.name}"
-            return Checkpoint(tensors, state, note)
+            return Checkpoint(tensors, state, note, changes)
         if reasons:
             raise UserError(
                 f"a checkpoint in {str(self.folder)!r} must be whole, got {', '.join(reasons)}; "
@@ -138,19 +158,35 @@ class Checkpoints:
         matches = ((_NAME.fullmatch(file.name), file) for file in _entries(self.folder))
         return {int(match[1]): file for match, file in matches if match}
 
-    def _check_identity(self, saved: Mapping[str, str]) -> None:
-        differences = [
-            f"{key}: {_short(saved.get(key))} → {_short(self.identity.get(key))}"
+    def _check_identity(self, saved: Mapping[str, str]) -> tuple[str, ...]:
+        """What of the code has changed; all else must be the same."""
+        different = [
+            key
             for key in sorted({*saved, *self.identity})
             if saved.get(key) != self.identity.get(key)
         ]
-        if differences:
+        other = [
+            f"{key}: {_short(saved.get(key))} → {_short(self.identity.get(key))}"
+            for key in different
+            if not key.startswith(_OF_THE_CODE)
+        ]
+        if other:
             raise UserError(
-                f"the run in {str(self.folder)!r} must have been saved by the same code and "
-                f"configuration to go on, got others (saved → now): "
-                f"{one_line('; '.join(differences))}; give --fresh to start over, or what it was "
-                f"saved with"
+                f"the run in {str(self.folder)!r} must have been saved with the same configuration "
+                f"to go on, got another (saved → now): {one_line('; '.join(other))}; give --fresh "
+                f"to start over, or what it was saved with"
             )
+        changes = tuple(
+            _code_change(key, saved.get(key), self.identity.get(key)) for key in different
+        )
+        if changes and not self.accept_code:
+            raise OtherCodeError(
+                f"the run in {str(self.folder)!r} must have been saved by the same code to go on, "
+                f"got another ({', '.join(changes)}); give --accept-code-change to go on, or "
+                f"--fresh to start over",
+                changes,
+            )
+        return changes
 
 
 class _Damaged(Exception):
@@ -215,6 +251,15 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
     for key, item in value.items():
         leaves |= _flat(item, f"{name}.{key}" if name else key)
     return leaves
+
+
+def _code_change(key: str, saved: str | None, now: str | None) -> str:
+    """Words for one change, such as "sdslab/kernels" or "torch 2.12 → 2.13"."""
+    kind, _, name = key.partition(".")
+    if kind != "versions":
+        return f"sdslab/{name}" if name else "sdslab"
+    old, new = ("none" if value is None else one_line(value.strip('"')) for value in (saved, now))
+    return f"{name} {old} → {new}"
 
 
 def _short(value: str | None) -> str:

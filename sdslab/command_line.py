@@ -49,11 +49,13 @@ def parse(cls: type[T], prog: str, arguments: Sequence[str], default: T | None =
         UserError: an option is unknown, or a value is not what it takes.
     """
     check_options(cls, arguments, prog)
-    more = {} if default is None else {"default": default}
-    config = (tyro.conf.FlagCreatePairsOff,)
-    description = inspect.getdoc(cls)  # whole: tyro would leave the examples out
     return tyro.cli(
-        cls, prog=prog, args=list(arguments), config=config, description=description, **more
+        cls,
+        prog=prog,
+        args=list(arguments),
+        description=inspect.getdoc(cls),  # whole: tyro would leave the examples out
+        default=tyro.MISSING_NONPROP if default is None else default,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 

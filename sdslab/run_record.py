@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,13 +150,28 @@ def _json_able(value: Any) -> Any:
     return value
 
 
-def package_digest() -> str:
-    """SHA-256 of the package's own source, without which no two runs need be alike."""
+def code_digests(without: Collection[str] = ()) -> dict[str, str]:
+    """SHA-256 of the source of each part of the package, without which no two runs need be alike.
+
+    Args:
+        without: parts that a run's results do not depend on, such as "report".
+    """
     root = Path(__file__).parent
-    sha = hashlib.sha256()
+    parts: dict[str, Any] = {}
     for path in sorted(root.rglob("*.py")):
-        sha.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return sha.hexdigest()
+        name = path.relative_to(root)
+        part = name.parts[0].removesuffix(".py")
+        if part not in without:
+            sha = parts.setdefault(part, hashlib.sha256())
+            sha.update(str(name).encode() + b"\0" + path.read_bytes())
+    return {part: sha.hexdigest() for part, sha in parts.items()}
+
+
+def version_of(record: dict[str, Any]) -> str:
+    """Version and commit of the code that wrote a record."""
+    commit = one_line(record["commit"] or "unknown")[:10]
+    changed = " with changes" if record["dirty"] else ""
+    return f"sdslab {one_line(record['sdslab'])[:20]} (commit {commit}{changed})"
 
 
 def _module() -> str:

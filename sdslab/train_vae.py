@@ -44,8 +44,7 @@ CURVE_COLUMNS = ("step", "minutes", "loss", "crops_psnr_db")
 class TrainVaeConfig:
     """Trains the small KL autoencoder that ships with sdslab.
 
-    The result is a folder in diffusers' own AutoencoderKL format. Four of scikit-image's
-    photographs are only ever evaluated on.
+    The result is a folder in diffusers' own AutoencoderKL format.
 
     Example:
       python -m sdslab.train_vae photographs --minutes 60 --out vae

@@ -143,14 +143,18 @@ def test_it_does_not_start_over_in_silence_where_all_are_damaged(tmp_path: Path)
 @pytest.mark.parametrize(
     ("now", "difference"),
     [
-        (IDENTITY | {"code": "def"}, 'got others (saved → now): code: "abc" → "def"; give --fresh'),
+        (IDENTITY | {"code": "def"}, "got another (sdslab); give --accept-code-change to go on"),
         (
             {"code": "abc", "config": {"views": 8, "light": ["sky"], "lr": math.inf, "seed": 0}},
             'config.light: ["studio", "sky"] → ["sky"]; config.seed: absent → 0; '
             "config.views: 4 → 8; give",
         ),
-        ({"code": None, "config": {}}, 'code: "abc" → null; config: absent → {}; config.light:'),
-        (IDENTITY | {"code": "x" * 99}, f'code: "abc" → "{"x" * 36}...; give'),
+        ({"code": None, "config": {}}, "(saved → now): config: absent → {}; config.light:"),
+        (IDENTITY | {"more": "x" * 99}, f'more: absent → "{"x" * 36}...; give'),
+        (
+            IDENTITY | {"code": {"kernels": "1"}, "versions": {"torch": "2.13"}},
+            "got another (sdslab, sdslab/kernels, torch none → 2.13); give",
+        ),
     ],
 )
 def test_another_configuration_is_refused_with_the_differences(

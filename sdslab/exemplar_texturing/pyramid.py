@@ -208,6 +208,10 @@ class ExemplarPyramid:
             maps[..., channel] = mean
         return maps
 
+    def steps_of(self, level: Level) -> int:
+        """Optimisation steps of a level."""
+        return level.steps if self.config.steps is None else self.config.steps
+
     def run(
         self, number: int, maps: Tensor, stage_one: Tensor | None, *, from_texture: bool = False
     ) -> LevelRun:
@@ -221,7 +225,7 @@ class ExemplarPyramid:
         """
         level, config, device = self.levels[number], self.config, self.renderer.device
         pixels_per_unit = self.pixels_per_unit / level.coarseness
-        steps = level.steps if config.steps is None else config.steps
+        steps = self.steps_of(level)
         first, last = level.u
         if level.annealed and number == 0:
             first = FIRST_U

@@ -8,7 +8,8 @@ computation where nothing else is said.
 import math
 
 import numpy as np
-from numba import njit
+
+from sdslab.kernels.compiled import njit
 
 CHUNK = 1024
 

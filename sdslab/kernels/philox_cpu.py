@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from sdslab.kernels.compiled import njit
 
 # Blocks at a time: their words stay in the cache.
 _BLOCKS_AT_ONCE = 2**15

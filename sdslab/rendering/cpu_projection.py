@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
-from numba import njit
 from torch import Tensor
 
+from sdslab.kernels.compiled import njit
 from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND
 from sdslab.worker_threads import run_all, split, worker_count
 

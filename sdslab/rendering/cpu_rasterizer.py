@@ -11,7 +11,8 @@ Source: Olano and Greer 1997, "Triangle scan conversion using 2D homogeneous coo
 import math
 
 import numpy as np
-from numba import njit
+
+from sdslab.kernels.compiled import njit
 
 # A pixel centre this near to an edge, as a share of the face, lies in both of the edge's faces:
 # rounding must not make it lie in neither.

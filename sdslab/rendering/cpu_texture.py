@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from sdslab.kernels.compiled import njit
 from sdslab.worker_threads import run_all, split, worker_count
 
 

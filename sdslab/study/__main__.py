@@ -85,10 +85,10 @@ class Arguments:
     """Runs a study and writes its table and pictures.
 
     Examples:
-      python -m sdslab.study                                   lists the studies
-      python -m sdslab.study figure2 --quick                   a small one, in two minutes
+      python -m sdslab.study                              lists the studies
+      python -m sdslab.study figure2 --quick              a try, in two minutes
       python -m sdslab.study figure2 --image photo.jpg --size 128
-      python -m sdslab.study --resume figures/figure2          goes on where a study was stopped
+      python -m sdslab.study --resume figures/figure2     where it stopped
     """
 
     selection: tyro.conf.OmitArgPrefixes[Selection]

@@ -31,6 +31,7 @@ from sdslab.run_schema import origin_of
 from sdslab.study.cell_store import code_digest
 from sdslab.study.exemplar_mesh_methods import texture_mesh
 from sdslab.study.exemplar_mesh_specification import MeshStudy, Method
+from sdslab.study.printed_table import print_markdown
 from sdslab.study.result_file import read_result, write_result
 from sdslab.study.specification import check_only
 from sdslab.study.study_run import progress_console, study_run
@@ -229,7 +230,7 @@ def _write(
         for photo in study.settings.photos
     ]
     contact_sheet(sheet, None, out / f"{study.name}.png")
-    print(text)  # noqa: T201
+    print_markdown(text, f"{out}/{study.name}.md")
     print(f"written to {out}/{study.name}.*")  # noqa: T201
 
 

@@ -23,6 +23,7 @@ from sdslab.study.exemplar_methods import Made, Photo, Problem, make
 from sdslab.study.exemplar_results import Finished, markdown_of
 from sdslab.study.exemplar_scores import Scores
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy
+from sdslab.study.printed_table import print_markdown
 from sdslab.study.result_file import read_result, write_result
 from sdslab.study.specification import check_only
 from sdslab.study.study_run import progress_console, study_run
@@ -236,5 +237,5 @@ def _write_results(
         temporary.write_text(text, encoding="utf-8")
     exemplar_plots.save_contact_sheet(study, photos, finished, out / f"{study.name}.png")
     exemplar_plots.save_mode_seeking(study, rows, out / f"{study.name}.mode_seeking.png")
-    print(text)  # noqa: T201
+    print_markdown(text, f"{out}/{study.name}.md")
     print(f"written to {out}/{study.name}.*")  # noqa: T201

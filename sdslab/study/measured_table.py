@@ -10,6 +10,7 @@ import pandas as pd
 from sdslab.atomic_write import atomic_write
 from sdslab.run_record import write_json
 from sdslab.run_schema import origin_of
+from sdslab.study.printed_table import print_markdown
 from sdslab.study.study_run import progress_console
 
 
@@ -46,5 +47,5 @@ class MeasuredTable:
         with atomic_write(self.out / f"{self.name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
         save_picture(self.out / f"{self.name}.png")
-        print(text)  # noqa: T201
+        print_markdown(text, f"{self.out}/{self.name}.md")
         print(f"written to {self.out}/{self.name}.*")  # noqa: T201

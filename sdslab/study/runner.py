@@ -1,7 +1,6 @@
 """Runs every cell of a study that is not on disk yet, and writes tables and pictures."""
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich import box
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 from sdslab.atomic_write import atomic_write
@@ -28,13 +24,16 @@ from sdslab.run_record import write_json
 from sdslab.run_schema import origin_of
 from sdslab.study import reconstruct
 from sdslab.study.cell_store import CellStore, cell_key, code_digest
+from sdslab.study.printed_table import PrintedTable, output_console
 from sdslab.study.reconstruct import CellProgress, CellResult, Problem
 from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
 from sdslab.study.specification import Cell, Study, select_cells
 from sdslab.study.study_run import progress_console, study_run
 
-# Rows go on stdout, progress on stderr: `> table.txt` keeps the table alone.
-console = Console(width=None if sys.stdout.isatty() else 130)
+# Of the printed table, where a terminal is narrow: the first goes first.
+EXPENDABLE = (
+    "seconds", "steps", "latent MSE", "clamped", "difference", "VAE ceiling", "paper", "PSNR, dB",
+)  # fmt: skip
 SECONDS_BETWEEN_SAVES = 30.0
 
 
@@ -220,24 +219,17 @@ def _write_results(
         plots.close_figure(figure)
 
     _print_table(study, table, notes_of(study, device))
-    console.print(f"written to {out}/{study.name}.*", markup=False, highlight=False)
+    print(f"written to {out}/{study.name}.*")  # noqa: T201
 
 
 def _print_table(study: Study, table: pd.DataFrame, notes: list[str]) -> None:
-    printed = Table(
-        title=study.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for column in table.columns[1:]:
-        printed.add_column(
-            column,
-            no_wrap=column != "θ",
-            justify="left" if column in ("θ", "read-out") else "right",
-        )
+    rows: list[tuple[str, ...] | str] = []
     for diffusion, group in table.groupby("diffusion", sort=False):
-        printed.add_section()
-        printed.add_row(f"[bold]{diffusion} space")
-        for row in group.itertuples(index=False):
-            printed.add_row(*row[1:])
-    console.print(printed)
+        rows.append(f"{diffusion} space")
+        rows += [tuple(map(str, row[1:])) for row in group.itertuples(index=False)]
+    columns = tuple(map(str, table.columns[1:]))
+    printed = PrintedTable(columns, tuple(rows), ("θ", "read-out"), EXPENDABLE, study.title)
+    console = output_console()
+    printed.print_on(console, f"{study.settings.out}/{study.name}.md")
     for note in notes:
         console.print(note, markup=False, highlight=False)

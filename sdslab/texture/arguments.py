@@ -235,6 +235,8 @@ class Output:
     """Start over, also where the folder holds another run."""
     resume: Annotated[str | None, _option("RUN", "none")] = None
     """Go on with the run in this folder, from anywhere, with its own settings."""
+    accept_code_change: bool = False
+    """Go on with a run that another version of this program began; the record says so."""
     preview_every: Annotated[int | None, _option("N", "4 pictures spread over each stage")] = None
     """Steps between pictures of the state, in previews/; 0 makes none."""
     checkpoint_every: Annotated[float, _option("SECONDS", "60")] = 60.0
@@ -260,12 +262,12 @@ class Arguments:
     """Textures a mesh by score distillation and writes a GLB, its maps and pictures of it.
 
     Examples:
-      python -m sdslab.texture                                     a built-in mesh and photograph
-      python -m sdslab.texture cow.obj --exemplar moss.jpg         your mesh, like your photograph
-      python -m sdslab.texture cow.obj --prompt "a cow in a suit"  needs a model's weights
-      python -m sdslab.texture apple --target coffee               a known material, recovered
-      python -m sdslab.texture --resume runs/cow-moss              goes on where a run was stopped
-      python -m sdslab.texture doctor                              what this machine can run
+      python -m sdslab.texture                                a try, in a minute
+      python -m sdslab.texture cow.obj --exemplar moss.jpg    like a photograph
+      python -m sdslab.texture cow.obj --prompt "a clay cow"  after words
+      python -m sdslab.texture apple --target coffee          a material regained
+      python -m sdslab.texture --resume runs/cow-moss         where it stopped
+      python -m sdslab.texture doctor                         what can run here
 
     Most runs need no more than these options; all of them follow, in groups:
       MESH               what is textured: a file, or apple, sphere or torus

@@ -82,7 +82,16 @@ def machine() -> list[Finding]:
         findings.append(Finding("GPU", state, False, mend))
     else:
         findings.append(Finding("GPU", "none; everything runs on the CPU", None))
-    return findings
+    return [*findings, kernels()]
+
+
+def kernels() -> Finding:
+    """The CPU kernels: compiles one, and says where it is kept."""
+    from sdslab.kernels.compiled import CACHE, NOTE
+    from sdslab.kernels.philox_cpu import bits_cpu
+
+    bits_cpu(torch.arange(1), (0, 0, 0, 0), 4)
+    return Finding("CPU kernels", NOTE or f"compiled once, and kept in {CACHE}", True)
 
 
 def packages() -> list[Finding]:

@@ -28,7 +28,6 @@ from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.material import NORMAL, ROUGHNESS
 from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.rendering.seen_texels import SeenTexels
-from sdslab.texture.arguments import DEFAULT_EXEMPLAR
 from sdslab.texture.program import Textured, seen_words
 from sdslab.texture.report_inputs import write_photographs
 from sdslab.texture.stage import Outcome, Stage, run_stage
@@ -46,6 +45,11 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
         workspace.renderer, workspace.covered, exemplars, _config(workspace, exemplars)
     )
     maps = _initial(workspace, pyramid)
+    if workspace.guidance != "none":
+        workspace.record["config"]["stages"] = {
+            level.name: {**dataclasses.asdict(level), "steps": pyramid.steps_of(level)}
+            for level in pyramid.levels
+        }
     workspace.begin()
     write_photographs(workspace.out, exemplars)
     if workspace.guidance == "none":
@@ -58,7 +62,7 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
             maps, stage_one = (workspace.resumed.tensors[name] for name in ("maps", "stage_one"))
         level = pyramid.levels[number]
         run = pyramid.run(
-            number, maps, stage_one, from_texture=workspace.arguments.subject.init is not None
+            number, maps, stage_one, from_texture=workspace.arguments.subject.init != "grey"
         )
         seen = SeenTexels(size, workspace.device)
         stage = Stage(
@@ -95,7 +99,7 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
 def _exemplars(workspace: Workspace) -> ExemplarSet:
     subject, options = workspace.arguments.subject, workspace.arguments.exemplar
     return load_exemplars(
-        subject.exemplar or (DEFAULT_EXEMPLAR,),
+        subject.exemplar,
         normals=options.exemplar_normal,
         roughness=options.exemplar_roughness,
         masks=options.exemplar_mask,
@@ -134,11 +138,8 @@ def _config(workspace: Workspace, exemplars: ExemplarSet) -> ExemplarConfig:
 
 def _initial(workspace: Workspace, pyramid: ExemplarPyramid) -> Tensor:
     """What the texture starts from, [size, size, 8]: the photographs' mean colour by default."""
-    init = workspace.arguments.subject.init
-    if init is None and workspace.guidance == "none":
-        init = "triplanar"
-    match init:
-        case None | "grey":
+    match workspace.arguments.subject.init:
+        case "grey":
             return pyramid.grey()
         case "triplanar":
             density = texels_per_unit(workspace.mesh, workspace.covered)

@@ -20,8 +20,6 @@ from sdslab.texture.report_inputs import write_target
 from sdslab.texture.stage import Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
-STEPS, VIEWS, LEARNING_RATE, RENDER_SIZE = 300, 4, 0.025, 256
-
 
 def recover_target(workspace: Workspace, progress: Progress) -> Textured:
     """Recovers ``--target`` and measures how near the result is.
@@ -33,12 +31,14 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
     target = workspace.target().to(workspace.device)
     initial = workspace.initial_maps()
     theta = workspace.theta(initial)
-    scenes = workspace.scenes(rendering.render_size or RENDER_SIZE)
+    assert rendering.render_size is not None
+    assert optimization.steps is not None
+    assert optimization.views is not None
+    assert optimization.learning_rate is not None
+    scenes = workspace.scenes(rendering.render_size)
     config = MaterialConfig(
-        optimization.views or VIEWS,
-        recovery_optimization(
-            optimization.steps or STEPS, optimization.learning_rate or LEARNING_RATE
-        ),
+        optimization.views,
+        recovery_optimization(optimization.steps, optimization.learning_rate),
         optimization.held,
         initial,
     )
@@ -46,6 +46,7 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
     guide = degenerate_guide(target, workspace.renderer, space, config, workspace.seed())
     seen = SeenTexels((workspace.texture_size, workspace.texture_size), workspace.device)
     stage = Stage("recovery", theta, guide, space, scenes, config, note=_psnr_note)
+    workspace.record["config"]["stages"] = {"recovery": dataclasses.asdict(config.optimization)}
     workspace.begin()
     write_target(workspace, target)
     outcome = run_stage(stage, workspace, seen, progress)

@@ -17,7 +17,7 @@ from sdslab.rendering.environment_map import load_environment, resize
 from sdslab.rendering.radiance_hdr import write_hdr
 from sdslab.rendering.render_backend import make_backend
 from sdslab.texture.target import own_maps
-from sdslab.texture.workspace import CPU, DEFAULT_LIGHTS, Workspace
+from sdslab.texture.workspace import CPU, Workspace
 
 LIGHT_HEIGHT = 256  # of light.hdr, in pixels
 PHOTOGRAPH_SIDE = 384  # of the larger side, in pixels
@@ -71,8 +71,7 @@ def write_report_inputs(workspace: Workspace, materials: Mapping[str, Tensor]) -
     workspace.record["details"]["materials"] = [*materials, "original"]
     _save(_front(workspace, next(iter(materials.values()))), out / "front.png")
     if workspace.lights is not None:
-        names = workspace.arguments.rendering.light or DEFAULT_LIGHTS
-        radiance = load_environment(names[0])
+        radiance = load_environment(workspace.arguments.rendering.light[0])
         if len(radiance) > LIGHT_HEIGHT:
             radiance = resize(radiance, LIGHT_HEIGHT)
         write_hdr(radiance.numpy(), out / "light.hdr")

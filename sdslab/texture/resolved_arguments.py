@@ -22,15 +22,24 @@ from sdslab.texture.stage_settings import model_dtype, resolved_settings
 DEFAULT_LIGHTS = ("studio", "sky")
 RECOVERY = Optimization(steps=300, views=4, learning_rate=0.025)
 RECOVERY_RENDER_SIZE = 256
-PROMPT_RENDER_SIZE = 512
 # Sections of the command line that say nothing about a run of this guidance.
-_UNUSED: dict[str, tuple[str, ...]] = {
+_UNUSED: dict[GuidanceName, tuple[str, ...]] = {
     "exemplar": ("model", "distillation"),
     "none": ("model", "distillation"),
     "degenerate": ("exemplar", "model", "distillation"),
     "deepfloyd": ("exemplar",),
     "stable-diffusion": ("exemplar",),
 }
+# What is said of a command, and not of the run; how many threads is in the record anyway.
+_LEFT_OUT = (
+    ("output", "resume"), ("output", "fresh"), ("output", "threads"),
+    ("output", "accept_code_change"),
+)  # fmt: skip
+# Where these are not given, each stage has its own, or the guidance has no use for them.
+_OF_A_STAGE = (
+    ("optimization", "steps"), ("optimization", "sr_steps"), ("optimization", "learning_rate"),
+    ("rendering", "render_size"),
+)  # fmt: skip
 
 
 def resolved(arguments: Arguments, guidance: GuidanceName, device: torch.device) -> Arguments:
@@ -65,33 +74,25 @@ def resolved(arguments: Arguments, guidance: GuidanceName, device: torch.device)
             return _from_prompt(arguments, common, device)
 
 
-def recorded_config(
-    arguments: Arguments, guidance: GuidanceName, stages: dict[str, Any]
-) -> dict[str, Any]:
-    """What ``run.json`` holds of a run: the sections that apply to its guidance, and its stages.
+def recorded_config(arguments: Arguments, guidance: GuidanceName) -> dict[str, Any]:
+    """What ``run.json`` holds of a run: the options that apply to its guidance.
+
+    Settings that differ from stage to stage, and that options cannot all say, come into
+    ``stages`` beside them.
 
     Args:
         arguments: resolved.
         guidance: of the run.
-        stages: settings of each, which the command line cannot all say.
     """
     config = dataclasses.asdict(arguments)
     for section in _UNUSED[guidance]:
         del config[section]
-    for name in ("resume", "fresh", "accept_code_change"):
-        config["output"].pop(name, None)
-    if guidance in ("exemplar", "none"):
-        # Each level has its own, in the stages.
-        for section, names in (
-            ("optimization", ("steps", "sr_steps", "learning_rate")),
-            ("rendering", ("render_size",)),
-        ):
-            for name in names:
-                if config[section][name] is None:
-                    del config[section][name]
-    if guidance == "degenerate":
-        del config["optimization"]["sr_steps"]
-    return {**config, "stages": stages}
+    for section, name in _LEFT_OUT:
+        config[section].pop(name)
+    for section, name in _OF_A_STAGE:
+        if config[section][name] is None:
+            del config[section][name]
+    return config
 
 
 def _like_exemplars(arguments: Arguments, guidance: GuidanceName) -> Arguments:

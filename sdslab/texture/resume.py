@@ -9,9 +9,8 @@ from typing import Any
 
 from sdslab.errors import UserError, one_line
 from sdslab.resumed_run import ResumedRun
-from sdslab.tables import build
 from sdslab.texture.arguments import Arguments
-from sdslab.texture.run_folder import differences
+from sdslab.texture.run_folder import arguments_of, differences
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def resumed_run(given: Arguments, parse: Callable[[Arguments], Arguments]) -> Re
 
 def _arguments(config: Mapping[str, Any], run: Path) -> Arguments:
     try:
-        return build(Arguments, dict(config), f"{one_line(str(run))}/run.json: config")
+        return arguments_of(config, f"{one_line(str(run))}/run.json: config")
     except UserError as error:
         raise UserError(
             f"--resume needs the run.json of a texture run of this version, got {error}; run its "

@@ -1,7 +1,8 @@
 """Whose a run's folder is: a new run's, this run's to go on with, or another's."""
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from sdslab.output_folder import (
     record_in,
 )
 from sdslab.run_schema import read_run
+from sdslab.tables import build
+from sdslab.texture.arguments import Arguments
 
 # What a run may be continued with: it changes where and how the result is made, not which.
 FREE_SECTION = "output"
@@ -57,12 +60,18 @@ def _holds_a_texture(folder: Path) -> bool:
     return (record_in(folder / "run.json") or {}).get("program") == "texture"
 
 
-def state_of(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> State:
+def state_of(
+    out: Path,
+    resolve: Callable[[Arguments], Arguments],
+    arguments: Arguments,
+    inputs: Mapping[str, str],
+) -> State:
     """What the folder holds.
 
     Args:
         out: the run's folder.
-        config: of the run to come, in sections.
+        resolve: fills the defaults in where a record of an older version has none.
+        arguments: of the run to come, with every default filled in.
         inputs: digests of the files that it will read, by name.
 
     Raises:
@@ -72,7 +81,8 @@ def state_of(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
         return "new"
     try:
         before = read_run(out / "run.json")
-        unlike = differences(before["config"], config)
+        there = resolve(arguments_of(before["config"], "config"))
+        unlike = differences(dataclasses.asdict(there), dataclasses.asdict(arguments))
         known = before["details"]["inputs"]
         unlike += [
             f"{one_line(name)} has changed since"
@@ -88,6 +98,23 @@ def state_of(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) ->
             f"({shown}); give another --out, or --fresh to replace it"
         )
     return "finished" if before["outcome"] == "finished" else "begun"
+
+
+def arguments_of(config: Mapping[str, Any], where: str) -> Arguments:
+    """The arguments that a record's ``config`` stands for; what it leaves out has its default.
+
+    Args:
+        config: as `resolved_arguments.recorded_config` makes it.
+        where: it was read, for the message.
+
+    Raises:
+        UserError: it is of another version, or none.
+    """
+    sections = {field.name: {} for field in dataclasses.fields(Arguments)}
+    given = {name: value for name, value in config.items() if name != "stages"}
+    if "subject" not in given:
+        raise UserError(f"{where} must hold 'subject', got {', '.join(given) or 'nothing'}")
+    return build(Arguments, {**sections, **given}, where)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """One run of ``python -m sdslab.texture``: loads, optimises, measures and writes."""
 
-import dataclasses
 import shlex
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from sdslab.devices import out_of_memory_message
+from sdslab.devices import out_of_memory_message, resolve_device
 from sdslab.errors import UserError
 from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.texture.argument_checks import default_out, guidance_of
@@ -21,6 +20,7 @@ from sdslab.texture.metrics_log import stage_seconds
 from sdslab.texture.outputs import FIXED_OUTPUTS, write_outputs
 from sdslab.texture.program import Program, Textured
 from sdslab.texture.report_inputs import write_report_inputs
+from sdslab.texture.resolved_arguments import resolved
 from sdslab.texture.run_folder import own_outputs, state_of
 from sdslab.texture.stage import memory_remedy
 from sdslab.texture.workspace import Workspace, progress_bar, progress_console
@@ -37,12 +37,15 @@ def run(arguments: Arguments) -> None:
     """
     if arguments.output.threads is not None:
         torch.set_num_threads(arguments.output.threads)
-    guidance = guidance_of(arguments)
     out = Path(arguments.output.out or default_out(arguments))
     own_outputs(out, named_inputs(arguments))
+    device = resolve_device(arguments.output.device)
     inputs = input_digests(arguments)
+    arguments = resolved(arguments, guidance_of(arguments), device)
+    guidance = arguments.subject.guidance
+    assert guidance is not None
     if not arguments.output.fresh:
-        state = state_of(out, dataclasses.asdict(arguments), inputs)
+        state = state_of(out, lambda before: resolved(before, guidance, device), arguments, inputs)
         if state == "finished":
             _say(f"{out}/ holds this run's results already; --fresh makes them again")
             return

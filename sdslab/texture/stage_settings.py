@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sdslab.denoisers.model_table import PRESETS, STABLE_DIFFUSION, Preset
+from sdslab.denoisers.model_table import PRESETS, STABLE_DIFFUSION, Preset, StageSettings
 from sdslab.denoisers.noise_schedule import UniformTimesteps
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.unet import PIXEL_KINDS, check_stage
@@ -59,6 +59,13 @@ def model_dtype(arguments: Arguments, device: torch.device) -> torch.dtype:
     if arguments.model.dtype != "auto":
         return DTYPES[arguments.model.dtype]
     return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def stage_record(stage: StageSettings) -> dict[str, Any]:
+    """A stage's settings for ``run.json``; the sampler of its timesteps is named."""
+    timesteps = stage.timesteps
+    named = {"kind": type(timesteps).__name__, **vars(timesteps)}
+    return {**dataclasses.asdict(stage), "timesteps": named}
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """``--prompt``: CasTex's Figure 1. Stage I is SDS, stage II SR-SDS on renders of its result."""
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +28,7 @@ from sdslab.rendering.unseen_texels import fill_unseen
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Outcome, Stage, run_stage
-from sdslab.texture.stage_settings import model_dtype, resolved_settings
+from sdslab.texture.stage_settings import model_dtype, resolved_settings, stage_record
 from sdslab.texture.workspace import Workspace
 
 RENDER_SIZE = 512
@@ -62,7 +61,11 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
     if sr_source is not None and not shared:
         sr_prompts = _prompts(workspace, sr_source, dtype, progress)
     initial = workspace.initial_maps()
-    workspace.record["details"]["settings"] = dataclasses.asdict(settings)
+    workspace.record["config"]["stages"] = {
+        NAMES[number]: stage_record(stage)
+        for number, stage in ((1, settings.stage_one), (2, settings.stage_two))
+        if stage.model is not None
+    }
     outcomes: dict[str, Outcome] = {}
     resumed = workspace.resumed
     if resumed is not None and resumed.state["stage"] == NAMES[2]:
@@ -172,6 +175,7 @@ def _stage(
         model.condition_schedule if settings.sr_mode == "pipeline" else None,
     )
     render_size = arguments.rendering.render_size or max(RENDER_SIZE, model.size)
+    workspace.record["config"]["stages"][NAMES[number]]["render_size"] = render_size
     return Stage(
         NAMES[number],
         theta,

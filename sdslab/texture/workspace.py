@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.checkpoint import Checkpoint, Checkpoints
+from sdslab.checkpoint import Checkpoint, Checkpoints, OtherCodeError
 from sdslab.devices import resolve_device
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_uniform
@@ -34,17 +34,18 @@ from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texel_coverage import covered_texels
 from sdslab.report.at_the_end import reported
 from sdslab.run_lock import RunLock
-from sdslab.run_record import package_digest, recorded, run_record
+from sdslab.run_record import code_digests, recorded, run_record, version_of
 from sdslab.run_schema import read_run
 from sdslab.texture.arguments import Arguments, GuidanceName
+from sdslab.texture.resolved_arguments import recorded_config
 from sdslab.texture.run_folder import LOG, OUTPUTS, decisive, own_outputs
 from sdslab.texture.target import load_target, own_maps, with_opacity
 
 if TYPE_CHECKING:
     from sdslab.texture.live import LiveView
 
-DEFAULT_LIGHTS = ("studio", "sky")
 CPU = torch.device("cpu")
+WITHOUT_EFFECT = ("report", "study", "train_vae")  # parts of the package, on a run's result
 
 progress_console = Console(stderr=True)
 
@@ -54,7 +55,7 @@ class Workspace:
     """A run, set up.
 
     Attributes:
-        arguments: as given.
+        arguments: with every default filled in.
         guidance: which one runs.
         out: the run's folder.
         device: where it computes.
@@ -188,7 +189,8 @@ class Workspace:
 
     def _named_maps(self) -> Tensor:
         """What ``--init`` names."""
-        init = self.arguments.subject.init or "grey"
+        init = self.arguments.subject.init
+        assert init is not None
         unlit = self.arguments.rendering.unlit
         match init:
             case "grey":
@@ -234,7 +236,10 @@ class Workspace:
             UserError: another process works in the folder, or its checkpoint is another run's.
         """
         lock = self.held.enter_context(RunLock(self.out))
-        for note in (lock.note, self.resumed and self.resumed.note):
+        going_on = self.resumed
+        changes = going_on and going_on.code_changes
+        accepted = f"goes on with other code: {', '.join(changes)}" if changes else None
+        for note in (lock.note, going_on and going_on.note, accepted):
             if note:
                 progress_console.print(note, markup=False, highlight=False, soft_wrap=True)
         if self.resumed is not None:
@@ -252,36 +257,64 @@ class Workspace:
 
     def _keep_the_first_command(self) -> None:
         """A run that goes on is one run: what began it makes it again."""
+        assert self.resumed is not None
+        changes: list[Any] = []
         with suppress(UserError):
             before = read_run(self.out / "run.json")
             kept = {name: before[name] for name in ("command", "started")}
             self.record.update(kept)
+            earlier = before["details"].get("code_changes")
+            changes += earlier if isinstance(earlier, list) else []
+            if self.resumed.code_changes:
+                versions = {"from": version_of(before), "to": version_of(self.record)}
+                changes.append({**versions, "changed": list(self.resumed.code_changes)})
+        if changes:
+            self.record["details"]["code_changes"] = changes
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """Of the run."""
-        return Checkpoints(self.out, self._identity())
+        accept = self.arguments.output.accept_code_change
+        return Checkpoints(self.out, self._identity(), accept_code=accept)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on from its checkpoint, bit for bit."""
+        packages = self.record["packages"]
         return {
-            "code": package_digest(),
-            "torch": torch.__version__,
+            "code": code_digests(WITHOUT_EFFECT),
+            "versions": {name: packages[name] for name in ("torch", "numpy", "numba")},
             "device": self.device.type,
             "inputs": self.inputs,
+            "stages": self.record["config"].get("stages"),
             **decisive(dataclasses.asdict(self.arguments)),
         }
 
     @cached_property
     def resumed(self) -> Checkpoint | None:
-        """What the run goes on from, or None."""
-        return None if self.arguments.output.fresh else self.checkpoints.latest()
+        """What the run goes on from, or None.
+
+        Raises:
+            UserError: other code began it and that is not accepted, or it is another run's.
+        """
+        if self.arguments.output.fresh:
+            return None
+        try:
+            return self.checkpoints.latest()
+        except OtherCodeError as error:
+            now, before = version_of(self.record), "an unknown version"
+            with suppress(UserError):
+                before = version_of(read_run(self.out / "run.json"))
+            raise UserError(
+                f"the run in {str(self.out)!r} was begun by {before}, this is {now}, which differs "
+                f"in {', '.join(error.changes)}: its steps would not be the same; "
+                f"--accept-code-change goes on, --fresh starts over"
+            ) from error
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """For ``run.json``."""
         record = run_record(
-            dataclasses.asdict(self.arguments),
+            recorded_config(self.arguments, self.guidance),
             self.device,
             program="texture",
             kind=self.guidance,
@@ -324,7 +357,7 @@ def _load_lights(
 ) -> LightSampler | None:
     if arguments.rendering.unlit:
         return None
-    names = arguments.rendering.light or DEFAULT_LIGHTS
+    names = arguments.rendering.light
     task = progress.add_task("prefiltering the light", total=None, note="")
     lights = light_sampler(
         names,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.run_record import run_record
+from sdslab.texture import resolved_arguments, workspace
 from sdslab.texture.arguments import Arguments
 from tests.conftest import random_image
 from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, saved_steps, texture
@@ -101,7 +102,7 @@ def test_a_run_goes_on_from_anywhere_with_its_own_settings(tmp_path: Path, monke
         (("--seed=0",), "seed 3 there, 0 here"),
         (("--steps=7",), "steps 6 there, 7 here"),
         (("apple",), "mesh torus there, apple here"),
-        (("--light=studio",), r"light [] there, ['studio'] here"),
+        (("--light=studio",), r"light ['studio', 'sky'] there, ['studio'] here"),
         (("--fresh",), "--resume and --fresh exclude each other"),
         (("--out=other",), "goes on in the run's own folder"),
     ],
@@ -129,7 +130,7 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(
         "text": "no JSON",
         "list": "[]",
         "other": record_of({"settings": {"size": 3}}),
-        "half": record_of({"subject": {"mesh": "torus"}}),
+        "half": record_of({"optimization": {"steps": 3}}),
         "type": record_of({name: {} for name in SECTIONS} | {"subject": {"mesh": 3}}),
     }
     for name, text in records.items():
@@ -141,8 +142,8 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(
         "state.ckpt": "convert it: python",
         "text": "run.json",
         "list": "run.json",
-        "other": "valid keys are subject",
-        "half": "'exemplar' must be given",
+        "other": "config must hold 'subject'",
+        "half": "config must hold 'subject'",
         "type": "mesh must be str",
     }.items():
         assert texture(monkeypatch, "--resume", name) == 2, name
@@ -193,14 +194,79 @@ def test_a_second_process_is_refused(monkeypatch, capsys: pytest.CaptureFixture[
         assert texture(monkeypatch, *TARGET, "--out=run") == 0
 
 
-def test_another_code_is_refused_with_the_difference(
+def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an upgrade changes."""
+    digests, version = workspace.code_digests, workspace.run_record
+
+    def upgraded(*values: Any, **options: Any) -> dict[str, Any]:
+        record = version(*values, **options)
+        record["packages"]["numba"] = "9.9"
+        return {**record, "sdslab": "9.0", "commit": "f" * 40, "dirty": False}
+
+    monkeypatch.setattr(workspace, "code_digests", lambda w: {**digests(w), "kernels": "other"})
+    monkeypatch.setattr(workspace, "run_record", upgraded)
+
+
+def test_a_run_of_another_version_goes_on_where_that_is_accepted(
     monkeypatch, capsys: pytest.CaptureFixture[str]
 ):
     stopped(monkeypatch, 2, *TARGET, "--out=run")
-    monkeypatch.setattr("sdslab.texture.workspace.package_digest", lambda: "other")
-    assert texture(monkeypatch, *TARGET, "--out=run") == 2
-    assert 'code: "' in capsys.readouterr().err
-    assert saved_steps(Path("run")) == ("recovery", 1)
+    before = json.loads(Path("run/run.json").read_text())
+    other_code(monkeypatch)
+    for command in ((*TARGET, "--out=run"), ("--resume=run",)):
+        capsys.readouterr()
+        assert texture(monkeypatch, *command) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"was begun by sdslab {before['sdslab']} (commit {before['commit'][:10]}" in error
+        assert "this is sdslab 9.0 (commit ffffffffff), which differs in sdslab/kernels" in error
+        assert f"numba {before['packages']['numba']} → 9.9" in error
+        assert "--accept-code-change goes on, --fresh starts over" in error
+        assert saved_steps(Path("run")) == ("recovery", 1)
+    stopped(monkeypatch, 2, "--resume=run", "--accept-code-change")
+    assert "goes on with other code: sdslab/kernels, numba" in capsys.readouterr().err
+    assert texture(monkeypatch, "--resume=run") == 0  # the new code's own checkpoint by now
+    (change,) = json.loads(Path("run/run.json").read_text())["details"]["code_changes"]
+    assert change["from"].startswith(f"sdslab {before['sdslab']} (commit {before['commit'][:10]}")
+    assert change["to"] == "sdslab 9.0 (commit ffffffffff)"
+    assert change["changed"][0] == "sdslab/kernels"
+
+
+def test_code_that_no_result_depends_on_may_change(monkeypatch):
+    stopped(monkeypatch, 2, *TARGET, "--out=run")
+    digests = workspace.code_digests
+    assert {"report", "study"} <= digests().keys()
+    assert not {"report", "study"} & digests(workspace.WITHOUT_EFFECT).keys()
+
+
+def test_a_record_says_what_ran_with_every_default(monkeypatch):
+    """And a resumed run, or the same command, keeps to it when a default has changed since."""
+    command = ("torus", "--target=coffee", "--out=run", *SMALL)
+    stopped(monkeypatch, 2, *command)
+    config = json.loads(Path("run/run.json").read_text())["config"]
+    assert config["subject"]["guidance"] == "degenerate"
+    assert config["subject"]["init"] == "grey"
+    assert config["optimization"]["steps"] == config["stages"]["recovery"]["steps"] == 300
+    assert config["optimization"]["learning_rate"] == 0.025
+    assert config["rendering"]["light"] == ["studio", "sky"]
+    assert (config["rendering"]["render_size"], config["rendering"]["renderer"]) == (32, "cpu")
+    assert config["output"]["device"] == "cpu"
+    assert not {"model", "distillation", "exemplar"} & config.keys()
+    changed = dataclasses.replace(resolved_arguments.RECOVERY, steps=200)
+    monkeypatch.setattr(resolved_arguments, "RECOVERY", changed)
+    assert texture(monkeypatch, *command) == 2
+    stopped(monkeypatch, 2, "--resume=run")
+    assert json.loads(Path("run/run.json").read_text())["config"] == config
+
+
+def test_an_exemplar_s_record_has_its_levels_and_no_model(monkeypatch):
+    assert texture(monkeypatch, "sphere", "--steps=1", "--out=run", *EXEMPLAR[4:]) == 0
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["config"]["subject"]["exemplar"] == ["gravel"]
+    assert record["config"]["optimization"]["views"] == 2
+    stages = record["config"]["stages"]
+    assert {stage["steps"] for stage in stages.values()} == {1}
+    assert "stage2" in stages
+    assert not {"model", "distillation"} & record["config"].keys()
 
 
 def test_a_model_that_was_updated_on_the_hub_is_another_run(

@@ -96,8 +96,13 @@ def test_a_prompt_textures_a_mesh_in_two_stages(models: Path, tmp_path: Path):
     assert not one.source_material.maps.equal(two.source_material.maps)
     record = json.loads((out / "run.json").read_text())
     assert record["kind"] == "deepfloyd"
-    assert record["details"]["settings"]["stage_two"]["steps"] == 2
-    assert record["details"]["settings"]["stage_one"]["guidance_scale"] == 15
+    stages = record["config"]["stages"]
+    assert stages["stage2"]["steps"] == record["config"]["optimization"]["sr_steps"] == 2
+    assert stages["stage1"]["guidance_scale"] == 15
+    assert stages["stage1"]["timesteps"]["kind"] == "SqrtAnnealedTimesteps"
+    assert record["config"]["distillation"]["weighting"] == "x0_castex"
+    assert record["config"]["subject"]["init"] == "random"
+    assert "exemplar" not in record["config"]
     assert not list(out.glob("checkpoint-*"))
 
 
@@ -106,7 +111,9 @@ def test_latent_models_run_both_stages_with_text_encoders_of_their_own(
 ):
     run(arguments(tmp_path / "run", models / "sd", models / "upscaler", steps=1, sr_steps=1))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["details"]["settings"]["stage_one"]["weighting"] == "epsilon_dreamfusion"
+    assert record["kind"] == record["config"]["subject"]["guidance"] == "stable-diffusion"
+    assert record["config"]["stages"]["stage1"]["weighting"] == "epsilon_dreamfusion"
+    assert record["config"]["stages"]["stage1"]["timesteps"]["t_max"] == 980
     assert (tmp_path / "run" / "mesh.glb").exists()
 
 
