@@ -137,7 +137,7 @@ def _from_prompt(given: Arguments, arguments: Arguments, device: torch.device) -
         subject=replace(
             arguments.subject,
             guidance="stable-diffusion" if one.x0_bound == "none" else "deepfloyd",
-            init=arguments.subject.init or "random",
+            init=arguments.subject.init or "grey",
         ),
         model=_models(arguments.model, settings, model_dtype(given, device)),
         distillation=_distillation(arguments.distillation, settings),

@@ -111,7 +111,7 @@ class Workspace:
         from sdslab.texture.live import LiveView
         from sdslab.texture.live_picture import LiveScene
 
-        names = self.arguments.rendering.light or DEFAULT_LIGHTS
+        names = self.arguments.rendering.light
         lights = self.lights.environments if self.lights else ()
         scene = LiveScene(
             # The maps that came with the file may be huge, and are not shown.

@@ -101,7 +101,7 @@ def test_a_prompt_textures_a_mesh_in_two_stages(models: Path, tmp_path: Path):
     assert stages["stage1"]["guidance_scale"] == 15
     assert stages["stage1"]["timesteps"]["kind"] == "SqrtAnnealedTimesteps"
     assert record["config"]["distillation"]["weighting"] == "x0_castex"
-    assert record["config"]["subject"]["init"] == "random"
+    assert record["config"]["subject"]["init"] == "grey"
     assert "exemplar" not in record["config"]
     assert not list(out.glob("checkpoint-*"))
 
