@@ -6,7 +6,8 @@ Positions, texture coordinates and normals are float64, indices int64, all conti
 import math
 
 import numpy as np
-from numba import njit
+
+from sdslab.kernels.compiled import njit
 
 DEGENERATE = 1e-12  # sine of the angle below which a triangle counts as a line
 _MIXER = np.uint64(0x9E3779B97F4A7C15)

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from sdslab.kernels.compiled import njit
 from sdslab.meshes.mesh_file import Floats
 
 RESOLUTION = 1024
