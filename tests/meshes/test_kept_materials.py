@@ -16,7 +16,8 @@ from sdslab.meshes.export_obj import export_obj
 from sdslab.meshes.gltf_file import read_gltf
 from sdslab.meshes.material import ALBEDO, constant_material
 from sdslab.meshes.mesh import Mesh
-from sdslab.meshes.mesh_file import MeshFile, MeshFolder
+from sdslab.meshes.mesh_file import MeshFile
+from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.texture.target import own_maps, with_opacity
