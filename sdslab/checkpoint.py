@@ -253,6 +253,16 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
     return leaves
 
 
+def code_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Words for what differs between two tables ``code`` and ``versions`` of the program itself."""
+    before, after = _flat(dict(saved)), _flat(dict(now))
+    return tuple(
+        _code_change(key, before.get(key), after.get(key))
+        for key in sorted({*before, *after} - {""})
+        if before.get(key) != after.get(key)
+    )
+
+
 def _code_change(key: str, saved: str | None, now: str | None) -> str:
     """Words for one change, such as "sdslab/kernels" or "torch 2.12 → 2.13"."""
     kind, _, name = key.partition(".")

@@ -42,6 +42,8 @@ class Selection:
     """Run this cell only."""
     fresh: bool = False
     """Run cells again that are saved from before."""
+    accept_code_change: bool = False
+    """Take cells that another version of sdslab or of its packages made; the record says so."""
     resume: Annotated[str | None, _option("RUN", "none")] = None
     """Go on with a study that was stopped, from anywhere: its folder, such as figures/figure2."""
 
@@ -128,7 +130,8 @@ def run(selection: Selection, overrides: Overrides) -> None:
     study = study_file(kind).load(path, preset)
     if kind in SAVED_KINDS:
         study = _changed(kind, study, selection, overrides)
-        _start(kind, study, selection.only, overrides.threads, fresh=selection.fresh)
+        how = {"fresh": selection.fresh, "accept_code": selection.accept_code_change}
+        _start(kind, study, selection.only, overrides.threads, **how)
     else:
         _measure(kind, study, selection, overrides, quick=preset == "quick")
 
@@ -137,16 +140,17 @@ def _go_on(selection: Selection, overrides: Overrides) -> None:
     from sdslab.study.resume import resumed_study
 
     assert selection.resume is not None
-    given = _given(selection, Selection(resume=selection.resume))
+    accept = selection.accept_code_change
+    given = _given(selection, Selection(resume=selection.resume, accept_code_change=accept))
     given += _given(overrides, Overrides(threads=overrides.threads))
     if given:
         raise UserError(
-            f"--resume goes on with the study's own settings and takes --threads alone, got "
-            f"{given[0]}; leave it out"
+            f"--resume goes on with the study's own settings and takes --threads and "
+            f"--accept-code-change alone, got {given[0]}; leave it out"
         )
     resumed = resumed_study(selection.resume)
     with contextlib.chdir(resumed.folder):
-        _start(resumed.kind, resumed.study, resumed.only, overrides.threads, fresh=False)
+        _start(resumed.kind, resumed.study, resumed.only, overrides.threads, accept_code=accept)
 
 
 def _start(kind: str, study: Any, only: tuple[str, ...], threads: int | None, **how: bool) -> None:
@@ -185,7 +189,8 @@ _FOREIGN = {
     "exemplar_mesh": ("--size", "--vae", "--steps", "--dtype"),
 }
 _FOREIGN_TO_MEASUREMENTS = (
-    "--fresh", "--image", "--mesh", "--size", "--vae", "--steps", "--seeds", "--dtype"
+    "--fresh", "--accept-code-change", "--image", "--mesh", "--size", "--vae", "--steps", "--seeds",
+    "--dtype",
 )  # fmt: skip
 
 
@@ -193,7 +198,11 @@ def _check_options(kind: str, selection: Selection, overrides: Overrides) -> Non
     """Refuses options that a kind of study has no use for."""
     given = [*_given(selection, Selection()), *_given(overrides, Overrides())]
     foreign = _FOREIGN.get(kind, _FOREIGN_TO_MEASUREMENTS)
-    every = [f"--{field.name}" for cls in (Selection, Overrides) for field in _options_of(cls)]
+    every = [
+        f"--{field.name.replace('_', '-')}"
+        for cls in (Selection, Overrides)
+        for field in _options_of(cls)
+    ]
     for option in given:
         if option in foreign:
             valid = [name for name in every if name not in (*foreign, "--quick", "--resume")]

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sdslab.checkpoint import Checkpoints, OtherCodeError
 from sdslab.disk_cache import content_hash
 from sdslab.study.reconstruct import CellResult, Readout
-from sdslab.study.result_file import read_result, write_result
+from sdslab.study.result_file import ResultFiles
 from sdslab.study.specification import Cell
 
 PACKAGE = Path(__file__).parents[1]
@@ -20,18 +21,15 @@ NUMERIC_SOURCES = (
 PRESENTATION = ("name", "label", "pictured", "paper_psnr_db")
 
 
-def code_digest(sources: tuple[str, ...] = NUMERIC_SOURCES) -> str:
-    """SHA-256 of the package's numeric source files."""
-    files = [
-        file
-        for source in sources
-        for file in sorted(
-            (PACKAGE / source).rglob("*.py") if "." not in source else [PACKAGE / source]
-        )
-    ]
-    return content_hash(
-        [[str(file.relative_to(PACKAGE)), file.read_text("utf-8")] for file in files]
-    )
+def code_of(sources: tuple[str, ...], **versions: str | None) -> dict[str, dict[str, Any]]:
+    """What makes results, for `ResultFiles`: digests of source files, and packages' versions."""
+    return {"code": {source: _digest(PACKAGE / source) for source in sources}, "versions": versions}
+
+
+def _digest(source: Path) -> str:
+    files = [source] if source.suffix else sorted(source.rglob("*.py"))
+    texts = [[str(file.relative_to(PACKAGE)), file.read_text("utf-8")] for file in files]
+    return content_hash(texts)
 
 
 def cell_key(cell: Cell, **inputs: Any) -> str:
@@ -47,14 +45,30 @@ def cell_key(cell: Cell, **inputs: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CellStore:
-    """A folder with one safetensors file per finished (cell, image, seed)."""
+    """One file per finished (cell, image, seed)."""
 
-    folder: Path
+    files: ResultFiles
 
     def path(self, cell: Cell, image_name: str, seed: int, key: str) -> Path:
         """Where a cell's result is kept."""
         name = re.sub(r"[^A-Za-z0-9_]+", "_", Path(image_name).stem)[:40]
-        return self.folder / f"{cell.name}-{name}-{seed}-{key}.safetensors"
+        return self.files.path(f"{cell.name}-{name}-{seed}", key)
+
+    def partial(self, path: Path, key: str) -> Checkpoints:
+        """Where a cell that runs keeps how far it is; whatever cannot go on there is removed."""
+        files = self.files
+        folder = path.with_name(path.stem.rpartition("-")[0])
+        partial = Checkpoints(folder, {"cell": key, **files.code}, accept_code=files.accept_code)
+        try:
+            saved = None if files.fresh else partial.latest()
+        except OtherCodeError as error:
+            files.note(error.changes)
+            saved = None
+        if saved is None:
+            partial.clear()
+        elif saved.code_changes:
+            files.note(saved.code_changes)
+        return partial
 
     def save(self, path: Path, result: CellResult) -> None:
         """Writes ``result``, whole or not at all."""
@@ -71,11 +85,11 @@ class CellStore:
             },
         }
         images = {name: readout.image for name, readout in result.readouts.items()}
-        write_result(path, images, numbers)
+        self.files.save(path, images, numbers)
 
     def load(self, path: Path) -> CellResult | None:
         """Reads a result back; None where there is none, or only a damaged one."""
-        found = read_result(path)
+        found = self.files.load(path)
         if found is None:
             return None
         images, numbers = found

@@ -26,15 +26,15 @@ from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.texel_coverage import covered_texels
-from sdslab.run_record import write_json
+from sdslab.run_record import version_of, write_json
 from sdslab.run_schema import origin_of
-from sdslab.study.cell_store import code_digest
+from sdslab.study.cell_store import code_of
 from sdslab.study.exemplar_mesh_methods import texture_mesh
 from sdslab.study.exemplar_mesh_specification import MeshStudy, Method
 from sdslab.study.printed_table import print_markdown
-from sdslab.study.result_file import read_result, write_result
+from sdslab.study.result_file import ResultFiles
 from sdslab.study.specification import check_only
-from sdslab.study.study_run import progress_console, study_run
+from sdslab.study.study_run import progress_console, study_run, told
 
 NUMERIC_SOURCES = (
     "denoisers", "diffusion_space.py", "distillation", "exemplar_texturing", "image_io.py",
@@ -74,13 +74,20 @@ class Finished:
         }
 
 
-def run_mesh_study(study: MeshStudy, only: tuple[str, ...] = (), *, fresh: bool = False) -> None:
+def run_mesh_study(
+    study: MeshStudy,
+    only: tuple[str, ...] = (),
+    *,
+    fresh: bool = False,
+    accept_code: bool = False,
+) -> None:
     """Runs ``study`` and writes ``NAME.{csv,md,json,png}`` and NAME/.
 
     Args:
         study: meshes, photographs and methods.
         only: names of the methods to run; all, where it is empty.
         fresh: run again what is saved from before.
+        accept_code: take results that other code made.
 
     Raises:
         UserError: something cannot work, or another process is at it.
@@ -97,12 +104,17 @@ def run_mesh_study(study: MeshStudy, only: tuple[str, ...] = (), *, fresh: bool 
     photos = {name: load_exemplars([name]) for name in settings.photos}
     out = Path(settings.out)
     with study_run(study, "exemplar_mesh", device, seeds=settings.seeds, only=only) as record:
-        maker = _Maker(study, photos, device, fresh)
+        code = code_of(NUMERIC_SOURCES, torch=torch.__version__)
+        files = ResultFiles(
+            out / study.name, code, version_of(record), told, fresh=fresh, accept_code=accept_code
+        )
+        maker = _Maker(study, photos, device, files)
         finished: list[Finished] = []
         for item in maker.all_of(methods):
             finished.append(item)
             seconds, name = record["seconds"], item.method.name
             seconds[name] = round(seconds.get(name, 0) + item.seconds, 2)
+            record["details"]["code_changes"] = list(files.changes)
             # After each one: the rows so far survive an interruption.
             rows = [done.numbers() for done in finished]
             write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": rows})
@@ -113,14 +125,15 @@ class _Maker:
     """Textures meshes, or finds what was made before on disk."""
 
     def __init__(
-        self, study: MeshStudy, photos: dict[str, ExemplarSet], device: torch.device, fresh: bool
+        self,
+        study: MeshStudy,
+        photos: dict[str, ExemplarSet],
+        device: torch.device,
+        files: ResultFiles,
     ) -> None:
-        self.study, self.photos, self.device, self.fresh = study, photos, device, fresh
-        self.folder = Path(study.settings.out) / study.name
+        self.study, self.photos, self.device, self.files = study, photos, device, files
         self.common = {
             "device": device_name(device),
-            "code": code_digest(NUMERIC_SOURCES),
-            "torch": torch.__version__,
             **{n: getattr(study.settings, n) for n in ("texture_size", "scale", "steps")},
         }
         self.renderer = cache(self._load)  # a mesh is loaded, and unwrapped, once
@@ -167,8 +180,8 @@ class _Maker:
             own.render_positions, own.faces, own.uv, exemplars.exemplars[0].channels,
         )[:16]  # fmt: skip
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", f"{Path(mesh).stem}-{Path(photo).stem}")[:60]
-        path = self.folder / f"{stem}-{method.name}-{seed}-{key}.safetensors"
-        found = None if self.fresh else read_result(path)
+        path = self.files.path(f"{stem}-{method.name}-{seed}", key)
+        found = self.files.load(path)
         if found is not None:
             tensors, numbers = found
             measurement = TextureMeasurement(**numbers["measurement"])
@@ -190,7 +203,7 @@ class _Maker:
             "seconds": made.seconds,
             "core_seconds": made.core_seconds,
         }
-        write_result(path, {"picture": picture}, numbers)
+        self.files.save(path, {"picture": picture}, numbers)
         times = (made.seconds, made.core_seconds)
         return Finished(mesh, photo, method, seed, measurement, *times, picture), False
 

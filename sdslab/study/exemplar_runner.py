@@ -16,17 +16,17 @@ from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
 from sdslab.progress_lines import ProgressLines
-from sdslab.run_record import write_json
+from sdslab.run_record import version_of, write_json
 from sdslab.run_schema import origin_of
-from sdslab.study.cell_store import code_digest
+from sdslab.study.cell_store import code_of
 from sdslab.study.exemplar_methods import Made, Photo, Problem, make
 from sdslab.study.exemplar_results import Finished, markdown_of
 from sdslab.study.exemplar_scores import Scores
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy
 from sdslab.study.printed_table import print_markdown
-from sdslab.study.result_file import read_result, write_result
+from sdslab.study.result_file import ResultFiles
 from sdslab.study.specification import check_only
-from sdslab.study.study_run import progress_console, study_run
+from sdslab.study.study_run import progress_console, study_run, told
 
 # Code whose change makes old pictures and scores stale.
 NUMERIC_SOURCES = (
@@ -54,7 +54,11 @@ class Job:
 
 
 def run_exemplar_study(
-    study: ExemplarStudy, only: tuple[str, ...] = (), *, fresh: bool = False
+    study: ExemplarStudy,
+    only: tuple[str, ...] = (),
+    *,
+    fresh: bool = False,
+    accept_code: bool = False,
 ) -> None:
     """Runs ``study`` and writes ``NAME.{csv,md,json,png}``, ``NAME.mode_seeking.png`` and NAME/.
 
@@ -64,6 +68,7 @@ def run_exemplar_study(
         study: cases and settings.
         only: names of the cases and sweeps to run; all, where it is empty.
         fresh: make every picture again.
+        accept_code: take pictures that other code made.
 
     Raises:
         UserError: something cannot work, or another process is at it.
@@ -84,11 +89,17 @@ def run_exemplar_study(
     }
     out = Path(settings.out)
     with study_run(study, "exemplar", device, seeds=settings.seeds, only=only) as record:
-        maker = _Maker(study, photos, device, fresh)
+        code = code_of(NUMERIC_SOURCES, torch=torch.__version__)
+        folder = out / study.name / "pictures"
+        files = ResultFiles(
+            folder, code, version_of(record), told, fresh=fresh, accept_code=accept_code
+        )
+        maker = _Maker(study, photos, device, files)
         finished = []
         for item in _run_jobs(_jobs(study, only), maker):
             finished.append(item)
             record["seconds"] |= maker.seconds()
+            record["details"]["code_changes"] = list(files.changes)
             # After each one: the scores so far survive an interruption.
             numbers = [done.numbers() for done in finished]
             write_json(out / f"{study.name}.json", {"run": origin_of(record), "rows": numbers})
@@ -136,18 +147,18 @@ class _Maker:
     """Makes pictures, or finds them on disk."""
 
     def __init__(
-        self, study: ExemplarStudy, photos: dict[str, Photo], device: torch.device, fresh: bool
+        self,
+        study: ExemplarStudy,
+        photos: dict[str, Photo],
+        device: torch.device,
+        files: ResultFiles,
     ) -> None:
-        self.study, self.photos, self.fresh = study, photos, fresh
-        self.folder = Path(study.settings.out) / study.name / "pictures"
+        self.study, self.photos, self.files = study, photos, files
         self.digests = {name: content_hash(photo.pixels) for name, photo in photos.items()}
         self.common = {
             "device": device_name(device),
-            "code": code_digest(NUMERIC_SOURCES),
-            "torch": torch.__version__,
             "size": study.settings.size,
         }
-        self._made: set[Path] = set()
         self._seconds: dict[Path, tuple[str, float]] = {}
 
     def finish(self, job: Job) -> tuple[Finished, bool]:
@@ -155,15 +166,15 @@ class _Maker:
         key = self._key(job.case, job.photo, job.seed)
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", Path(job.photo).stem)[:40]
         # Not by the case's name: a sweep passes through cases that are there already.
-        path = self.folder / f"{job.case.method}-{stem}-{job.seed}-{key}.safetensors"
-        found = None if self.fresh and path not in self._made else _read(path)
+        path = self.files.path(f"{job.case.method}-{stem}-{job.seed}", key)
+        found = self._read(path)
         saved = found is not None
         if found is None:
             found = self._make(job)
             made, scores = found
             numbers = {"cpu_seconds": made.cpu_seconds, "seconds": made.seconds}
-            write_result(path, {"picture": made.picture}, {**numbers, "scores": asdict(scores)})
-            self._made.add(path)
+            numbers |= {"scores": asdict(scores)}
+            self.files.save(path, {"picture": made.picture}, numbers)
         made, scores = found
         self._seconds.setdefault(path, (job.sweep or job.case.name, made.seconds))
         finished = Finished(
@@ -207,17 +218,16 @@ class _Maker:
         digests = [self.digests[name] for name in known]
         return content_hash(numeric, digests, self.digests[photo], seed, self.common)[:16]
 
-
-def _read(path: Path) -> tuple[Made, Scores] | None:
-    found = read_result(path)
-    if found is None:
-        return None
-    tensors, numbers = found
-    try:
-        made = Made(tensors["picture"], numbers["cpu_seconds"], numbers["seconds"])
-        return made, Scores(**numbers["scores"])
-    except (KeyError, TypeError):
-        return None
+    def _read(self, path: Path) -> tuple[Made, Scores] | None:
+        found = self.files.load(path)
+        if found is None:
+            return None
+        tensors, numbers = found
+        try:
+            made = Made(tensors["picture"], numbers["cpu_seconds"], numbers["seconds"])
+            return made, Scores(**numbers["scores"])
+        except (KeyError, TypeError):
+            return None
 
 
 def _write_results(

@@ -74,7 +74,7 @@ def study_file(kind: str) -> StudyFile:
 def runner(kind: str) -> Callable[..., None]:
     """What runs a study of a kind: takes the study and the names of the rows to run, () for all.
 
-    Runners of ``SAVED_KINDS`` take ``fresh`` as well.
+    Runners of ``SAVED_KINDS`` take ``fresh`` and ``accept_code`` as well.
     """
     match kind:
         case "reconstruction":

@@ -20,15 +20,16 @@ from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError
 from sdslab.image_io import load_image
 from sdslab.progress_lines import ProgressLines
-from sdslab.run_record import write_json
+from sdslab.run_record import version_of, write_json
 from sdslab.run_schema import origin_of
 from sdslab.study import reconstruct
-from sdslab.study.cell_store import CellStore, cell_key, code_digest
+from sdslab.study.cell_store import NUMERIC_SOURCES, CellStore, cell_key, code_of
 from sdslab.study.printed_table import PrintedTable, output_console
 from sdslab.study.reconstruct import CellProgress, CellResult, Problem
+from sdslab.study.result_file import ResultFiles
 from sdslab.study.results import Finished, markdown_of, notes_of, rows_of, table_of
 from sdslab.study.specification import Cell, Study, select_cells
-from sdslab.study.study_run import progress_console, study_run
+from sdslab.study.study_run import progress_console, study_run, told
 
 # Of the printed table, where a terminal is narrow: the first goes first.
 EXPENDABLE = (
@@ -37,7 +38,13 @@ EXPENDABLE = (
 SECONDS_BETWEEN_SAVES = 30.0
 
 
-def run_study(study: Study, only: tuple[str, ...] = (), *, fresh: bool = False) -> None:
+def run_study(
+    study: Study,
+    only: tuple[str, ...] = (),
+    *,
+    fresh: bool = False,
+    accept_code: bool = False,
+) -> None:
     """Runs ``study``; writes ``NAME.{png,pdf,csv,json,md}``, ``NAME/run.json`` and ``report.html``.
 
     Cells that are saved from before under the same configuration are not run again.
@@ -46,6 +53,7 @@ def run_study(study: Study, only: tuple[str, ...] = (), *, fresh: bool = False) 
         study: cells and settings.
         only: names of the cells to run; all, where it is empty.
         fresh: run every cell again.
+        accept_code: take cells that other code made.
 
     Raises:
         UserError: something cannot work, or another process is at it; nothing was written.
@@ -70,7 +78,13 @@ def run_study(study: Study, only: tuple[str, ...] = (), *, fresh: bool = False) 
     for cell in study.cells:
         reconstruct.check_cell(cell, settings.size, vae)
     with study_run(study, "reconstruction", device, seeds=settings.seeds, only=only) as record:
-        _run(study, images, vae, device, fresh, record)
+        folder = Path(settings.out) / study.name / "cells"
+        versions = {name: record["packages"][name] for name in ("torch", "diffusers")}
+        code = code_of(NUMERIC_SOURCES, **versions)
+        files = ResultFiles(
+            folder, code, version_of(record), told, fresh=fresh, accept_code=accept_code
+        )
+        _run(study, images, vae, device, files, record)
 
 
 def _run(
@@ -78,25 +92,20 @@ def _run(
     images: dict[str, Tensor],
     vae: LatentSpace | None,
     device: torch.device,
-    fresh: bool,
+    files: ResultFiles,
     record: dict[str, Any],
 ) -> None:
     out = Path(study.settings.out)
     problems = [Problem.of(name, image, vae) for name, image in images.items()]
-    keys = {
-        "device": device_name(device),
-        "code": code_digest(),
-        "torch": torch.__version__,
-        "diffusers": record["packages"]["diffusers"],
-    }
+    keys = {"device": device_name(device)}
     vae_digest = content_hash(*vae.vae.state_dict().values(), vae.scale, vae.shift) if vae else None
-    store = CellStore(out / study.name / "cells")
     finished = []
-    for item in _run_cells(study, problems, store, keys, vae_digest, fresh):
+    for item in _run_cells(study, problems, CellStore(files), keys, vae_digest):
         finished.append(item)
         seconds = record["seconds"]
         cell = item.cell.name
         seconds[cell] = round(seconds.get(cell, 0) + item.result.seconds, 2)
+        record["details"]["code_changes"] = list(files.changes)
         write_json(out / study.name / "run.json", record)
     record["metrics"] = _metrics_of(finished)
     _write_results(study, out, problems, finished, record, device_name(device))
@@ -121,7 +130,6 @@ def _run_cells(
     store: CellStore,
     keys: dict[str, Any],
     vae_digest: str | None,
-    fresh: bool,
 ) -> Iterator[Finished]:
     """Runs what is not in ``store``, in study order."""
     progress = ProgressLines(progress_console)
@@ -132,12 +140,10 @@ def _run_cells(
             key = cell_key(cell, image=content_hash(problem.image), seed=seed, **inputs)
             path = store.path(cell, problem.image_name, seed, key)
             what = f"{number}/{len(jobs)} {cell.name} {Path(problem.image_name).stem} seed {seed}"
-            result = None if fresh else store.load(path)
+            result = store.load(path)
             how = "saved from before"
             if result is None:
-                partial = Checkpoints(path.with_suffix(""), {"cell": key})
-                if fresh:
-                    partial.clear()
+                partial = store.partial(path, key)
                 result = _run_with_progress(cell, problem, seed, progress, what, partial)
                 store.save(path, result)
                 partial.clear()

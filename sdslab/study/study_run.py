@@ -19,6 +19,11 @@ from sdslab.study.study_folder import SUFFIXES, claim_study_folder
 progress_console = Console(stderr=True)
 
 
+def told(line: str) -> None:
+    """Prints a line for the user beside the progress."""
+    progress_console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def study_run(
     study: Any,
@@ -48,7 +53,7 @@ def study_run(
     folder = out / study.name
     with RunLock(folder) as lock:
         if lock.note:
-            progress_console.print(lock.note, markup=False, highlight=False, soft_wrap=True)
+            told(lock.note)
         record = run_record(
             dataclasses.asdict(study), device, program="study", kind=kind, seeds=seeds
         )

@@ -21,6 +21,7 @@ from sdslab.run_record import write_json
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.cell_store import CellStore
 from sdslab.study.reconstruct import CellResult, Readout
+from sdslab.study.result_file import ResultFiles
 from tests.conftest import random_image
 
 TENSORS = {"theta": torch.zeros(64, 64)}
@@ -33,7 +34,9 @@ def save_checkpoint(folder: Path) -> None:
 def save_cell(folder: Path) -> None:
     readout = Readout(random_image(1, 3, 64, 64), 1.0, 1.0)
     result = CellResult({"theta": readout}, None, None, None, 1, 1.0, [(0, 1.0)])
-    CellStore(folder / "cells").save(folder / "cells" / "one.safetensors", result)
+    CellStore(ResultFiles(folder / "cells", {}, "", print)).save(
+        folder / "cells" / "one.safetensors", result
+    )
 
 
 def save_record(folder: Path) -> None:

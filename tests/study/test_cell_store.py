@@ -5,14 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdslab.study.cell_store import (
-    NUMERIC_SOURCES,
-    PACKAGE,
-    CellStore,
-    cell_key,
-    code_digest,
-)
+from sdslab.study.cell_store import NUMERIC_SOURCES, PACKAGE, CellStore, cell_key, code_of
 from sdslab.study.reconstruct import CellResult, Readout
+from sdslab.study.result_file import ResultFiles
 from sdslab.study.specification import Cell, Optimization
 from tests.conftest import random_image
 
@@ -32,6 +27,14 @@ def result(seed: int = 0) -> CellResult:
     return CellResult(readouts, 1e-9, 0.5, 25.0, 3, 0.25, [(0, 1.5), (3, 12.5)])
 
 
+CODE = {"code": {"kernels": "1"}, "versions": {"torch": "2.13"}}
+
+
+def store_in(folder: Path, code: dict = CODE, **options: bool) -> tuple[CellStore, list[str]]:
+    told: list[str] = []
+    return CellStore(ResultFiles(folder, code, "sdslab 1", told.append, **options)), told
+
+
 def assert_equal(one: CellResult, other: CellResult) -> None:
     for name, readout in one.readouts.items():
         assert readout.image.equal(other.readouts[name].image)
@@ -41,19 +44,83 @@ def assert_equal(one: CellResult, other: CellResult) -> None:
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path):
-    store = CellStore(tmp_path / "cells")
+    store, told = store_in(tmp_path / "cells")
     path = store.path(CELL, "folder/photo.jpg", 7, "abc")
-    assert path.name == "pixel_rgb-photo-7-abc.safetensors"
+    assert path.name.startswith("pixel_rgb-photo-7-abc-")
     assert store.load(path) is None
     store.save(path, result())
     loaded = store.load(path)
     assert loaded is not None
     assert_equal(result(), loaded)
+    assert told == []
+
+
+def test_results_of_other_code_are_told_and_taken_only_where_that_is_accepted(tmp_path: Path):
+    def path_in(store: CellStore, key: str = "abc") -> Path:
+        return store.path(CELL, "photo", 7, key)
+
+    before, _ = store_in(tmp_path)
+    before.save(path_in(before), result())
+    new = {"code": {"kernels": "2"}, "versions": {"torch": "2.14"}}
+    strict, told = store_in(tmp_path, new)
+    assert strict.load(path_in(strict)) is None
+    assert strict.load(path_in(strict)) is None
+    assert told == [
+        f"results in {tmp_path} were made by sdslab 1, this is sdslab 1; what changed: "
+        f"sdslab/kernels, torch 2.13 → 2.14; they are made again; --accept-code-change takes them"
+    ]
+    assert strict.files.changes == ()
+    lenient, told = store_in(tmp_path, new, accept_code=True)
+    assert lenient.load(path_in(lenient, "other settings")) is None
+    taken = lenient.load(path_in(lenient))
+    assert taken is not None
+    assert_equal(result(), taken)
+    assert lenient.files.changes == ("sdslab/kernels", "torch 2.13 → 2.14")
+    assert told == [
+        f"results in {tmp_path} were made by sdslab 1, this is sdslab 1; what changed: "
+        f"sdslab/kernels, torch 2.13 → 2.14; they are taken all the same"
+    ]
+    lenient.save(path_in(lenient), result(seed=1))
+    again, told = store_in(tmp_path, new)
+    own = again.load(path_in(again))
+    assert own is not None
+    assert_equal(result(seed=1), own)
+    assert told == []
+
+
+def test_where_a_cell_is_survives_other_code_only_where_that_is_accepted(tmp_path: Path):
+    def partial_in(code: dict, **options: bool):
+        store, told = store_in(tmp_path, code, **options)
+        return store.partial(store.path(CELL, "photo", 7, "abc"), "abc"), told
+
+    new = {"code": {"kernels": "2"}, "versions": {"torch": "2.13"}}
+    for accept in (True, False):
+        before, _ = partial_in(CODE)
+        before.save({"theta": torch.ones(3)}, {"index": 5})
+        now, told = partial_in(new, accept_code=accept)
+        reached = now.latest()
+        assert (reached is not None) == accept
+        assert len(told) == 1
+        assert "what changed: sdslab/kernels; they" in told[0]
+        now.clear()
+    before.save({"theta": torch.ones(3)}, {"index": 5})
+    assert partial_in(CODE, fresh=True)[0].latest() is None
+
+
+def test_a_fresh_study_takes_only_what_it_made_itself(tmp_path: Path):
+    before, _ = store_in(tmp_path)
+    path = before.path(CELL, "photo", 7, "abc")
+    before.save(path, result())
+    fresh, told = store_in(tmp_path, fresh=True)
+    assert fresh.load(path) is None
+    fresh.save(path, result(seed=1))
+    assert fresh.load(path) is not None
+    assert told == []
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, -1])
 def test_a_damaged_file_counts_as_missing(size: int, tmp_path: Path):
-    store = CellStore(tmp_path)
+    store, _ = store_in(tmp_path)
     path = tmp_path / "cell.safetensors"
     store.save(path, result())
     content = path.read_bytes()
@@ -65,7 +132,7 @@ def test_a_foreign_file_counts_as_missing(tmp_path: Path):
     from safetensors.torch import save_file
 
     save_file({"theta": torch.zeros(1)}, tmp_path / "a.safetensors", {"result": "[]"})
-    assert CellStore(tmp_path).load(tmp_path / "a.safetensors") is None
+    assert store_in(tmp_path)[0].load(tmp_path / "a.safetensors") is None
 
 
 def test_the_key_depends_on_every_number_and_on_no_label():
@@ -83,7 +150,9 @@ def test_the_key_depends_on_every_number_and_on_no_label():
     assert len({key, *changed}) == 6
 
 
-def test_the_code_digest_covers_files_that_exist():
+def test_the_code_covers_files_that_exist():
     for source in NUMERIC_SOURCES:
         assert (PACKAGE / source).exists(), source
-    assert len(code_digest()) == 64
+    code = code_of(NUMERIC_SOURCES, torch="2.13")
+    assert code["versions"] == {"torch": "2.13"}
+    assert [len(digest) for digest in code["code"].values()] == [64] * len(NUMERIC_SOURCES)

@@ -1,5 +1,6 @@
 """Cells that are finished are kept, used again only where they are right, and gone on from."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -82,9 +83,15 @@ def test_other_code_never_reuses_old_cells(
     selection = Selection(str(study), only=("pixel_rgb",))
     overrides = Overrides(out=str(out), image=("chelsea",))
     run(selection, overrides)
-    monkeypatch.setattr("sdslab.study.runner.code_digest", lambda: "other")
+    other, changed = ({"code": {"kernels": text}, "versions": {}} for text in ("a", "b"))
+    monkeypatch.setattr("sdslab.study.runner.code_of", lambda *_, **__: other)
     run(selection, overrides)
     assert len(cells_of(out)) == 2
+    monkeypatch.setattr("sdslab.study.runner.code_of", lambda *_, **__: changed)
+    run(dataclasses.replace(selection, accept_code_change=True), overrides)
+    assert len(cells_of(out)) == 2
+    record = json.loads((out / "small" / "run.json").read_text())
+    assert record["details"]["code_changes"] == ["sdslab/kernels"]
 
 
 def test_an_interrupted_study_goes_on_where_it_was(
@@ -201,8 +208,15 @@ def test_what_cannot_be_resumed_says_why(
     capsys.readouterr()
     refused = {
         ("nowhere",): "--resume must be a run's folder",
-        (str(tmp_path / "moved"), "--steps", "3"): "takes --threads alone, got --steps",
-        (str(tmp_path / "moved"), "figure2"): "takes --threads alone, got STUDY",
+        (
+            str(tmp_path / "moved"),
+            "--steps",
+            "3",
+        ): "takes --threads and --accept-code-change alone, got --steps",
+        (
+            str(tmp_path / "moved"),
+            "figure2",
+        ): "takes --threads and --accept-code-change alone, got STUDY",
         (str(tmp_path / "moved"),): "must have its folder's name, 'moved', got 'small'",
         (str(tmp_path / "kernels"),): "is for studies whose finished rows are kept",
         (str(tmp_path / "exemplar"),): "give it to python -m sdslab.texture instead",
