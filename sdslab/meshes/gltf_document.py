@@ -112,10 +112,15 @@ class GltfDocument:
             text, self.binary = _chunks(content, self.notes)
         try:
             self.root = JsonObject(json.loads(text.decode("utf-8-sig", "replace").rstrip("\0")), "")
-        except (json.JSONDecodeError, RecursionError, ValueError) as error:
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+            raise MeshFileError(f"its JSON is damaged at {place}") from error
+        except RecursionError as error:
+            raise MeshFileError("its JSON is nested too deeply") from error
+        except ValueError as error:
             if isinstance(error, MeshFileError):
                 raise
-            raise MeshFileError(f"its JSON is damaged ({one_line(str(error))[:80]})") from error
+            raise MeshFileError("its JSON holds a number of too many digits") from error
         asset = self.root.object("asset").values.get("version", "missing")
         if not str(asset).startswith("2"):
             raise MeshFileError(f"it is glTF {one_line(str(asset))[:20]}, not 2.0")

@@ -203,11 +203,16 @@ def linear_colors(encoded: Floats) -> Floats:
     return rgba
 
 
+def counted(count: int, noun: str) -> str:
+    """Words such as "1 corner" and "2,000 corners"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def note_small_polygons(sizes: Indices, notes: list[str]) -> None:
     """Notes polygons of fewer than three corners, of which no triangle is made."""
     small = int((sizes < 3).sum())
     if small:
-        notes.append(f"{small:,} faces of fewer than three corners left out")
+        notes.append(f"{counted(small, 'face')} of fewer than three corners left out")
 
 
 def split_corners(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from sdslab.meshes.mesh_file import FileMaterial, MeshFileError
+from sdslab.meshes.mesh_file import FileMaterial, MeshFileError, counted
 from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.text_lines import decoded, plain_text
 
@@ -92,7 +92,7 @@ def read_materials(libraries: list[str], used: list[str], folder: MeshFolder) ->
         result.transforms.append(transform)
     if unknown:
         shown = ", ".join(name[:40] for name in unknown[:3]) + (", …" if unknown[3:] else "")
-        result.notes.append(f"{len(unknown)} materials defined nowhere: {shown}")
+        result.notes.append(f"{counted(len(unknown), 'material')} defined nowhere: {shown}")
     elif defined and not result.index:
         result.notes.append("no face uses a material of its material files")
     return result
@@ -180,7 +180,7 @@ class _Reader:
         transform = next(iter(self.transforms.values()), SAME)
         if any(other != transform for other in self.transforms.values()):
             self.result.notes.append(
-                f"material {self.words['newmtl'][:40]}: all maps placed as its first one"
+                f"material {self.words['newmtl'][:40]!r}: all maps placed as its first one"
             )
         return FileMaterial(
             name=self.words["newmtl"],
@@ -204,7 +204,8 @@ class _Reader:
             return None
         if UDIM.search(readings[0].name):
             self.result.notes.append(
-                f"texture {readings[0].name[:80]!r} is a set of UDIM tiles, which are not read"
+                f"texture {readings[0].name[:80]!r} is a set of UDIM tiles, which are not read; "
+                "bake them into one picture"
             )
             return None
         reasons = []
@@ -274,7 +275,7 @@ class _Reader:
             red, green, blue = values if len(values) > 1 else values * 3
         except ValueError:
             shown = f"{keyword} {self.words[keyword][:40]}"
-            self.result.notes.append(f"{shown!r} is no colour of three numbers")
+            self.result.notes.append(f"{shown!r} is not a colour of three numbers")
             return default
         return (red, green, blue)
 

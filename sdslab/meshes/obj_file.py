@@ -13,6 +13,7 @@ from sdslab.meshes.mesh_file import (
     Indices,
     MeshFile,
     MeshFileError,
+    counted,
     linear_colors,
     note_small_polygons,
     split_corners,
@@ -32,6 +33,7 @@ from sdslab.meshes.text_lines import (
 )
 
 WIDTHS = {"v": (3, 3), "vt": (1, 2), "vn": (3, 3)}  # numbers that a line needs, and that are used
+NAMES = {"v": "vertices", "vt": "texture coordinates", "vn": "normals"}
 MOST_ROWS = 3 * MOST_FACES  # of each kind; corners, too
 CORNER = re.compile(rb"[+-]?\d{1,18}(/([+-]?\d{1,18})?){0,2}")
 # What no reader shows: names of other files, hints for other programs, smoothing without normals.
@@ -111,7 +113,7 @@ def _texts(content: bytes, notes: list[str]) -> tuple[bytes, bytes]:
     if b"," in numeric:
         numeric, commas = re.subn(rb",(?=\s|\Z)", b" ", numeric)
         if commas:
-            notes.append(f"{commas:,} commas passed over")
+            notes.append(f"{counted(commas, 'comma')} between values passed over")
     return text, numeric
 
 
@@ -165,8 +167,9 @@ def _names(text: bytes, lines: TextLines, others: NDArray[np.bool_]) -> _Names:
 
 
 def _rows(lines: TextLines, mask: NDArray[np.bool_], kind: str) -> Floats:
-    """[n, k] numbers of a kind's lines, k at least as many as are used; NaN where there is none."""
+    """[n, k] numbers of a kind's lines, NaN where there is none; of `v` lines all, k ≥ 3."""
     least, used = WIDTHS[kind]
+    end = None if kind == "v" else used  # the third coordinate of a texture is left out
     if mask.sum() > MOST_ROWS:
         raise MeshFileError(f"it has more than {MOST_ROWS:,} lines of {kind}")
     widths = lines.counts[mask] - 1
@@ -176,12 +179,12 @@ def _rows(lines: TextLines, mask: NDArray[np.bool_], kind: str) -> Floats:
     flat = lines.numbers(mask, int(widths.sum()))
     most = int(widths.max(initial=used))
     if len(flat) == most * len(widths):
-        return flat.reshape(-1, most)
+        return flat.reshape(-1, most)[:, :end]
     columns = np.arange(min(most, 7))
     there = columns < widths[:, None]
     table = flat[np.where(there, (np.cumsum(widths) - widths)[:, None] + columns, 0)]
     # A texture's second coordinate may be left out.
-    return np.where(there, table, 0.0 if kind == "vt" else np.nan)
+    return np.where(there, table, 0.0 if kind == "vt" else np.nan)[:, :end]
 
 
 def _corners(
@@ -209,7 +212,8 @@ def _corners(
             raise _bad_face(lines, number, int(np.repeat(number, sizes)[corner]), rows)
         stated = np.count_nonzero(missing & stands)
         if stated:
-            notes.append(f"{stated:,} corners name a {kind} that is not there ({rows:,} are)")
+            named = f"name {NAMES[kind]} ({kind}) that the file lacks"
+            notes.append(f"{counted(stated, 'corner')} {named}: it has {rows:,}")
         corners[:, k] = np.where(missing, -1, column)
     return corners, sizes
 
@@ -283,9 +287,9 @@ def _colors(columns: Floats, notes: list[str]) -> Floats | None:
 def _unread(unread: Counter[str], text: bytes, notes: list[str]) -> list[str]:
     """Phrases for what is lost; statements that no one knows become a note."""
     lost = []
-    for keyword, what in (("l", "line elements"), ("p", "point elements")):
+    for keyword, what in (("l", "line element"), ("p", "point element")):
         if unread[keyword]:
-            lost.append(f"{unread[keyword]:,} {what}")
+            lost.append(counted(unread[keyword], what))
     if any(unread[keyword] for keyword in FREE_FORM):
         lost.append("free-form curves or surfaces")
     if b"\n#MRGB" in text:
@@ -296,5 +300,5 @@ def _unread(unread: Counter[str], text: bytes, notes: list[str]) -> list[str]:
         count = sum(unread[keyword] for keyword in strange)
         shown = ", ".join(repr(keyword[:20]) for keyword in strange[:3])
         more = ", …" if strange[3:] else ""
-        notes.append(f"{count:,} lines not understood, which start with {shown}{more}")
+        notes.append(f"{counted(count, 'line')} not understood, starting with {shown}{more}")
     return lost

@@ -9,6 +9,7 @@ from sdslab.meshes.mesh_file import (
     Floats,
     MeshFile,
     MeshFileError,
+    counted,
     linear_colors,
     note_small_polygons,
 )
@@ -30,11 +31,8 @@ def read_off(content: bytes, folder: MeshFolder) -> MeshFile:
     kind = decoded(match[1]).upper() if match else ""
     if match and match[2]:
         raise MeshFileError("it is a binary OFF file, which is not read; write it as text")
-    if (
-        "4" in kind
-        or kind.endswith("NN")
-        or (match and match[1].endswith(b"n") and b"N" in match[1])
-    ):
+    # "nOFF" has vertices of n numbers; "noff" is a file in lower case.
+    if match and (b"4" in match[1] or b"nOFF" in match[0]):
         raise MeshFileError("its vertices have other than three coordinates")
     lines = TextLines(text[match.end() :] if match else text)
     values = lines.numbers(np.ones(len(lines.counts), bool), len(lines.words))
@@ -47,8 +45,10 @@ def read_off(content: bytes, folder: MeshFolder) -> MeshFile:
     first, counts = lines.first[rows[1:]], lines.counts[rows[1:]]
     notes, lost = [], []
     if len(first) > vertex_count + face_count:
-        notes.append(f"{len(first) - vertex_count - face_count:,} lines after the last face")
-    width = int(counts[:vertex_count].min(initial=3))
+        notes.append(
+            f"{counted(len(first) - vertex_count - face_count, 'line')} after the last face"
+        )
+    width = int(counts[:vertex_count].min()) if vertex_count else 3
     if width < 3:
         raise MeshFileError("a vertex needs three numbers")
     table = values[first[:vertex_count, None] + np.arange(width)]
@@ -144,6 +144,6 @@ def _binary_stl(content: bytes, count: int, surplus: int) -> MeshFile:
         np.zeros(count, np.int64),
         [""],
         [-1],
-        notes=[f"{surplus:,} bytes behind the last triangle"] if surplus else [],
+        notes=[f"{counted(surplus, 'byte')} behind the last triangle"] if surplus else [],
         lost=["attributes of triangles"] if table["more"].any() else [],
     )

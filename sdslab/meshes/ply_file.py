@@ -12,6 +12,7 @@ from sdslab.meshes.mesh_file import (
     Indices,
     MeshFile,
     MeshFileError,
+    counted,
     linear_colors,
     note_small_polygons,
     split_corners,
@@ -132,7 +133,7 @@ def _coordinates_of_corners(faces: Element, sizes: Indices, notes: list[str]) ->
     fits = lengths == 2 * sizes
     strange = int((~fits & (lengths > 0)).sum())
     if strange:
-        notes.append(f"{strange:,} faces whose texture coordinates do not fit their corners")
+        notes.append(f"{counted(strange, 'face')} whose texture coordinates do not fit the corners")
     result = np.full((int(sizes.sum()), 2), np.nan)
     values = faces.columns["texcoord"][np.repeat(fits, lengths)]
     result[np.repeat(fits, sizes)] = values.reshape(-1, 2)
@@ -169,7 +170,7 @@ def _parts(
     known = np.isfinite(number) & (number >= 0) & (number < len(textures))
     part = np.where(known, number, len(textures)).astype(np.int64)
     if not known.all():
-        notes.append(f"{(~known).sum():,} faces name a texture that the header does not")
+        notes.append(f"{counted(int((~known).sum()), 'face')} of a texnumber without a texture")
     return materials, part, [*material_of, -1]
 
 
@@ -199,7 +200,7 @@ def _lost(elements: dict[str, Element], faces: Element) -> list[str]:
         lost.append(f"values {', '.join(n[:20] for n in more[:3])}{', …' * bool(more[3:])}")
     for element in elements.values():
         if element.name not in ("vertex", faces.name) and element.count:
-            lost.append(f"{element.count:,} rows of {element.name[:40]!r}")
+            lost.append(f"{counted(element.count, 'row')} of {element.name[:40]!r}")
     return lost
 
 

@@ -160,7 +160,10 @@ def _equal_rows(
 
 
 def _too_short(element: Element) -> MeshFileError:
-    return MeshFileError(f"it ends before its {element.count:,} rows of {element.name[:40]!r} do")
+    return MeshFileError(
+        f"it ends before its {element.count:,} rows of {element.name[:40]!r} do, or its rows are "
+        "not as its header declares them"
+    )
 
 
 def _read_rows(element: Element, starts: Indices, data: Any, ends: Indices) -> Indices:

@@ -1,7 +1,11 @@
 """What the renderer study measures: comparisons, whole steps and recoveries, each one row."""
 
+import multiprocessing
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,8 +38,10 @@ from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.texture_sampling import sample_texture
+from sdslab.study.mesh_load import LOADERS, disagreement, measure_load, write_grid
 from sdslab.study.renderer_specification import (
     Comparison,
+    LoadTiming,
     Recovery,
     RendererSettings,
     StepTiming,
@@ -45,6 +51,7 @@ from sdslab.study.timing import Quantiles, quantiles_ms, quantiles_of
 # The share of ids that two exact methods may tell apart: pixel centres on an edge.
 ID_BUDGET = 1e-4
 TEXTURE_BUDGET = 1e-4
+LOAD_BUDGET = 1e-6  # of coordinates in [−1, 1]
 # CasTex's cameras at the middle of their range: steps of equal work, so that a few tell the time.
 MEAN_DISTANCE = CameraSampler(radius=(4.4, 4.4))
 
@@ -65,6 +72,20 @@ class ComparisonRow:
     def accepted(self) -> bool:
         """Whether ours equals the reference: no speed is reported of a wrong result."""
         return self.disagreement <= self.budget
+
+
+@dataclass(frozen=True)
+class LoadRow:
+    """Milliseconds of CPU time of a load, as quantiles, and the most memory that one took."""
+
+    name: str
+    label: str
+    faces: int
+    ours_ms: Quantiles
+    trimesh_ms: Quantiles
+    peak_mb: float
+    trimesh_peak_mb: float
+    disagreement: float
 
 
 @dataclass(frozen=True)
@@ -173,6 +194,36 @@ def _rays(world_to_clip: Tensor, size: int) -> tuple[np.ndarray, np.ndarray]:
         ends.append(point[:, :3] / point[:, 3:])
     direction = torch.nn.functional.normalize(ends[1] - ends[0], dim=-1)
     return ends[0].float().numpy(), direction.float().numpy()
+
+
+def time_load(case: LoadTiming, settings: RendererSettings) -> LoadRow:
+    """Times loads in fresh processes, ours and trimesh's by turns, after both gave the same mesh.
+
+    Raises:
+        UserError: they differ, or there is no trimesh.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"grid.{case.file}"
+        write_grid(path, case.faces)
+        difference = disagreement(path)  # this compiles what is kept on disk, too
+        if not difference <= LOAD_BUDGET:
+            raise UserError(
+                f"{case.name}: ours must equal trimesh to {LOAD_BUDGET:g}, got {difference:.3g}; "
+                f"no speed is reported of a wrong result"
+            )
+        measured: dict[str, list[tuple[float, float]]] = {loader: [] for loader in LOADERS}
+        for _ in range(case.repeats or settings.repeats):
+            for loader, results in measured.items():
+                with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                    results.append(pool.submit(measure_load, loader, path).result())
+    (ours_ms, ours_mb), (trimesh_ms, trimesh_mb) = (
+        zip(*results, strict=True) for results in measured.values()
+    )
+    return LoadRow(
+        case.name, case.label, case.faces, quantiles_of(ours_ms), quantiles_of(trimesh_ms),
+        max(ours_mb), max(trimesh_mb), difference,
+    )  # fmt: skip
 
 
 def time_steps(case: StepTiming, settings: RendererSettings) -> StepRow:

@@ -16,14 +16,17 @@ from sdslab.rendering.preview import contact_sheet
 from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.renderer_benchmark import (
     ComparisonRow,
+    LoadRow,
     RecoveryRow,
     StepRow,
     compare,
     measure_recovery,
+    time_load,
     time_steps,
 )
 from sdslab.study.renderer_specification import (
     Comparison,
+    LoadTiming,
     Recovery,
     RendererSettings,
     RendererStudy,
@@ -33,7 +36,8 @@ from sdslab.study.specification import check_only
 from sdslab.study.study_run import progress_console, study_run
 from sdslab.study.timing import quantile_columns, spread
 
-Row = ComparisonRow | StepRow | RecoveryRow
+Row = ComparisonRow | LoadRow | StepRow | RecoveryRow
+Case = Comparison | LoadTiming | StepTiming | Recovery
 
 
 def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None:
@@ -44,13 +48,9 @@ def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None
     Raises:
         UserError: something cannot run here, or ours differs from its reference.
     """
-    cases = [
-        case
-        for case in (*study.comparisons, *study.steps, *study.recoveries)
-        if not only or case.name in only
-    ]
-    names = [case.name for case in (*study.comparisons, *study.steps, *study.recoveries)]
-    check_only(only, names)
+    cases: list[Case] = [*study.comparisons, *study.loads, *study.steps, *study.recoveries]
+    check_only(only, [case.name for case in cases])
+    cases = [case for case in cases if not only or case.name in only]
     device = resolve_device(study.settings.device)
     with study_run(study, "renderer", device, only=only) as record:
         _run_rows(study, cases, device, record)
@@ -58,7 +58,7 @@ def run_renderer_study(study: RendererStudy, only: tuple[str, ...] = ()) -> None
 
 def _run_rows(
     study: RendererStudy,
-    cases: list[Comparison | StepTiming | Recovery],
+    cases: list[Case],
     device: torch.device,
     record: dict[str, Any],
 ) -> None:
@@ -82,9 +82,7 @@ def _save_sheet(rows: list[Row], path: Path) -> None:
         contact_sheet(sheet, recoveries[-1].maps, path)
 
 
-def _run_cases(
-    cases: list[Comparison | StepTiming | Recovery], settings: RendererSettings
-) -> Iterator[Row]:
+def _run_cases(cases: list[Case], settings: RendererSettings) -> Iterator[Row]:
     with ProgressLines(progress_console) as progress:
         for case in cases:
             task = progress.add_task(case.name, total=getattr(case, "steps", None))
@@ -97,6 +95,8 @@ def _run_cases(
                             f"{row.disagreement:.3g}; no speed is reported of a wrong result"
                         )
                     yield row
+                case LoadTiming():
+                    yield time_load(case, settings)
                 case StepTiming():
                     # A process of its own: its peak memory is the step's.
                     spawn = multiprocessing.get_context("spawn")
@@ -121,6 +121,19 @@ def _numbers_of(row: Row) -> dict[str, Any]:
                 "reference": row.reference,
                 **quantile_columns("reference", row.reference_ms),
                 "ratio": row.reference_ms[1] / row.ours_ms[1],
+                "disagreement": row.disagreement,
+            }
+        case LoadRow():
+            return {
+                "row": row.name,
+                "what": row.label,
+                "faces": row.faces,
+                **quantile_columns("ours", row.ours_ms),
+                "reference": "trimesh",
+                **quantile_columns("reference", row.trimesh_ms),
+                "ratio": row.trimesh_ms[1] / row.ours_ms[1],
+                "peak_mb": row.peak_mb,
+                "reference_peak_mb": row.trimesh_peak_mb,
                 "disagreement": row.disagreement,
             }
         case StepRow():
@@ -148,6 +161,11 @@ def _line_of(row: Row) -> str:
         case ComparisonRow():
             ratio = row.reference_ms[1] / row.ours_ms[1]
             return f"{row.name}: {row.ours_ms[1]:.1f} ms, {ratio:.1f}× {row.reference}"
+        case LoadRow():
+            return (
+                f"{row.name}: {row.ours_ms[1]:.0f} ms, trimesh {row.trimesh_ms[1]:.0f} ms; "
+                f"peak {row.peak_mb:,.0f} MB, trimesh {row.trimesh_peak_mb:,.0f} MB"
+            )
         case StepRow():
             return f"{row.name}: {row.step_ms[1]:.0f} ms a step, peak {row.peak_mb:,.0f} MB"
         case RecoveryRow():
@@ -156,7 +174,7 @@ def _line_of(row: Row) -> str:
 
 
 def _markdown(study: RendererStudy, rows: list[Row], device: str) -> str:
-    """The three tables, with medians and, in brackets, the 20 % and 80 % quantiles."""
+    """The tables, with medians and, in brackets, the 20 % and 80 % quantiles."""
     lines = [f"# {study.title}", "", f"{device}; preset {study.preset}; {study.settings.mesh}.", ""]
     for heading, cells in (
         (
@@ -166,6 +184,17 @@ def _markdown(study: RendererStudy, rows: list[Row], device: str) -> str:
                 f"{spread(row.reference_ms)} | {row.reference_ms[1] / row.ours_ms[1]:.1f}× |"
                 for row in rows
                 if isinstance(row, ComparisonRow)
+            ],
+        ),
+        (
+            "| CPU time of loading | faces | ours, ms | trimesh, ms | ratio | ours, peak MB "
+            "| trimesh, peak MB |",
+            [
+                f"| {row.label} | {row.faces:,} | {spread(row.ours_ms)} | "
+                f"{spread(row.trimesh_ms)} | {row.trimesh_ms[1] / row.ours_ms[1]:.2f}× | "
+                f"{row.peak_mb:,.0f} | {row.trimesh_peak_mb:,.0f} |"
+                for row in rows
+                if isinstance(row, LoadRow)
             ],
         ),
         (

@@ -7,7 +7,7 @@ from typing import Literal
 from sdslab.errors import UserError
 from sdslab.study.specification import build, read_study
 
-SECTIONS = ("comparisons", "steps", "recoveries")
+SECTIONS = ("comparisons", "loads", "steps", "recoveries")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,19 @@ class Comparison:
     views: int
     render_size: int
     texture_size: int = 1
+
+
+@dataclass(frozen=True)
+class LoadTiming:
+    """A mesh file loaded by us and by trimesh, each time in a fresh process."""
+
+    name: str
+    label: str
+    file: Literal["obj", "ply", "glb"]
+    faces: int
+    """About so many, with texture coordinates."""
+    repeats: int | None = None
+    """In place of the settings' own."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ class RendererStudy:
     preset: str
     settings: RendererSettings
     comparisons: tuple[Comparison, ...]
+    loads: tuple[LoadTiming, ...]
     steps: tuple[StepTiming, ...]
     recoveries: tuple[Recovery, ...]
 
@@ -94,7 +108,12 @@ def load_renderer_study(path: Path, preset: str | None = None) -> RendererStudy:
         UserError: a key or value that is not one of the valid ones.
     """
     tables = read_study(path, SECTIONS, preset)
-    kinds = {"comparisons": Comparison, "steps": StepTiming, "recoveries": Recovery}
+    kinds = {
+        "comparisons": Comparison,
+        "loads": LoadTiming,
+        "steps": StepTiming,
+        "recoveries": Recovery,
+    }
     built = {
         name: tuple(build(kinds[name], row, f"{path}: {name}") for row in rows)
         for name, rows in tables.sections.items()
@@ -105,6 +124,9 @@ def load_renderer_study(path: Path, preset: str | None = None) -> RendererStudy:
             raise UserError(
                 f"{path}: {row.name}: texture_size must be a power of two up to 8192, got {size}"
             )
+    for row in built["loads"]:
+        if not 2 <= row.faces <= 5_000_000:
+            raise UserError(f"{path}: {row.name}: faces must be 2 … 5,000,000, got {row.faces:,}")
     return RendererStudy(
         name=tables.name,
         title=tables.title,

@@ -435,7 +435,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(value: Any):
 
 
 def test_deeply_nested_json_is_refused():
-    with pytest.raises(MeshFileError, match="its JSON is damaged"):
+    with pytest.raises(MeshFileError, match="its JSON is nested too deeply"):
         read(b'{"asset": ' + b"[" * 200_000)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from sdslab.errors import UserError
 from sdslab.run_schema import read_run
-from sdslab.study import renderer_runner
+from sdslab.study import mesh_load, renderer_runner
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.renderer_benchmark import ComparisonRow
 from sdslab.study.renderer_specification import Comparison, load_renderer_study
@@ -33,6 +34,12 @@ operation = "texture"
 views = 2
 render_size = 32
 texture_size = 64
+[[loads]]
+name = "load"
+label = "OBJ"
+file = "obj"
+faces = 200
+repeats = 1
 [[steps]]
 name = "step"
 label = "a step"
@@ -83,10 +90,11 @@ def test_every_row_is_written(
         "small", "small.csv", "small.json", "small.md", "small.png",
     }  # fmt: skip
     table = pd.read_csv(out / "small.csv").set_index("row")
-    assert list(table.index) == ["visibility", "texture", "step", "unlit", "no_metal"]
+    assert list(table.index) == ["visibility", "texture", "load", "step", "unlit", "no_metal"]
     assert table["disagreement"].dropna().to_numpy().max() <= 1e-4
     ratio = table.loc["texture", "reference_ms_q50"] / table.loc["texture", "ours_ms_q50"]
     assert table.loc["texture", "ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert table.loc["load", "peak_mb"] > table.loc["load", "reference_peak_mb"] > 20
     assert table.loc["step", "faces"] == 4 * 3968
     assert table.loc["step", "peak_mb"] > 100
     assert table.loc["unlit", "view_psnr_db"] > 15
@@ -107,6 +115,33 @@ def test_a_wrong_result_has_no_speed(study: Path, tmp_path: Path, monkeypatch: p
     assert not list((tmp_path / "out").glob("*.csv"))
     (record,) = (tmp_path / "out").rglob("run.json")
     assert read_run(record)["outcome"] == "failed"
+
+
+@pytest.mark.parametrize("kind", ["obj", "ply", "glb"])
+def test_a_grid_is_loaded_as_it_was_written(kind: str, tmp_path: Path):
+    pytest.importorskip("trimesh")
+    path = tmp_path / f"grid.{kind}"
+    mesh_load.write_grid(path, 50)
+    positions, uv = mesh_load.load_ours(path)()
+    assert positions.shape == (50, 3, 3)
+    assert positions[:, :, :2] == pytest.approx(2 * uv - 1, abs=1e-6)
+    assert mesh_load.disagreement(path) <= 1e-6
+    assert all(value > 0 for value in mesh_load.measure_load("trimesh", path))
+
+
+@pytest.mark.parametrize("wrong", ["positions", "faces"])
+def test_another_mesh_has_no_speed(
+    wrong: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def load(path: Path) -> Callable[[], mesh_load.Corners]:
+        positions, uv = mesh_load.load_trimesh(path)()
+        if wrong == "positions":
+            return lambda: (positions + 0.1, uv)
+        return lambda: (positions[1:], uv[1:])
+
+    monkeypatch.setitem(mesh_load.LOADERS, "ours", load)
+    with pytest.raises(UserError, match=r"load: ours must equal trimesh to 1e-06, got (0\.1|inf)"):
+        run(Selection(str(study), only=("load",)), Overrides(out=str(tmp_path / "out")))
 
 
 def test_what_was_measured_before_an_interruption_is_kept(
@@ -140,7 +175,7 @@ def test_options_of_other_studies_are_refused(study: Path):
         run(Selection(str(study)), Overrides(steps=0))
     with pytest.raises(UserError, match="got --fresh"):
         run(Selection(str(study), fresh=True), Overrides())
-    with pytest.raises(UserError, match="--only must name one of visibility, texture, step, unlit"):
+    with pytest.raises(UserError, match="--only must name one of visibility, texture, load, step"):
         run(Selection(str(study), only=("nothing",)), Overrides())
 
 
@@ -148,12 +183,14 @@ def test_options_of_other_studies_are_refused(study: Path):
     ("old", "new", "message"),
     [
         ("repeats = 2", "repeat = 2", "valid keys are mesh, target, device"),
+        ("faces = 200", "faces = 1", "faces must be 2"),
+        ('file = "obj"', 'file = "stl"', "must be one of obj, ply, glb"),
         ('operation = "texture"', 'operation = "opera"', "must be one of visibility, texture"),
         ("[[steps]]", "[[step]]", "valid keys are title, kind, settings, comparisons"),
         ("[presets.quick.recoveries.unlit]", "[presets.quick.recoveries.lit]", "valid keys are"),
         ("views = 1", 'views = "one"', "must be int"),
     ],
-    ids=["setting", "operation", "section", "preset row", "type"],
+    ids=["setting", "faces", "file", "operation", "section", "preset row", "type"],
 )
 def test_mistakes_name_what_is_valid(study: Path, old: str, new: str, message: str):
     study.write_text(STUDY.replace(old, new))
