@@ -1,15 +1,17 @@
 """``--live``: a page that shows the material as it forms, and pauses, steps and saves the run.
 
-The page has a process of its own (`live_page.py`), of the lowest priority: whatever a browser does,
-it neither takes the run's time nor changes its result. The run looks for what was clicked between
-two steps, and hands over its maps no oftener than it can afford to.
+The page has a process of its own (`live_page.py`), of lower priority: whatever a browser does,
+it hardly takes the run's time and never changes its result. The run looks for what was clicked
+between two steps, and hands over its maps no oftener than it can afford to.
 """
 
+import contextlib
 import multiprocessing
 import pickle
 import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -86,9 +88,11 @@ class LiveView:
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="sdslab-live-")
+        scene = Path(self._folder.name) / "scene.pickle"  # as an argument it would be waited for
+        scene.write_bytes(pickle.dumps((self.scene, self.out)))
         context = multiprocessing.get_context("spawn")
         self._connection, there = context.Pipe()
-        arguments = (there, self.port, RELOAD_SECONDS)
+        arguments = (there, scene, self.port, RELOAD_SECONDS)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         # Ctrl-C in a terminal goes to every process there, but it is meant for the run.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -97,7 +101,14 @@ class LiveView:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
+        self._opening = threading.Thread(target=self._await_page, daemon=True)
+        self._opening.start()
         return self
+
+    def _await_page(self) -> None:
+        """Hears where the page is, which may be in the middle of the first step."""
+        with contextlib.suppress(EOFError, OSError):  # `_listen` will find the same
+            self._hear(*self._connection.recv())
 
     def __exit__(
         self,
@@ -115,9 +126,10 @@ class LiveView:
         self._news |= {"ended": text}
         self._send()
         self._process.join(LEAVING_SECONDS if self._watched and self._connection else 0)
-        self._drop_page()
         self._process.kill()
         self._process.join()
+        self._opening.join()
+        self._drop_page()
         self._folder.cleanup()
 
     def ask(self, command: Command) -> None:
@@ -131,6 +143,23 @@ class LiveView:
             case "save":
                 self._saves_asked += 1
         self._tell()
+
+    def begin(self, name: str, index: int, total: int, maps: Callable[[], Tensor]) -> None:
+        """Shows what a stage begins with, before its first step is computed.
+
+        Args:
+            name: of the stage.
+            index: of the step that comes first.
+            total: steps of the stage.
+            maps: as of `follow`.
+        """
+        self._listen(0)
+        self._news |= {"stage": name, "step": index, "total": total, "loss": None}
+        self._news |= {"seconds_left": None}
+        self._tell()
+        self._add_maps((name, index - 1), maps)
+        if self._wanted or not self._curves:  # the first news need not be asked for
+            self._send()
 
     def follow(
         self,
@@ -197,7 +226,7 @@ class LiveView:
     def _listen(self, seconds: float) -> None:
         """Hears what the page has said, and waits for it no longer than that."""
         try:
-            if self._connection is None:
+            if self._connection is None or self._opening.is_alive():
                 time.sleep(seconds)
                 return
             while self._connection.poll(seconds):
@@ -209,8 +238,6 @@ class LiveView:
 
     def _hear(self, what: str, value: Any) -> None:
         match what:
-            case "scene":
-                self._connection.send_bytes(pickle.dumps((self.scene, self.out)))
             case "url":
                 self.url = value
                 self._say(f"live view: {value}")
@@ -219,7 +246,7 @@ class LiveView:
             case "command":
                 self._heard += 1
                 self.ask(value)
-            case "ready":  # for the next news; the value is whether anyone looks
+            case "ready":  # for the next news; the value is whether with maps
                 self._wanted, self._watched = True, value
 
     def _drop_page(self) -> None:
@@ -237,18 +264,23 @@ class LiveView:
         else:
             due = last or (self._wanted and self._watched and self._is_time())
         if due:
-            start = time.perf_counter()
-            path = Path(self._folder.name) / f"{shown[0]}-{shown[1]}.npy"
-            content = maps()
-            if len(content) > LARGEST_MAPS:
-                content = fitted(content, covered_at(self.scene.mesh, len(content)), LARGEST_MAPS)
-            np.save(path, content.half().numpy())
-            self._news.setdefault("maps", []).append((shown[0], str(path)))
-            self._shown = shown
-            now = time.perf_counter()
-            self._next_maps = now + (now - start) * (1 / SHARE - 1)
+            self._add_maps(shown, maps)
         if self._wanted and self._news:
             self._send()
+
+    def _add_maps(self, shown: tuple[str, int], maps: Callable[[], Tensor]) -> None:
+        if self._connection is None:
+            return
+        start = time.perf_counter()
+        path = Path(self._folder.name) / f"{shown[0]}-{shown[1]}.npy"
+        content = maps()
+        if len(content) > LARGEST_MAPS:
+            content = fitted(content, covered_at(self.scene.mesh, len(content)), LARGEST_MAPS)
+        np.save(path, content.half().numpy())
+        self._news.setdefault("maps", []).append((shown[0], str(path)))
+        self._shown = shown
+        now = time.perf_counter()
+        self._next_maps = now + (now - start) * (1 / SHARE - 1)
 
     def _is_time(self) -> bool:
         return self.paused or time.perf_counter() >= self._next_maps

@@ -7,6 +7,7 @@ one. Unlike in a browser's WebGL, that needs no GPU on either side.
 """
 
 import contextlib
+import functools
 import math
 import os
 import pickle
@@ -18,24 +19,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sdslab.rendering.cameras import fitting_distance, six_views
-from sdslab.texture.live_painter import Choice, Painter
+from sdslab.rendering.cameras import six_views
+from sdslab.texture.live_painter import Choice, Painter, stand_back
 from sdslab.texture.live_picture import LOOKS, LiveScene, covered_at, fitted
 
 Command = Literal["pause", "resume", "step", "save"]
 
 HOST = "127.0.0.1"  # this machine alone: whoever reaches the page can pause the run
 FOV_DEG = 30.0  # as of `six_views`
-NICENESS = 10
+SHARE = 0.25  # of a core, that following the run's maps takes while nobody moves anything
+PATIENCE = 10.0  # seconds after which there are new maps even so
 RUNNING = "the running one"
 COLOR = "#228be6"  # of curves: the theme's own blue
 
 
-def serve(connection: Any, port: int, reload_seconds: float) -> None:
+def serve(connection: Any, scene_file: Path, port: int, reload_seconds: float) -> None:
     """The process: serves until the run ends or is gone.
 
     Args:
         connection: to the run; the messages are those of `LiveView`.
+        scene_file: what the run has pickled, in a folder of the two alone.
         port: to listen on, 0 for any.
         reload_seconds: how long after the last browser has gone a pause ends.
     """
@@ -43,10 +46,8 @@ def serve(connection: Any, port: int, reload_seconds: float) -> None:
     for descriptor in (1, 2):
         os.dup2(silence, descriptor)
     try:
-        connection.send(("scene", None))
-        scene, out = pickle.loads(connection.recv_bytes())
-        if hasattr(os, "nice"):
-            os.nice(NICENESS)
+        scene, out = pickle.loads(scene_file.read_bytes())
+        torch.set_num_threads(1)  # the others are the run's
         with contextlib.closing(Page(scene, out, port, connection)) as page:
             connection.send(("url", page.url))
             page.work(reload_seconds)
@@ -74,11 +75,14 @@ class Page:
         self.scene, self.connection = scene, connection
         self.state: dict[str, Any] = {}
         self.sent = 0  # commands
-        self.charts: dict[str, Any] = {}  # by stage
-        self.drawn: dict[str, tuple[int, float]] = {}  # the last point of each
+        self.latest_maps: tuple[float, float] | None = None  # clock and CPU seconds
+        self.curves: dict[str, list[tuple[int, float]]] = {}  # by stage
+        self.chart: Any = None
+        self.drawn: tuple[str, tuple[int, float]] | None = None  # its stage and last point
         self.lock, self.sending = threading.RLock(), threading.Lock()
         self.server = viser.ViserServer(host=HOST, port=port, label=out.name, verbose=False)
         self.painter = Painter(self.server, scene, self._choice)
+        self._covered = functools.lru_cache(functools.partial(covered_at, scene.mesh))
         self._set_scene()
         self._add_controls()
 
@@ -94,15 +98,16 @@ class Page:
     def work(self, reload_seconds: float) -> None:
         """Until the run ends: shows what it sends, and asks for more."""
         threading.Thread(target=self.painter.work, daemon=True).start()
-        asked_as = None  # watched or not
+        asked_as = None  # with maps or without
         last_seen = time.monotonic()
         while "ended" not in self.state:
             if self.painter.fault is not None:
                 raise self.painter.fault
             watched = bool(self.server.get_clients())
-            if watched != asked_as:
-                self._send("ready", watched)
-                asked_as = watched
+            wanted = watched and (self._paused or self._can_afford_maps())
+            if wanted != asked_as:
+                self._send("ready", wanted)
+                asked_as = wanted
             if self.connection.poll(0.1):
                 self._take(self.connection.recv())
                 asked_as = None
@@ -112,6 +117,12 @@ class Page:
                 self.command("resume")
         self.server.flush()
         time.sleep(0.5)  # for it to leave
+
+    def _can_afford_maps(self) -> bool:
+        if self.latest_maps is None:
+            return True
+        elapsed = time.monotonic() - self.latest_maps[0]
+        return elapsed > PATIENCE or time.process_time() - self.latest_maps[1] <= SHARE * elapsed
 
     def command(self, command: Command) -> None:
         """Passes a click on; the page shows at once what it will come to."""
@@ -155,13 +166,9 @@ class Page:
         server.on_client_connect(arrive)
 
     def _look_from_the_front(self, client: Any) -> None:
-        """Where ``front.png`` is seen from; farther away where the window is upright."""
-        aspect = min(1.0, client.camera.aspect)
-        fov = 2 * math.atan(aspect * math.tan(math.radians(FOV_DEG) / 2))
-        eye = six_views(self.radius, FOV_DEG).eye[0].numpy()
-        distance = fitting_distance(self.radius, math.degrees(fov))
+        """Where ``front.png`` is seen from."""
         client.camera.up_direction = (0.0, 1.0, 0.0)
-        client.camera.position = eye * (distance / np.linalg.norm(eye))
+        client.camera.position = six_views(self.radius, FOV_DEG).eye[0].numpy()
         client.camera.look_at = (0.0, 0.0, 0.0)
 
     def _add_controls(self) -> None:
@@ -184,6 +191,8 @@ class Page:
             self.painter.wake.set()
 
         async def redraw(_: Any) -> None:
+            with self.lock:
+                self._show_curve()
             self.painter.wake.set()
 
         async def look(event: Any) -> None:
@@ -197,9 +206,12 @@ class Page:
     def _take(self, news: dict[str, Any]) -> None:
         """Shows what the run has sent."""
         for stage, path in news.pop("maps", ()):
+            if self.latest_maps is not None:
+                stand_back()  # the first are urgent
+            self.latest_maps = time.monotonic(), time.process_time()
             maps = torch.from_numpy(np.load(path)).float()
             Path(path).unlink()
-            covered = covered_at(self.scene.mesh, len(maps))
+            covered = self._covered(len(maps))
             self.painter.take(stage, fitted(maps, covered, len(maps)))
         with self.lock:
             if news.pop("heard", self.sent) < self.sent:  # it has not come to the latest click yet
@@ -207,9 +219,9 @@ class Page:
             self.state |= news
             if "notice" in news or "ended" in news:
                 self._note(news.get("ended") or news["notice"])
-            if "curves" in news:
-                self._show_curves(news["curves"])
+            self.curves = news.get("curves", self.curves)
             self._show_state()
+            self._show_curve()
         self.painter.wake.set()
 
     def _note(self, text: str) -> None:
@@ -220,7 +232,9 @@ class Page:
         if "step" not in state:
             return
         text = f"**{state['stage']}** · step {state['step']} of {state['total']}"
-        text += f" · loss {state['loss']:.4g}  \n{self._activity()}"
+        if state["loss"] is not None:
+            text += f" · loss {state['loss']:.4g}"
+        text += f"  \n{self._activity()}"
         first = "Resume" if self._paused else "Pause"
         finished = (name for name in self.painter.maps if name != state["stage"])
         for handle, name, value in (
@@ -249,23 +263,24 @@ class Page:
         seconds = state.get("seconds_left")
         return "running" if seconds is None else f"running, {_spoken(seconds)} left in this stage"
 
-    def _show_curves(self, curves: dict[str, list[tuple[int, float]]]) -> None:
-        """The loss of each stage on a logarithmic scale, the latest stage first."""
-        for number, (stage, points) in enumerate(curves.items()):
-            shown = [(index, loss) for index, loss in points if 0 < loss < math.inf]
-            if len(shown) < 2 or self.drawn.get(stage) == points[-1]:
-                continue
-            data = tuple(np.array(shown, dtype=float).T)
-            self.drawn[stage] = points[-1]
-            if stage in self.charts:
-                self.charts[stage].data = data
-                continue
-            self.charts[stage] = self.server.gui.add_uplot(
+    def _show_curve(self) -> None:
+        """The loss of the stage that is looked at, on a logarithmic scale."""
+        stage = self._choice().stage
+        points = [point for point in self.curves.get(stage, ()) if 0 < point[1] < math.inf]
+        if len(points) < 2 or self.drawn == (stage, points[-1]):
+            return
+        data = tuple(np.array(points, dtype=float).T)
+        if self.chart is not None and self.drawn is not None and self.drawn[0] == stage:
+            self.chart.data = data
+        else:
+            if self.chart is not None:
+                self.chart.remove()
+            self.chart = self.server.gui.add_uplot(
                 data, ({"label": "step"}, {"label": "loss", "stroke": COLOR, "width": 2}),
                 title=f"loss of {stage}", height=150, padding=(8, 16, 0, 0),
                 scales={"x": {"time": False}, "y": {"distr": 3}}, legend={"show": False},
-                order=1e6 - number,
             )  # fmt: skip
+        self.drawn = stage, points[-1]
 
 
 def _spoken(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The pictures of every browser at the page of ``--live``: coarse ones at once, then fine ones."""
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -9,15 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.rendering.cameras import Cameras
+from sdslab.meshes.material import constant_material
+from sdslab.rendering.cameras import Cameras, six_views
 from sdslab.texture.live_picture import LiveScene, Look
 
 # How a picture gets finer while nothing changes: seconds to wait for, seconds that it may take,
 # supersampling.
 FINENESS = ((0.0, 0.08, 1), (0.25, 0.8, 1), (1.5, 4.0, 2))
-LOWEST, HIGHEST = 96, 1080  # of a picture, in pixels
+NICENESS = 5
+PHONE = 576, 0.7  # pixels of width and aspect below which the panel lies over the window's bottom
+FREE_ON_PHONE = 0.44
+LOWEST, HIGHEST = 160, 1080  # of a picture, in pixels
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,23 @@ class Pose:
     aspect: float
     height: int
 
+    @property
+    def free(self) -> float:
+        """Share of the window's height, from the top, that the panel leaves free."""
+        is_phone = self.aspect < PHONE[1] and self.aspect * self.height < PHONE[0]
+        return FREE_ON_PHONE if is_phone else 1.0
+
     def view(self, aspect: float) -> Cameras:
-        """The same for our renderer, in a picture of the given aspect."""
+        """The same for our renderer, in a picture of the given aspect.
+
+        In an upright picture the angle is that from side to side: what fits a square fits it.
+        """
         import viser.transforms
 
         rotation = torch.from_numpy(viser.transforms.SO3(np.array(self.wxyz)).as_matrix()).T
         turned = rotation * torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64)
-        fov_deg = torch.tensor([math.degrees(self.fov)])
+        angle = 2 * math.atan(math.tan(self.fov / 2) / min(1.0, aspect))
+        fov_deg = torch.tensor([math.degrees(angle)])
         return Cameras.turned_by(torch.tensor([self.eye]), turned[None], fov_deg, aspect)
 
 
@@ -104,12 +120,24 @@ class Painter:
     def work(self) -> None:
         """Paints for good; what goes wrong is left in `fault`."""
         try:
+            self._warm_up()
             while True:
                 if not self._paint():
                     self.wake.wait(0.05)
+                elif any(shown.fineness > 0 for shown in self.shown.values()):
+                    stand_back()
                 self.wake.clear()
         except Exception as error:
             self.fault = error
+
+    def _warm_up(self) -> None:
+        """Renders once for nobody: the renderer compiles before anyone waits for it."""
+        choice, maps = self.choice(), constant_material(8, 8)
+        camera = six_views(self.renderers[1].bounding_radius)[:1]
+        for renderer in self.renderers.values():
+            self.scene.picture(
+                renderer, camera, (LOWEST, LOWEST), maps, choice.look, choice.light, 0.0
+            )
 
     def _paint(self) -> bool:
         """Renders the browser that needs it most once; whether there was one."""
@@ -144,12 +172,13 @@ class Painter:
         _, seconds, supersampling = FINENESS[shown.fineness]
         affordable = math.sqrt(seconds * self.pixels_per_second / camera.aspect) / supersampling
         height = round(max(LOWEST, min(affordable, camera.height, HIGHEST)))
-        size = height, max(1, round(height * camera.aspect))
+        size = round(height * camera.free), max(1, round(height * camera.aspect))
         start = time.perf_counter()
         picture = self.scene.picture(
-            self.renderers[supersampling], camera.view(size[1] / height), size, maps,
+            self.renderers[supersampling], camera.view(size[1] / size[0]), size, maps,
             choice.look, choice.light, choice.exposure,
         )  # fmt: skip
+        picture = F.pad(picture, (0, 0, 0, 0, 0, height - size[0]), value=255)
         client.scene.set_background_image(picture.numpy(), "jpeg", jpeg_quality=95)
         client.flush()
         rate = size[0] * size[1] * supersampling**2 / (time.perf_counter() - start)
@@ -161,3 +190,9 @@ def _pose(camera: Any) -> Pose:
         tuple(camera.wxyz.tolist()), tuple(camera.position.tolist()), camera.fov, camera.aspect,
         camera.image_height,
     )  # fmt: skip
+
+
+def stand_back() -> None:
+    """Lets the run go first from now on: in this thread, or the process, as the system has it."""
+    if hasattr(os, "nice"):
+        os.nice(max(0, NICENESS - os.nice(0)))

@@ -117,6 +117,8 @@ def run_stage(
         )
 
     task = progress.add_task(stage.name, total=total, completed=state.index, note="")
+    if live is not None:
+        live.begin(stage.name, state.index, total, maps)
     interrupt = None
     saved_at = time.monotonic()
     steps = _steps(stage, workspace, guide, seen, state)

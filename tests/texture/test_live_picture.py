@@ -94,3 +94,16 @@ def test_the_browsers_camera_is_ours():
     torch.testing.assert_close(pose.view(1.0).world_to_clip, ours.world_to_clip)
     wide = pose.view(2.0).world_to_clip[0]
     torch.testing.assert_close(wide[0] * 2, ours.world_to_clip[0, 0])
+
+
+@pytest.mark.parametrize("aspect", [0.4, 0.8])
+def test_what_fits_a_square_fits_an_upright_window(aspect: float):
+    pose = Pose((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0), math.radians(40.0), aspect, 800)
+    square, upright = (pose.view(a).world_to_clip[0] for a in (1.0, aspect))
+    torch.testing.assert_close(upright[0], square[0])
+    torch.testing.assert_close(upright[1], square[1] * aspect)
+
+
+@pytest.mark.parametrize(("width", "free"), [(390, 0.44), (700, 1.0), (956, 1.0)])
+def test_on_a_phone_the_object_lies_above_the_panel(width: int, free: float):
+    assert Pose((1, 0, 0, 0), (0, 0, 0), 1.0, width / 844, 844).free == free
