@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdslab.errors import UserError
+from sdslab.errors import UserError, readable
+
+_LONGEST = 40  # letters of a name that a temporary one repeats, for names may have 255 bytes
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix
+            dir=path.parent, prefix=f".{path.stem[:_LONGEST]}.", suffix=path.suffix
         )
         os.close(handle)
     except OSError as error:
@@ -38,6 +40,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8, whole or not at all; names of files in it that are no text are escaped.
+
+    Raises:
+        UserError: as `atomic_write`.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(readable(text).encode())
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

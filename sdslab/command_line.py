@@ -69,12 +69,15 @@ def check_options(cls: type[Any], arguments: Sequence[str], prog: str) -> None:
     by_name = {name: option for option in options for name in option.names}
     places = [option for option in options if option.positional]
     room = None if any(o.count is None for o in places) else sum(o.count or 0 for o in places)
-    rest, positional = list(arguments), 0
+    rest, positional, only_places = list(arguments), 0, False
     while rest:
         token = rest.pop(0)
-        if token in ("-h", "--help"):
+        if token == "--" and not only_places:  # before names that begin with a dash
+            only_places = True
+            continue
+        if token in ("-h", "--help") and not only_places:
             return
-        if not token.startswith("-") or _is_number(token):
+        if only_places or not token.startswith("-") or _is_number(token):
             positional += 1
             if room is not None and positional > room:
                 raise UserError(

@@ -1,5 +1,6 @@
 """What a program says to its user in one line: an error that can be mended, or a note."""
 
+import codecs
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,9 +22,35 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(" .") if lines else type(error).__name__
 
 
+def bytes_of_names(error: UnicodeError) -> tuple[bytes, int]:
+    """An error handler for encoders: file names are written as the bytes that they are.
+
+    File names need not be text; Python holds what is none of its encoding as lone surrogates (PEP
+    383), which no encoder takes. Other characters that the encoding lacks are escaped.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    content = b"".join(
+        bytes([ord(character) - 0xDC00])
+        if "\udc80" <= character <= "\udcff"
+        else character.encode("ascii", "backslashreplace")
+        for character in error.object[error.start : error.end]
+    )
+    return content, error.end
+
+
+NAMES = "sdslab.names"
+codecs.register_error(NAMES, bytes_of_names)
+
+
+def readable(text: str) -> str:
+    r"""A file's name as text that any encoder takes: bytes that are no UTF-8 become ``\xf6``."""
+    return text.encode("utf-8", NAMES).decode("utf-8", "backslashreplace")
+
+
 def one_line(text: str) -> str:
-    """What a file holds, fit for a message: control characters and line ends become "?"."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """What a file holds, or its name, fit for a message: control characters become "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in readable(text))
 
 
 @contextmanager
@@ -33,7 +60,7 @@ def exit_on_user_error() -> Iterator[None]:
 
     def show_note(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, UserNote):
-            print(f"note: {message}", file=sys.stderr)  # noqa: T201
+            print(one_line(f"note: {message}"), file=sys.stderr)  # noqa: T201
         else:
             show(message, category, *place)
 
@@ -42,5 +69,5 @@ def exit_on_user_error() -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            print(one_line(f"error: {error}"), file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None

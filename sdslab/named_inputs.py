@@ -61,6 +61,11 @@ def tag_and_file(source: str) -> tuple[str | None, str]:
     return tag, file
 
 
+def stem_of(given: str) -> str:
+    """A file's name without folder and suffix, as one line that captions and tables can show."""
+    return one_line(Path(given).stem)
+
+
 def _like_path(given: str) -> str | None:
     """The file or folder whose name is most like the last part of a path, in its folder."""
     path = Path(given)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -54,7 +55,7 @@ def run_record(
         "schema": SCHEMA,
         "program": program,
         "kind": kind,
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": " ".join(map(_shell_word, ["python", "-m", _module(), *sys.argv[1:]])),
         "started": _now(),
         "ended": None,
         "outcome": "running",
@@ -133,10 +134,9 @@ def _totals(parts: dict[str, float], process: float) -> dict[str, float]:
 def write_json(path: Path, content: Any) -> None:
     """Writes strict JSON, whole or not at all: NaN becomes null and infinities "inf" or "-inf"."""
     with atomic_write(path) as temporary:
-        temporary.write_text(
-            json.dumps(_json_able(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
+        text = json.dumps(_json_able(content), indent=2, ensure_ascii=False, allow_nan=False)
+        # What is no text is part of a file's name, and in JSON such an escape gives it back.
+        temporary.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _json_able(value: Any) -> Any:
@@ -163,7 +163,7 @@ def code_digests(without: Collection[str] = ()) -> dict[str, str]:
         part = name.parts[0].removesuffix(".py")
         if part not in without:
             sha = parts.setdefault(part, hashlib.sha256())
-            sha.update(str(name).encode() + b"\0" + path.read_bytes())
+            sha.update(os.fsencode(name) + b"\0" + path.read_bytes())
     return {part: sha.hexdigest() for part, sha in parts.items()}
 
 
@@ -177,6 +177,15 @@ def version_of(record: dict[str, Any]) -> str:
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
     return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+
+
+def _shell_word(word: str) -> str:
+    """A word of a command line as one line of text that a shell reads back."""
+    if word.isprintable():
+        return shlex.quote(word)
+    content = os.fsencode(word)
+    letters = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in content)
+    return f"$'{''.join(letters)}'"
 
 
 def _version(package: str) -> str | None:

@@ -65,7 +65,8 @@ def read_run(path: Path) -> dict[str, Any]:
         if size > LARGEST_FILE:
             raise ValueError(f"it has {size:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(content, ensure_ascii=False).encode("utf-8")  # halves of characters are no text
+        # Halves of characters are no text; those that stand for bytes are a file's name.
+        json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except FileNotFoundError as error:
         raise UserError(
             f"a run must have a run.json, got none at {where}; give the folder of a texture run or "

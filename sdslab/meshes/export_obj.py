@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sdslab import __version__
 from sdslab.atomic_write import atomic_write
+from sdslab.errors import readable
 from sdslab.meshes.material_io import encode_png, opacity_picture, save_maps
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_file import FileMaterial
@@ -116,4 +117,4 @@ def _lines(mesh: Mesh, names: dict[FileMaterial, str]):
 
 def _word(name: str) -> str:
     """A name as OBJ allows it: not empty and without blanks."""
-    return "_".join(name.split()) or "unnamed"
+    return "_".join(readable(name).split()) or "unnamed"

@@ -160,8 +160,8 @@ def _write_exr(path: Path, values: Tensor) -> None:
     name = "RGB" if values.ndim == 3 else "Y"
     pixels = values.contiguous().numpy()
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    with atomic_write(path) as temporary, OpenEXR.File(header, {name: pixels}) as file:
-        try:
-            file.write(str(temporary))
-        except RuntimeError as error:  # OpenEXR's own OSError
-            raise OSError(str(error)) from error
+    content = io.BytesIO()  # OpenEXR takes no path that is not UTF-8
+    with OpenEXR.File(header, {name: pixels}) as file:
+        file.write(content)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getbuffer())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 from sdslab.meshes.gltf_file import read_gltf
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_assembly import Unwrapping, assemble_mesh
@@ -77,9 +77,7 @@ def load_mesh(
         file = _read(path, kind)
         if smooth:
             file = dataclasses.replace(file, normals=None)
-        # A name that is no UTF-8 goes into files that must be.
-        name = os.fsencode(path.stem).decode(errors="replace")
-        mesh = assemble_mesh(name, file, unwrap, progress)
+        mesh = assemble_mesh(one_line(path.stem), file, unwrap, progress)
     except (MeshFileError, OSError) as error:
         raise UserError(
             f"mesh must be a sound {kind[1:].upper()} file, got {str(source)!r}: "

@@ -36,6 +36,12 @@ SIGNATURES = {
     b"ftypavif": "AVIF", b"ftypheic": "HEIC", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000",
     b"<!DOCTYPE": "an HTML page", b"<html": "an HTML page", b"version https://git-lfs": "Git LFS's",
 }  # fmt: skip
+# Of files that no reader knows: too short to be looked for in those that one may.
+LAST_SIGNATURES = {
+    b"P1": "PBM", b"P2": "PGM", b"P3": "PPM", b"P4": "PBM", b"P5": "PGM", b"P6": "PPM",
+    b"\x0a\x05": "PCX", b"\x01\xda": "SGI", b"\0\0\1\0": "ICO", b"icns": "ICNS", b"%!PS": "EPS",
+    b"%PDF": "PDF", b"\xff\x4f\xff\x51": "JPEG 2000", b"glTF": "a GLB", b"PK\x03\x04": "a ZIP",
+}  # fmt: skip
 
 
 def material_maps(material: FileMaterial, notes: list[str], grid: int = 1) -> Tensor:
@@ -140,8 +146,9 @@ def read_picture(content: bytes | None, what: str, largest: int, notes: list[str
     if content is None:
         return None
     foreign = foreign_format(content)
-    if foreign:
-        notes.append(f"{what} ignored: it is {foreign}, which is not read; convert it to PNG")
+    if foreign or not content:
+        told = f"{foreign}, which is not read; convert it to PNG" if foreign else "empty"
+        notes.append(f"{what} ignored: it is {told}")
         return None
     try:
         with warnings.catch_warnings():
@@ -163,7 +170,9 @@ def read_picture(content: bytes | None, what: str, largest: int, notes: list[str
             rgb = picture.convert("RGB").reduce(shrink)
             pixels = np.dstack((np.asarray(rgb), np.asarray(alpha))).astype(np.float32) / 255
     except UnidentifiedImageError:
-        notes.append(f"{what} ignored: it is no picture of {', '.join(FORMATS)}")
+        start = next((start for start in LAST_SIGNATURES if content.startswith(start)), None)
+        told = f"begins with {content[:8]!r}" if start is None else f"is {LAST_SIGNATURES[start]}"
+        notes.append(f"{what} ignored: it {told}, which is none of {', '.join(FORMATS)}")
         return None
     except Image.DecompressionBombError:
         notes.append(f"{what} of too many pixels ignored")
@@ -196,7 +205,7 @@ def foreign_format(content: bytes) -> str:
     for start, name in SIGNATURES.items():
         if content.startswith(start) or content[4 : 4 + len(start)] == start:
             return name
-    return "" if content else "empty"
+    return ""
 
 
 def _of(name: str) -> str:

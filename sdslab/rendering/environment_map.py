@@ -161,10 +161,11 @@ def _read_hdr(path: Path) -> np.ndarray:
 def _read_exr(path: Path) -> np.ndarray:
     import OpenEXR
 
-    with OpenEXR.File(str(path), header_only=True) as file:
+    # Given by a stream: OpenEXR takes no path that is not UTF-8.
+    with path.open("rb") as content, OpenEXR.File(content, header_only=True) as file:
         (left, top), (right, bottom) = file.header()["dataWindow"]
         _require_size(int(right) - int(left) + 1, int(bottom) - int(top) + 1, path)
-    with OpenEXR.File(str(path)) as file:
+    with path.open("rb") as content, OpenEXR.File(content) as file:
         channels = file.channels()
         for name in ("RGB", "RGBA"):
             if name in channels:

@@ -184,7 +184,7 @@ def _encode_h264(pictures: Iterator[np.ndarray], path: Path, fps: float) -> None
         # Without these, players guess the matrix by the size and shift the colours.
         *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"),
         *("-color_primaries", "bt709", "-color_trc", "iec61966-2-1", "-color_range", "tv"),
-        *("-movflags", "+faststart", "-f", "mp4", str(path)),
+        *("-movflags", "+faststart", "-f", "mp4", f"file:{path}"),
     ]
     with tempfile.TemporaryFile() as complaints:
         try:

@@ -82,13 +82,13 @@ def report(arguments: Arguments) -> None:
     from sdslab.report.run_table import write_csv
 
     for folder in folders:
-        print(write_report(folder, index if several else None))  # noqa: T201
+        print(one_line(str(write_report(folder, index if several else None))))  # noqa: T201
     if several:
         write_index(runs, index)
-        print(index)  # noqa: T201
+        print(one_line(str(index)))  # noqa: T201
     if arguments.csv is not None:
         write_csv(runs, arguments.csv)
-        print(arguments.csv)  # noqa: T201
+        print(one_line(str(arguments.csv)))  # noqa: T201
 
 
 def _is_own_table(path: Path) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 
 
 @contextmanager
@@ -23,6 +23,6 @@ def reported(folder: Path) -> Iterator[None]:
         from sdslab.report.run_page import write_report
 
         try:
-            print(f"report: {write_report(folder)}", flush=True)  # noqa: T201
+            print(one_line(f"report: {write_report(folder)}"), flush=True)  # noqa: T201
         except UserError as error:
-            print(f"no report.html: {error}", file=sys.stderr)  # noqa: T201
+            print(one_line(f"no report.html: {error}"), file=sys.stderr)  # noqa: T201

@@ -1,5 +1,6 @@
 """The files beside a page that it links to."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +45,8 @@ def downloads_of_study(folder: Path) -> list[tuple[str, list[Download]]]:
 def link_of(path: Path, page: Path) -> str:
     """The address of a file relative to the folder of a page, above it at most by one."""
     if path.parent == page.parent:
-        return f"../{quote(path.name)}"
-    return quote(path.relative_to(page).as_posix())
+        return f"../{quote(os.fsencode(path.name))}"
+    return quote(os.fsencode(path.relative_to(page)))
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:

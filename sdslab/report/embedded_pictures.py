@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sdslab.errors import UserError, first_line, one_line
 
@@ -38,6 +38,8 @@ def decode_picture(source: Path | BinaryIO) -> Image.Image:
         if picture.width * picture.height > LARGEST_PICTURE:
             raise ValueError(f"a picture has {picture.width}×{picture.height} pixels")
         picture.load()
+    except UnidentifiedImageError as error:
+        raise ValueError("a picture is no PNG") from error
     except (EOFError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"a picture cannot be read: {first_line(error)}") from error
     return picture

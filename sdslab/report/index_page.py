@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sdslab.atomic_write import atomic_write
+from sdslab.atomic_write import write_text
 from sdslab.report import settings_rows
 from sdslab.report.embedded_pictures import data_uri
 from sdslab.report.html_page import render_page
@@ -43,8 +43,7 @@ def write_index(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
             if (group := _compared(heading, [run for run in runs if run[1]["program"] == program]))
         ],
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
+    write_text(path, page)
 
 
 def _card(folder: Path, record: dict[str, Any], beside: Path) -> dict[str, Any]:

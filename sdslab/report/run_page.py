@@ -10,10 +10,11 @@ from urllib.parse import quote
 from markupsafe import Markup
 from PIL import Image
 
-from sdslab.atomic_write import atomic_write
+from sdslab.atomic_write import write_text
 from sdslab.errors import UserError, one_line
+from sdslab.named_inputs import stem_of
 from sdslab.report import curves, number_names, settings_rows
-from sdslab.report.downloads import downloads_of_study, downloads_of_texture
+from sdslab.report.downloads import downloads_of_study, downloads_of_texture, link_of
 from sdslab.report.embedded_pictures import data_uri, read_picture
 from sdslab.report.html_page import render_page, viewer_script
 from sdslab.report.markdown_tables import html_of
@@ -68,8 +69,7 @@ def write_report(folder: Path, index: Path | None = None) -> Path:
         )
     path = folder / PAGE_NAME
     text = of_program(folder, record, None if index is None else relative_link(index, folder))
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)
     return path
 
 
@@ -122,7 +122,7 @@ def study_page(folder: Path, record: dict[str, Any], index: str | None = None) -
         title=title_of(record),
         kind=f"{record['kind'].replace('_', ' ')} study",
         figures=[
-            (caption, data_uri(figure, 2400, 90), figure.size, f"../{quote(path.name)}")
+            (caption, data_uri(figure, 2400, 90), figure.size, link_of(path, folder))
             for caption, figure, path in study_figures(folder)
         ],
         table=table,
@@ -159,7 +159,7 @@ def input_pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, s
     """(caption, data URI) of the photographs, or of the target."""
     subject = record["config"].get("subject")
     named = subject.get("exemplar") if isinstance(subject, dict) else None
-    names = [Path(str(name)).stem for name in named] if isinstance(named, list) else []
+    names = [stem_of(str(name)) for name in named] if isinstance(named, list) else []
     found = []
     for number in range(MOST_PHOTOGRAPHS):
         picture = read_picture(folder / "inputs" / f"photograph-{number + 1}.png")
@@ -176,7 +176,7 @@ def input_pictures(folder: Path, record: Mapping[str, Any]) -> list[tuple[str, s
 def relative_link(path: Path, beside: Path) -> str:
     """The address of a file for a page in the folder ``beside``."""
     link = os.path.relpath(path.resolve(), beside.resolve()).replace(os.sep, "/")
-    return quote(link if link.startswith("..") else f"./{link}")
+    return quote(os.fsencode(link if link.startswith("..") else f"./{link}"))
 
 
 def title_of(record: Mapping[str, Any]) -> str:
@@ -185,15 +185,15 @@ def title_of(record: Mapping[str, Any]) -> str:
     subject = config.get("subject")
     if not isinstance(subject, dict):
         return str(config.get("title") or config.get("name") or "Study")
-    mesh = Path(str(subject.get("mesh", "mesh"))).stem
+    mesh = stem_of(str(subject.get("mesh", "mesh")))
     if subject.get("prompt"):
         return f"{mesh}: “{subject['prompt']}”"
     if subject.get("target"):
-        return f"{mesh}, {Path(str(subject['target'])).stem} recovered"
+        return f"{mesh}, {stem_of(str(subject['target']))} recovered"
     exemplars = subject.get("exemplar")
     if not isinstance(exemplars, list) or not exemplars:
         exemplars = [DEFAULT_EXEMPLAR]
-    return f"{mesh} like {', '.join(Path(str(name)).stem for name in exemplars)}"
+    return f"{mesh} like {', '.join(stem_of(str(name)) for name in exemplars)}"
 
 
 def _shared(

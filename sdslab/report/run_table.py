@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdslab.atomic_write import atomic_write
+from sdslab.atomic_write import write_text
 from sdslab.report.settings_rows import flat
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def write_csv(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    with atomic_write(path) as temporary:
-        run_table(runs).to_csv(temporary, index=False)
+    write_text(path, run_table(runs).to_csv(index=False))
 
 
 def _told(record: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sdslab.checkpoint import Checkpoints, OtherCodeError
 from sdslab.disk_cache import content_hash
+from sdslab.named_inputs import stem_of
 from sdslab.study.reconstruct import CellResult, Readout
 from sdslab.study.result_file import ResultFiles
 from sdslab.study.specification import Cell
@@ -51,7 +52,7 @@ class CellStore:
 
     def path(self, cell: Cell, image_name: str, seed: int, key: str) -> Path:
         """Where a cell's result is kept."""
-        name = re.sub(r"[^A-Za-z0-9_]+", "_", Path(image_name).stem)[:40]
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", stem_of(image_name))[:40]
         return self.files.path(f"{cell.name}-{name}-{seed}", key)
 
     def partial(self, path: Path, key: str) -> Checkpoints:

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
+from sdslab.atomic_write import write_text
 from sdslab.devices import device_name, resolve_device
 from sdslab.disk_cache import content_hash
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
 from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
 from sdslab.exemplar_texturing.pyramid import texels_per_unit
 from sdslab.meshes.mesh_io import load_mesh
+from sdslab.named_inputs import stem_of
 from sdslab.progress_lines import ProgressLines
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.preview import Previewer, contact_sheet
@@ -64,8 +65,8 @@ class Finished:
     def numbers(self) -> dict[str, Any]:
         """A row of the CSV."""
         return {
-            "mesh": Path(self.mesh).stem,
-            "photo": Path(self.photo).stem,
+            "mesh": stem_of(self.mesh),
+            "photo": stem_of(self.photo),
             "method": self.method.name,
             "seed": self.seed,
             **asdict(self.measurement),
@@ -151,7 +152,7 @@ class _Maker:
         with ProgressLines(progress_console) as progress:
             task = progress.add_task("", total=len(jobs))
             for number, (mesh, photo, method, seed) in enumerate(jobs, start=1):
-                title = f"{Path(mesh).stem} {Path(photo).stem} {method.name} seed {seed}"
+                title = f"{stem_of(mesh)} {stem_of(photo)} {method.name} seed {seed}"
                 progress.update(task, description=title, completed=number - 1)
                 item, saved = self._finish(mesh, photo, method, seed)
                 how = "saved from before" if saved else f"{item.core_seconds:.1f} core seconds"
@@ -179,7 +180,7 @@ class _Maker:
             numeric, seed, self.common,
             own.render_positions, own.faces, own.uv, exemplars.exemplars[0].channels,
         )[:16]  # fmt: skip
-        stem = re.sub(r"[^A-Za-z0-9_]+", "_", f"{Path(mesh).stem}-{Path(photo).stem}")[:60]
+        stem = re.sub(r"[^A-Za-z0-9_]+", "_", f"{stem_of(mesh)}-{stem_of(photo)}")[:60]
         path = self.files.path(f"{stem}-{method.name}-{seed}", key)
         found = self.files.load(path)
         if found is not None:
@@ -224,17 +225,15 @@ def _write(
     device: str,
 ) -> None:
     rows = pd.DataFrame([item.numbers() for item in finished])
-    with atomic_write(out / f"{study.name}.csv") as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.6g")
+    write_text(out / f"{study.name}.csv", rows.to_csv(index=False, float_format="%.6g"))
     text = _markdown(study, rows, device)
-    with atomic_write(out / f"{study.name}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(out / f"{study.name}.md", text)
     first = study.settings.seeds[0]
     sheet = [
         [
-            (f"{Path(photo).stem}: the photo", _square(photos[photo])),
+            (f"{stem_of(photo)}: the photo", _square(photos[photo])),
             *(
-                (f"{Path(mesh).stem}, {item.method.label}", item.picture)
+                (f"{stem_of(mesh)}, {item.method.label}", item.picture)
                 for item in finished
                 if (item.mesh, item.photo, item.seed) == (mesh, photo, first)
             ),
@@ -244,7 +243,7 @@ def _write(
     ]
     contact_sheet(sheet, None, out / f"{study.name}.png")
     print_markdown(text, f"{out}/{study.name}.md")
-    print(f"written to {out}/{study.name}.*")  # noqa: T201
+    print(one_line(f"written to {out}/{study.name}.*"))  # noqa: T201
 
 
 def _markdown(study: MeshStudy, rows: pd.DataFrame, device: str) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdslab.atomic_write import atomic_write
+from sdslab.named_inputs import stem_of
 from sdslab.study.exemplar_methods import Photo
 from sdslab.study.exemplar_results import Finished
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy
@@ -52,7 +53,7 @@ def save_contact_sheet(
     figure = plt.figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     for row, name in enumerate(names):
         small = photos[name].shrunk(FACTOR)
-        pictures = [(_cell(small, FACTOR), textwrap.shorten(Path(name).stem, 20))]
+        pictures = [(_cell(small, FACTOR), textwrap.shorten(stem_of(name), 20))]
         for case in cases:
             item = shown[case.name, name]
             pixels = _cell(item.picture, 1 if case.is_large else FACTOR)

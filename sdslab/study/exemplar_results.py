@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from sdslab.errors import one_line
 from sdslab.study.exemplar_scores import Scores
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy
 
@@ -51,7 +52,7 @@ def markdown_of(study: ExemplarStudy, rows: pd.DataFrame, device: str) -> str:
     lines = [
         f"# {study.title}",
         "",
-        f"Mean over {', '.join(settings.photos)} and seeds "
+        f"Mean over {', '.join(map(one_line, settings.photos))} and seeds "
         f"{', '.join(map(str, settings.seeds))}; {device}, preset {study.preset}. Sliced "
         f"Wasserstein distance of 7 × 7 patches, fidelity and completeness are in pixel values of "
         f"[0, 1]; contrast and gradient energy are shares of the photograph's own. Pictures of "
@@ -73,8 +74,9 @@ def markdown_of(study: ExemplarStudy, rows: pd.DataFrame, device: str) -> str:
                 + (f"{spent:.2f} |" if case.method not in ("crop", "bicubic") else "|")
             )
     lines += ["", "Sliced Wasserstein distance by photograph, mean over seeds:", ""]
+    names = [one_line(photo).replace("|", "/") for photo in settings.photos]
     lines += [
-        f"| picture | {' | '.join(settings.photos)} |",
+        f"| picture | {' | '.join(names)} |",
         "|" + " --- |" * (1 + len(settings.photos)),
     ]
     for case in study.cases:

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from sdslab.atomic_write import atomic_write
+from sdslab.atomic_write import write_text
 from sdslab.devices import device_name, resolve_device
 from sdslab.disk_cache import content_hash
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 from sdslab.image_io import load_image
+from sdslab.named_inputs import stem_of
 from sdslab.progress_lines import ProgressLines
 from sdslab.run_record import version_of, write_json
 from sdslab.run_schema import origin_of
@@ -50,7 +51,7 @@ class Job:
     @property
     def title(self) -> str:
         """For messages."""
-        return f"{self.case.name} {Path(self.photo).stem} seed {self.seed}"
+        return f"{self.case.name} {stem_of(self.photo)} seed {self.seed}"
 
 
 def run_exemplar_study(
@@ -164,7 +165,7 @@ class _Maker:
     def finish(self, job: Job) -> tuple[Finished, bool]:
         """The job's picture and scores, and whether they were on disk."""
         key = self._key(job.case, job.photo, job.seed)
-        stem = re.sub(r"[^A-Za-z0-9_]+", "_", Path(job.photo).stem)[:40]
+        stem = re.sub(r"[^A-Za-z0-9_]+", "_", stem_of(job.photo))[:40]
         # Not by the case's name: a sweep passes through cases that are there already.
         path = self.files.path(f"{job.case.method}-{stem}-{job.seed}", key)
         found = self._read(path)
@@ -240,12 +241,10 @@ def _write_results(
     from sdslab.study import exemplar_plots  # matplotlib takes a second to import
 
     rows: Any = pd.DataFrame([item.numbers() for item in finished])
-    with atomic_write(out / f"{study.name}.csv") as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.6g")
+    write_text(out / f"{study.name}.csv", rows.to_csv(index=False, float_format="%.6g"))
     text = markdown_of(study, rows, device)
-    with atomic_write(out / f"{study.name}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(out / f"{study.name}.md", text)
     exemplar_plots.save_contact_sheet(study, photos, finished, out / f"{study.name}.png")
     exemplar_plots.save_mode_seeking(study, rows, out / f"{study.name}.mode_seeking.png")
     print_markdown(text, f"{out}/{study.name}.md")
-    print(f"written to {out}/{study.name}.*")  # noqa: T201
+    print(one_line(f"written to {out}/{study.name}.*"))  # noqa: T201

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from sdslab.atomic_write import atomic_write
+from sdslab.atomic_write import write_text
+from sdslab.errors import one_line
 from sdslab.run_record import write_json
 from sdslab.run_schema import origin_of
 from sdslab.study.printed_table import print_markdown
@@ -42,10 +43,11 @@ class MeasuredTable:
 
     def finish(self, text: str, save_picture: Callable[[Path], None]) -> None:
         """Writes the table, the text and the picture, and prints the text."""
-        with atomic_write(self.out / f"{self.name}.csv") as temporary:
-            pd.DataFrame(self.rows).to_csv(temporary, index=False, float_format="%.6g")
-        with atomic_write(self.out / f"{self.name}.md") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(
+            self.out / f"{self.name}.csv",
+            pd.DataFrame(self.rows).to_csv(index=False, float_format="%.6g"),
+        )
+        write_text(self.out / f"{self.name}.md", text)
         save_picture(self.out / f"{self.name}.png")
         print_markdown(text, f"{self.out}/{self.name}.md")
-        print(f"written to {self.out}/{self.name}.*")  # noqa: T201
+        print(one_line(f"written to {self.out}/{self.name}.*"))  # noqa: T201

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from sdslab.atomic_write import atomic_write
+from sdslab.named_inputs import stem_of
 from sdslab.study.reconstruct import Problem
 from sdslab.study.results import GROUP_TITLES, READOUT_LABELS, Finished
 from sdslab.study.specification import Cell, Study
@@ -41,7 +42,7 @@ def reconstruction_figure(
         layout="constrained",
     )
     for row, problem in zip(axes, problems, strict=True):
-        _show(row[0], problem.image, textwrap.shorten(Path(problem.image_name).stem, 24))
+        _show(row[0], problem.image, textwrap.shorten(stem_of(problem.image_name), 24))
         for ax, (cell, readout) in zip(row[1:], columns, strict=True):
             item = _first(finished, cell.name, problem.image_name)
             picture = item.result.readouts[readout]

@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
+from sdslab.errors import one_line
 from sdslab.study.reconstruct import CellResult
 from sdslab.study.specification import Cell, Study
 
@@ -99,9 +100,10 @@ def markdown_of(study: Study, table: pd.DataFrame, notes: list[str]) -> str:
 def notes_of(study: Study, device: str) -> list[str]:
     """What one must know to read the table."""
     settings = study.settings
+    images = ", ".join(map(one_line, settings.images))
     notes = [
-        f"Mean ± standard deviation over {', '.join(settings.images)} at {settings.size}² and "
-        f"seed {', '.join(map(str, settings.seeds))}; VAE {settings.vae}, {settings.dtype}, preset "
+        f"Mean ± standard deviation over {images} at {settings.size}² and seed "
+        f"{', '.join(map(str, settings.seeds))}; VAE {settings.vae}, {settings.dtype}, preset "
         f"{study.preset}, on {device}.",
         "PSNR of the picture as it is; clamped: after clamping it to [0, 1]. VAE ceiling: PSNR of "
         "dec(enc(x*)). Latent MSE: of z against enc(x*), in scaled latents.",

@@ -11,14 +11,15 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
+from sdslab.atomic_write import write_text
 from sdslab.checkpoint import Checkpoints
 from sdslab.cpu_memory import keep_freed_memory
 from sdslab.devices import device_name, resolve_device
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.disk_cache import content_hash
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 from sdslab.image_io import load_image
+from sdslab.named_inputs import stem_of
 from sdslab.progress_lines import ProgressLines
 from sdslab.run_record import version_of, write_json
 from sdslab.run_schema import origin_of
@@ -139,7 +140,7 @@ def _run_cells(
             inputs = {**keys, "vae": vae_digest if cell.diffusion == "latent" else None}
             key = cell_key(cell, image=content_hash(problem.image), seed=seed, **inputs)
             path = store.path(cell, problem.image_name, seed, key)
-            what = f"{number}/{len(jobs)} {cell.name} {Path(problem.image_name).stem} seed {seed}"
+            what = f"{number}/{len(jobs)} {cell.name} {stem_of(problem.image_name)} seed {seed}"
             result = store.load(path)
             how = "saved from before"
             if result is None:
@@ -200,10 +201,8 @@ def _write_results(
     paths = {
         suffix: out / f"{study.name}.{suffix}" for suffix in ("png", "pdf", "csv", "json", "md")
     }
-    with atomic_write(paths["csv"]) as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.6g")
-    with atomic_write(paths["md"]) as temporary:
-        temporary.write_text(markdown_of(study, table, notes_of(study, device)), encoding="utf-8")
+    write_text(paths["csv"], rows.to_csv(index=False, float_format="%.6g"))
+    write_text(paths["md"], markdown_of(study, table, notes_of(study, device)))
     curves = [
         {
             "cell": item.cell.name,
@@ -225,7 +224,7 @@ def _write_results(
         plots.close_figure(figure)
 
     _print_table(study, table, notes_of(study, device))
-    print(f"written to {out}/{study.name}.*")  # noqa: T201
+    print(one_line(f"written to {out}/{study.name}.*"))  # noqa: T201
 
 
 def _print_table(study: Study, table: pd.DataFrame, notes: list[str]) -> None:

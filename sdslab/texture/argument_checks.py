@@ -11,6 +11,8 @@ from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName, 
 from sdslab.texture.input_checks import check_inputs, named_inputs
 from sdslab.texture.run_folder import own_outputs
 
+LONGEST_STEM = 120  # bytes, of each part of a folder's name
+
 
 def guidance_of(arguments: Arguments) -> GuidanceName:
     """Which guidance runs: the one named, or the one that what is given asks for.
@@ -190,4 +192,12 @@ def default_out(arguments: Arguments) -> Path:
         what = Path(subject.target).stem
     else:
         what = "-".join(Path(name).stem for name in subject.exemplar or (DEFAULT_EXEMPLAR,))
-    return Path("runs") / "-".join(stem for stem in (Path(subject.mesh).stem, what) if stem)
+    stems = (Path(subject.mesh).stem, what)
+    return Path("runs") / "-".join(_cut(stem) for stem in stems if stem)
+
+
+def _cut(stem: str) -> str:
+    """As much of a name as two of fit into one, which may have 255 bytes."""
+    while len(os.fsencode(stem)) > LONGEST_STEM:
+        stem = stem[:-1]
+    return stem

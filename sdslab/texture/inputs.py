@@ -19,18 +19,22 @@ WITH_FILES_BESIDE = (".obj", ".gltf", ".ply")
 MODEL_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 
 
-def input_digests(arguments: Arguments) -> dict[str, str]:
+def input_digests(arguments: Arguments, beside: list[Path]) -> dict[str, str]:
     """SHA-256 of each file or folder that the command line names, by its name there.
 
     Names of what ships and of what is not there are left out. Of a model's folder, gigabytes,
     names, sizes and times of the files count instead of their content; of a model on the hub, its
     commit.
 
+    Args:
+        arguments: of the run.
+        beside: gets the files that meshes name: their materials, pictures and buffers.
+
     Raises:
         UserError: a model cannot be had.
     """
     digests = {
-        name: _digest(Path(name))
+        name: _digest(Path(name), beside)
         for name in named_inputs(arguments).values()
         if os.path.exists(name)  # False, too, for a name that is too long
     }
@@ -43,7 +47,7 @@ def input_digests(arguments: Arguments) -> dict[str, str]:
     return digests
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, beside: list[Path]) -> str:
     sha = hashlib.sha256()
     for file in _files(path):
         sha.update(os.fsencode(file.name) + b"\0")
@@ -51,7 +55,7 @@ def _digest(path: Path) -> str:
             while chunk := content.read(CHUNK):
                 sha.update(chunk)
     if path.suffix.lower() in WITH_FILES_BESIDE and path.stat().st_size <= LARGEST_FILE:
-        sha.update(_digest_of_files_beside(path))
+        sha.update(_digest_of_files_beside(path, beside))
     return sha.hexdigest()
 
 
@@ -62,9 +66,9 @@ def _files(path: Path) -> Iterator[Path]:
         yield from sorted(file for file in path.iterdir() if file.is_file())
 
 
-def _digest_of_files_beside(path: Path) -> bytes:
+def _digest_of_files_beside(path: Path, beside: list[Path]) -> bytes:
     """Of what the mesh names: its materials, pictures and buffers, which its reader asks for."""
-    folder = _ListeningFolder(path)
+    folder = _ListeningFolder(path, beside)
     try:
         READERS[path.suffix.lower()](path.read_bytes(), folder)
     except MeshFileError:  # which `load_mesh` tells
@@ -73,13 +77,14 @@ def _digest_of_files_beside(path: Path) -> bytes:
 
 
 class _ListeningFolder(MeshFolder):
-    """Hashes what is read through it."""
+    """Hashes what is read through it, and lists it."""
 
-    def __init__(self, mesh: Path) -> None:
+    def __init__(self, mesh: Path, listed: list[Path]) -> None:
         super().__init__(mesh)
-        self.sha = hashlib.sha256()
+        self.sha, self.listed = hashlib.sha256(), listed
 
     def load(self, path: Path) -> bytes:
         content = super().load(path)
+        self.listed.append(path)
         self.sha.update(os.fsencode(path.relative_to(self.root)) + b"\0" + content)
         return content

@@ -24,7 +24,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 from sdslab.interrupts import interrupts_held
 from sdslab.meshes.export_glb import export_glb
 from sdslab.optimization.optimize import Step
@@ -116,10 +116,11 @@ class LiveView:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        where = one_line(str(self.out))
         if error is None:
-            text = f"**The run has finished.** Its results are in `{self.out}`."
+            text = f"**The run has finished.** Its results are in `{where}`."
         elif isinstance(error, KeyboardInterrupt):
-            text = f"**The run was stopped.** What there is lies in `{self.out}`; the same command "
+            text = f"**The run was stopped.** What there is lies in `{where}`; the same command "
             text += "goes on from there."
         else:
             text = f"**The run ended with an error:** {error}"

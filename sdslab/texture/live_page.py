@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sdslab.errors import one_line
 from sdslab.rendering.cameras import six_views
 from sdslab.texture.live_painter import Choice, Painter, stand_back
 from sdslab.texture.live_picture import LOOKS, LiveScene, covered_at, fitted
@@ -80,7 +81,8 @@ class Page:
         self.chart: Any = None
         self.drawn: tuple[str, tuple[int, float]] | None = None  # its stage and last point
         self.lock, self.sending = threading.RLock(), threading.Lock()
-        self.server = viser.ViserServer(host=HOST, port=port, label=out.name, verbose=False)
+        label = one_line(out.name)
+        self.server = viser.ViserServer(host=HOST, port=port, label=label, verbose=False)
         self.painter = Painter(self.server, scene, self._choice)
         self._covered = functools.lru_cache(functools.partial(covered_at, scene.mesh))
         self._set_scene()

@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 
 from sdslab.devices import out_of_memory_message, resolve_device
-from sdslab.errors import UserError
+from sdslab.errors import UserError, one_line
 from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.output_folder import check_inputs_apart
 from sdslab.texture.argument_checks import default_out, guidance_of
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.input_checks import named_inputs
@@ -40,7 +41,10 @@ def run(arguments: Arguments) -> None:
     out = Path(arguments.output.out or default_out(arguments))
     own_outputs(out, named_inputs(arguments))
     device = resolve_device(arguments.output.device)
-    inputs = input_digests(arguments)
+    beside: list[Path] = []
+    inputs = input_digests(arguments, beside)
+    for path in beside:
+        check_inputs_apart(out, {"a file of the mesh": path}, "--out")
     arguments = resolved(arguments, guidance_of(arguments), device)
     guidance = arguments.subject.guidance
     assert guidance is not None
@@ -135,4 +139,4 @@ def _write(workspace: Workspace, textured: Textured) -> None:
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
