@@ -78,7 +78,7 @@ def test_bad_configs_are_refused(content: str, message: str, tmp_path: Path):
 
 
 def test_alpha_bar_outside_the_open_interval_is_refused():
-    with pytest.raises(ValueError, match=r"within \(0, 1\), got shape \[2\] from 0 to 0.5"):
+    with pytest.raises(ValueError, match=r"within \(0, 1\) and falling, got 0.5 to 0;"):
         NoiseSchedule(torch.tensor([0.5, 0.0]))
 
 
