@@ -44,7 +44,7 @@ def check_output_folder(folder: Path, carries: Callable[[Path], bool], option: s
     with _os_errors_told(folder, option):
         if not folder.is_dir():
             return  # `check_writable` says what is wrong with a file or a dangling link
-        found = sorted(path.name for path in folder.iterdir() if not _does_not_count(path))
+        found = sorted(path.name for path in folder.iterdir() if not does_not_count(path))
     if found and not carries(folder):
         others = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise UserError(
@@ -207,7 +207,7 @@ def _existing(folder: Path, names: Iterable[str], option: str) -> Iterable[Path]
             yield path
 
 
-def _does_not_count(path: Path) -> bool:
+def does_not_count(path: Path) -> bool:
     """Files of the system, and what a process that died before it wrote its record left."""
     if path.name == "run.lock" and path.is_file() and not path.is_symlink():
         owner = _json_of(path) if path.stat().st_size else {"pid": 0}

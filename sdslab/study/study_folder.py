@@ -9,6 +9,7 @@ from sdslab.output_folder import (
     check_inputs_apart,
     check_output_folder,
     check_own_file,
+    does_not_count,
     is_own_page,
     listed_in,
     own_files,
@@ -62,7 +63,9 @@ def _holds_studies(folder: Path) -> bool:
     """Whether studies were written here, or it holds nothing but folders of them, as quick ones."""
     if any(record_in(path) for path in folder.glob("*.json")):
         return True
-    inside = [path for path in folder.iterdir() if path.is_dir()]
+    # A study that has just begun holds its lock and no record yet.
+    found = [path for path in folder.iterdir() if not does_not_count(path)]
+    inside = [path for path in found if path.is_dir()]
     if any(_holds_a_study(path) for path in inside):
         return True
-    return len(inside) == len([*folder.iterdir()]) and all(map(_holds_studies, inside))
+    return len(inside) == len(found) and all(map(_holds_studies, inside))

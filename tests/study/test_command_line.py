@@ -93,10 +93,10 @@ def test_a_diverging_cell_ends_in_one_line(study: Path, tmp_path: Path):
 
 def test_a_second_process_in_the_same_folder_is_refused(study: Path, tmp_path: Path):
     with (
-        RunLock(tmp_path / study.stem),
+        RunLock(tmp_path / "figures" / study.stem),
         pytest.raises(UserError, match="one process at a time"),
     ):
-        run(Selection(str(study)), Overrides(out=str(tmp_path)))
+        run(Selection(str(study)), Overrides(out=str(tmp_path / "figures")))
 
 
 def test_without_arguments_the_studies_are_listed():

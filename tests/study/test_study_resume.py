@@ -197,6 +197,7 @@ def test_what_cannot_be_resumed_says_why(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
+    tmp_path /= "figures"
     run(Selection(str(study), only=("pixel_rgb",)), Overrides(image=("coffee",), out=str(tmp_path)))
     done = tmp_path / "small"
     record = json.loads((done / "run.json").read_text("utf-8"))
