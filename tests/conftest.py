@@ -1,3 +1,4 @@
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from sdslab.diffusion_space import Autoencoder, LatentSpace
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,6 +76,8 @@ def _explicit(given: Arguments, merged: Arguments, recorded: Arguments) -> dict[
         before = getattr(recorded, section)
         for name, value in values.items():
             asked = getattr(getattr(given, section), name)
-            if isinstance(value, tuple) and value == (*getattr(before, name), *asked):
+            both = (getattr(before, name), asked)
+            repeatable = all(isinstance(part, tuple) for part in both)
+            if repeatable and value == both[0] + both[1]:
                 values[name] = asked or value
     return json.loads(json.dumps(config))

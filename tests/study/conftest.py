@@ -35,6 +35,12 @@ optimization = { steps = 2 }
 """
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Printed tables have all their columns; `test_printed_table.py` narrows it."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 @pytest.fixture
 def study(tmp_path: Path, tiny_vae_folder: Path) -> Path:
     path = tmp_path / "small.toml"

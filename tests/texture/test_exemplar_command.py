@@ -262,7 +262,12 @@ def test_a_start_from_the_projected_photo_stays_nearer_to_it_than_one_from_grey(
         ({"tag_guidance": -1.0}, "--tag-guidance must be"),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str, tmp_path: Path):
+def test_what_does_not_fit_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name, RED)
     wrong = arguments(tmp_path / "run", "gravel", **options)
 
     def attempt() -> None:

@@ -211,7 +211,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
         (("torus", "--target", "brick", "--unlit", "--lamp", "point"), "--lamp and --unlit or"),
         (("torus", "--target", "brick", "--device", "cuda:99"), "needs a CUDA GPU"),
         (("torus", "--target", "brick", "--renderer", "nvdiffrast"), "needs a CUDA device"),
-        (("torus", "--target", "brick", "--learning-rate=-1"), "learning_rate must be a positive"),
+        (("torus", "--target", "brick", "--learning-rate=-1"), "--learning-rate must be a"),
         (("torus", "--target", "brick", "--out", "file"), "--out must be a folder"),
     ],
     ids=[
