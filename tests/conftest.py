@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL
 
 from sdslab.diffusion_space import Autoencoder, LatentSpace
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 
