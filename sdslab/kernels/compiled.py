@@ -17,7 +17,8 @@ import numba.core.config
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """``numba.njit`` with the options given; ``cache`` counts only where a cache can be."""
-    return numba.njit(**{**options, "cache": options["cache"] and CACHE is not None})
+    compiler: Any = numba.njit
+    return compiler(**{**options, "cache": options["cache"] and CACHE is not None})
 
 
 def _nothing() -> None:
@@ -43,7 +44,9 @@ def _with_fallback() -> tuple[str | None, str]:
         return None, "compiled anew by each process, for not even a temporary folder can be written"
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     # In the environment for worker processes.
-    os.environ["NUMBA_CACHE_DIR"] = numba.core.config.CACHE_DIR = temporary
+    os.environ["NUMBA_CACHE_DIR"] = temporary
+    config: Any = numba.core.config
+    config.CACHE_DIR = temporary
     note = (
         "compiled anew by each run, a minute at most, for neither the package nor the home can be "
         "written; set NUMBA_CACHE_DIR to a folder to keep them"

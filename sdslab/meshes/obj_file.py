@@ -213,7 +213,7 @@ def _corners(
         stated = np.count_nonzero(missing & stands)
         if stated:
             named = f"name {NAMES[kind]} ({kind}) that the file lacks"
-            notes.append(f"{counted(stated, 'corner')} {named}: it has {rows:,}")
+            notes.append(f"{counted(int(stated), 'corner')} {named}: it has {rows:,}")
         corners[:, k] = np.where(missing, -1, column)
     return corners, sizes
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numba
 import numba.core.config
@@ -18,7 +19,8 @@ def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = compiled._cache_folder
 
     def found() -> str | None:
-        return place() if numba.core.config.CACHE_DIR else None
+        config: Any = numba.core.config
+        return place() if config.CACHE_DIR else None
 
     monkeypatch.setattr(compiled, "_cache_folder", found)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
