@@ -272,7 +272,7 @@ def browser() -> Iterator[Callable[[str], Act]]:
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
     """Starts a watched run; gives it and its page's address."""
-    runs = []
+    runs, readers = [], []
 
     def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
         command = (sys.executable, "-c", PAUSING, *arguments, "--turntable=0", *LIVE)
@@ -283,13 +283,16 @@ def started(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str
         runs.append(run)
         assert run.stderr
         line = next(line for line in run.stderr if line.startswith("live view: "))
-        threading.Thread(target=run.stderr.read, daemon=True).start()  # that it never blocks
+        readers.append(threading.Thread(target=run.stderr.read, daemon=True))
+        readers[-1].start()  # that it never blocks
         return run, line.split()[2]
 
     yield start
-    for run in runs:
+    for run, reader in zip(runs, readers, strict=True):
         run.kill()
         run.wait()
+        reader.join(10)
+        run.stderr.close()
 
 
 def until(page: Act, pattern: str) -> re.Match[str]:
