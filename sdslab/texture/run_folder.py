@@ -53,7 +53,19 @@ def own_outputs(out: Path, inputs: Mapping[str, str]) -> list[Path]:
     check_inputs_apart(out, inputs, "--out")
     check_output_folder(out, _holds_a_texture, "--out")
     listed = listed_in(record_in(out / "run.json"))
-    return own_files(out, OUTPUTS, listed, "--out", inputs)
+    own = own_files(out, OUTPUTS, listed, "--out", inputs)
+    return own if listed is not None else [*own, *_half_written(out)]
+
+
+def _half_written(out: Path) -> list[Path]:
+    """What `atomic_write` had not yet renamed when its process was killed."""
+    places = [out / name for name in OUTPUTS]
+    return [
+        path
+        for place in places
+        for path in place.parent.glob(f".{place.stem}.????????{place.suffix}")
+        if path.is_file() and not path.is_symlink()
+    ]
 
 
 def _holds_a_texture(folder: Path) -> bool:

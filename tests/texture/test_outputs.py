@@ -178,3 +178,14 @@ def test_a_file_where_a_folder_must_be_is_refused_at_once(name: str, tmp_path: P
     (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=f"--out must be a folder .*{name}"):
         own_outputs(tmp_path, {})
+
+
+def test_what_a_killed_process_had_not_yet_renamed_is_ours_and_hidden_files_of_the_users_are_not(
+    tmp_path: Path,
+):
+    from sdslab.texture.run_folder import _half_written
+
+    (tmp_path / "maps").mkdir()
+    for name in (".albedo.ab12_x9q.png", ".mine.png", "albedo.png", ".albedo.short.png"):
+        (tmp_path / "maps" / name).touch()
+    assert [path.name for path in _half_written(tmp_path)] == [".albedo.ab12_x9q.png"]
