@@ -7,14 +7,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdslab.errors import UserError
 
-FileKind = Literal["obj", "ply", "glb"]
 Corners = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Positions [f, 3, 3] and texture coordinates [f, 3, 2] of the corners, in the file's order."""
 
