@@ -88,8 +88,9 @@ def check_options(cls: type[Any], arguments: Sequence[str], prog: str) -> None:
         name, equals, value = token.partition("=")
         option = by_name.get("--" + name.removeprefix("--").replace("_", "-"))
         if option is None or not name.startswith("--"):
-            near = difflib.get_close_matches(name, [n for o in options for n in o.names], 1, 0.5)
-            meant = f"did you mean {near[0]}?" if near else f"{prog} --help lists them"
+            bare = {known.removeprefix("--"): known for o in options for known in o.names}
+            near = difflib.get_close_matches(name.strip("-"), bare, 1, 0.5)
+            meant = f"did you mean {bare[near[0]]}?" if near else f"{prog} --help lists them"
             raise UserError(f"{one_line(name)} is no option; {meant}")
         if option.kind is not bool:
             _check_values(name, option, [value] if equals else [], rest)

@@ -161,7 +161,10 @@ def _write_exr(path: Path, values: Tensor) -> None:
     pixels = values.contiguous().numpy()
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     content = io.BytesIO()  # OpenEXR takes no path that is not UTF-8
-    with OpenEXR.File(header, {name: pixels}) as file:
-        file.write(content)
     with atomic_write(path) as temporary:
+        try:
+            with OpenEXR.File(header, {name: pixels}) as file:
+                file.write(content)
+        except RuntimeError as error:  # what OpenEXR raises
+            raise OSError(str(error)) from error
         temporary.write_bytes(content.getbuffer())

@@ -259,7 +259,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Textures a mesh by score distillation and writes a GLB, its maps and pictures of it.
+    """Textures a mesh by score distillation: writes a GLB, its maps and pictures.
 
     Examples:
       python -m sdslab.texture                                a try, in a minute
