@@ -25,7 +25,7 @@ def number_rows(bits):
     while size < 2 * n:
         size *= 2
     mask = np.uint64(size - 1)
-    table = np.full(size, -1, np.int64)  # rows, by hash; a taken place moves a row to the next
+    table = np.full(size, -1, np.int32)  # rows, by hash; a taken place moves a row to the next
     numbers = np.empty(n, np.int64)
     count = 0
     for row in range(n):

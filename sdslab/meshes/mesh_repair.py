@@ -99,8 +99,9 @@ class _Pieces:
     @classmethod
     def of(cls, faces: Indices) -> "_Pieces":
         following = faces[:, [1, 2, 0]]
-        keys = np.minimum(faces, following) * (faces.max(initial=0) + 1)
-        keys += np.maximum(faces, following)
+        keys = np.minimum(faces, following)
+        keys *= faces.max(initial=0) + 1
+        keys += np.maximum(faces, following, out=following)
         edge, count = mesh_kernels.number_rows(keys.reshape(-1, 1))
         uses = np.bincount(edge, minlength=count)
         first = np.empty(count, np.int64)

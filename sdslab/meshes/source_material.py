@@ -40,8 +40,10 @@ def source_material(
     named = [materials[looks.index(look)] for look in distinct]  # for notes
     look_of_face = np.array([distinct.index(m) for m in looks])[material_of_face]  # −1: the last
     own_uv = file.uv if file.texture_uv is None else file.texture_uv
-    uv = np.zeros((len(faces), 3, 2)) if own_uv is None else own_uv[faces]
-    uv = np.where(np.isfinite(uv) & (np.abs(uv) < 1e6), uv, 0.5)
+    if own_uv is None:
+        uv = np.zeros((len(faces), 3, 2))
+    else:
+        uv = np.where(np.abs(own_uv) < 1e6, own_uv, 0.5)[faces]  # NaN is not less
     used = np.unique(look_of_face)
     opaque = all(distinct[k].alpha_mode == "OPAQUE" for k in used)
     if len(used) == 1:

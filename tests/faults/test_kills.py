@@ -28,7 +28,7 @@ def kill_runs(folder: Path, *jobs: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("kills")
-    return kill_runs(folder, "SIGKILL=55", "SIGTERM=6", "SIGINT=6", "checkpoint=20")
+    return kill_runs(folder, "SIGKILL=30", "SIGTERM=6", "SIGINT=6", "checkpoint=20")
 
 
 def check_random_kills(found: dict[str, Any], kills: int) -> None:
@@ -41,7 +41,7 @@ def check_random_kills(found: dict[str, Any], kills: int) -> None:
 
 
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(found: dict[str, Any]):
-    check_random_kills(found["SIGKILL"], 55)
+    check_random_kills(found["SIGKILL"], 30)
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def obj_files(draw: st.DrawFn) -> str:
     return "\n".join(lines)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(obj_files())
 @example("v 0 0 0\nv 1e30 0 0\nv 0 1e30 0\nf 1 2 3")
 @example("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n" + "f 1 1 2\n" * 500)
@@ -154,7 +154,7 @@ def test_any_obj(text: str):
     load_safely({"a.obj": text.encode(), "a.mtl": material}, "a.obj")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
     st.lists(st.tuples(*[st.floats(-2, 2, width=32)] * 3), min_size=3, max_size=12),
     st.data(),

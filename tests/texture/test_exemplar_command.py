@@ -138,38 +138,6 @@ def test_albedo_only_estimates_nothing(tmp_path: Path):
     assert (values - torch.tensor([128, 128, 255])).abs().max() <= 1  # 0.5 lies between two
 
 
-@pytest.mark.parametrize(
-    "stop", [("stage1-middle", 2), ("stage1-fine", 1), ("stage2", 1)], ids=lambda stop: stop[0]
-)
-def test_a_stopped_run_ends_as_one_that_was_not(
-    stop: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run(arguments(whole, "gravel"))
-    current, original, log_of = [""], stage.optimize_material, stage.MetricsLog
-
-    def interrupted(*values: object, **options: object):
-        for step in original(*values, **options):  # type: ignore[arg-type]
-            yield step
-            if (current[0], step.index + 1) == stop:
-                raise KeyboardInterrupt
-
-    def named(out: Path, name: str, first: int = 0) -> stage.MetricsLog:
-        current[0] = name
-        return log_of(out, name, first)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stage, "optimize_material", interrupted)
-        patched.setattr(stage, "MetricsLog", named)
-        with pytest.raises(KeyboardInterrupt):
-            run(arguments(stopped, "gravel"))
-    assert json.loads((stopped / "run.json").read_text())["outcome"] == "interrupted"
-    run(arguments(stopped, "gravel"))
-    for name in ("albedo", "metallic_roughness", "normal"):
-        files = [folder / "maps" / f"{name}.png" for folder in (whole, stopped)]
-        assert files[0].read_bytes() == files[1].read_bytes(), name
-
-
 @pytest.mark.parametrize("size", [(1, 1), (40, 40), (400, 3)], ids=str)
 def test_a_photo_of_one_colour_gives_that_colour(size: tuple[int, int], tmp_path: Path):
     run(arguments(tmp_path / "run", picture(tmp_path / "red.png", RED, size)))

@@ -165,6 +165,7 @@ def test_ctrl_c_writes_what_was_reached(tmp_path: Path):
     assert list(run.parent.glob("checkpoint-*.safetensors"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
     """Bit for bit, and with the same log of losses."""
     arguments = ("sphere", "--target", "coffee", "--light", "studio", "--steps=60", *OFTEN)

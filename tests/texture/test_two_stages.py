@@ -28,7 +28,7 @@ from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
-from sdslab.texture import stage, two_stages
+from sdslab.texture import two_stages
 from sdslab.texture.arguments import (
     Arguments,
     Distillation,
@@ -128,39 +128,6 @@ def test_a_deep_image_prior_is_a_material_too(models: Path, tmp_path: Path):
     assert mesh.source_material is not None
     normals = 2 * mesh.source_material.maps[..., 5:8] - 1
     assert (normals.norm(dim=-1) - 1).abs().max() < 0.02  # eight bits
-
-
-@pytest.mark.parametrize("stop", [("stage1", 2), ("stage2", 1)], ids=["stage I", "stage II"])
-def test_a_stopped_run_ends_as_one_that_was_not(
-    stop: tuple[str, int], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run(arguments(whole, models / "if-1", models / "if-2"))
-    original = stage.optimize_material
-
-    def interrupted(*values: object, **options: object):
-        for step in original(*values, **options):  # type: ignore[arg-type]
-            yield step
-            if (current[0], step.index + 1) == stop:
-                raise KeyboardInterrupt
-
-    current = [""]
-    log_of = stage.MetricsLog
-
-    def named(out: Path, name: str, first: int = 0) -> stage.MetricsLog:
-        current[0] = name
-        return log_of(out, name, first)
-
-    monkeypatch.setattr(stage, "optimize_material", interrupted)
-    monkeypatch.setattr(stage, "MetricsLog", named)
-    with pytest.raises(KeyboardInterrupt):
-        run(arguments(stopped, models / "if-1", models / "if-2"))
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    run(arguments(stopped, models / "if-1", models / "if-2"))
-    for name in ("albedo", "metallic_roughness", "normal"):
-        files = [folder / "maps" / f"{name}.png" for folder in (whole, stopped)]
-        assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
 class Listens(Denoiser):
