@@ -327,7 +327,7 @@ def _check_out(config: TrainVaeConfig) -> None:
     """Refuses to write over anything but an earlier training's result.
 
     Raises:
-        UserError: the folder cannot be written, holds what is not ours or is ``--initial``.
+        UserError: the folder cannot be written, holds what is not ours, or an input.
     """
 
     def was_trained_here(folder: Path) -> bool:
@@ -339,8 +339,10 @@ def _check_out(config: TrainVaeConfig) -> None:
 
     check_writable(config.out)
     check_output_folder(config.out, was_trained_here, "--out")
+    inputs = {f"FOLDER {n}": folder for n, folder in enumerate(config.folders, 1)}
     if config.initial is not None:
-        check_inputs_apart(config.out, {"--initial": config.initial}, "--out")
+        inputs["--initial"] = config.initial
+    check_inputs_apart(config.out, inputs, "--out")
     own_files(
         config.out, ("config.json", "diffusion_pytorch_model.safetensors", CURVE), None, "--out"
     )
