@@ -1,6 +1,7 @@
 """What a program says to its user in one line: an error that can be mended, or a note."""
 
 import codecs
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -44,7 +45,11 @@ codecs.register_error(NAMES, bytes_of_names)
 
 
 def readable(text: str) -> str:
-    r"""A file's name as text that any encoder takes: bytes that are no UTF-8 become ``\xf6``."""
+    r"""A file's name as text that any encoder takes: bytes that are no UTF-8 become ``\xf6``.
+
+    So they do where `repr` has escaped them already, as it does in most messages.
+    """
+    text = re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", text)
     return text.encode("utf-8", NAMES).decode("utf-8", "backslashreplace")
 
 

@@ -107,6 +107,12 @@ class PatchBank:
                 poses if poses is not None else [0] * len(exemplars),
             )
         )
+        empty = [pose for pose in range(pose_count) if not (pose_of == pose).any()]
+        if empty:
+            raise ValueError(
+                f"masks must leave whole patches of {patch}×{patch} pixels in every pose, got none "
+                f"in pose {empty[0]}; enlarge the mask or the photograph, or take smaller patches"
+            )
         rows = torch.cat(patches)
         mean, basis, coordinates = _principal(rows, rank)
         order = torch.cat(
@@ -204,11 +210,6 @@ def _inside(mask: Tensor | None, image: Tensor, patch: int, most: int) -> Tensor
 def _evenly(coordinate: Tensor, chosen: Tensor, count: int) -> Tensor:
     """At most ``count`` numbers of chosen rows, evenly along their order by a coordinate."""
     numbers = chosen.nonzero()[:, 0]
-    if not len(numbers):
-        raise ValueError(
-            "masks must leave patches of every pose, got none of one; enlarge the mask or the "
-            "photograph, or take smaller patches"
-        )
     order = numbers[coordinate[numbers].argsort(stable=True)]
     if len(order) > count:
         even = torch.linspace(0, len(order) - 1, count, dtype=torch.float64)

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdslab.denoisers.band_energy import BandEnergy
 from sdslab.denoisers.exemplar import ExemplarDenoiser
 from sdslab.denoisers.patch_bank import PatchBank
+from sdslab.errors import UserError
 from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.exemplar_texturing.guide import ExemplarGuide
 from sdslab.exemplar_texturing.guided_picture import GuidedPicture
@@ -232,7 +233,7 @@ class ExemplarPyramid:
         if from_texture:
             first = min(first, KEPT_U)
         seed = config.seed + (number << 41)  # no two levels, or runs of near seeds, share numbers
-        denoiser = self._denoiser(level, pixels_per_unit)
+        denoiser = self._denoiser(level)
         energy = denoiser.band_energy
         size = max(1, config.texture_size // level.shrink)
         picture = GuidedPicture(self.renderer, self.exemplars.guided)
@@ -281,28 +282,57 @@ class ExemplarPyramid:
             energy.memory if energy is not None else {},
         )
 
-    def _denoiser(self, level: Level, pixels_per_unit: float) -> ExemplarDenoiser:
-        height = max(LEAST_PHOTO_HEIGHT, round(self.config.scale * pixels_per_unit))
-        factor = FACTOR if level.super_resolution else 1
-        pairs = [exemplar.at_height(height, factor) for exemplar in self.exemplars.exemplars]
-        patch = level.patch if self.field is None else level.directional_patch
+    def check(self) -> None:
+        """Refuses photographs and masks that leave a level nothing to copy.
+
+        Raises:
+            UserError: says how large a square must be left.
+        """
+        widest = max(self.levels, key=lambda level: self._patch_of(level) / self._height_of(level))
+        self._bank(widest, count=1)
+
+    def _height_of(self, level: Level) -> int:
+        """Pixels of a photograph's height in a level's pictures."""
+        pixels = self.config.scale * self.pixels_per_unit / level.coarseness
+        return max(LEAST_PHOTO_HEIGHT, round(pixels))
+
+    def _patch_of(self, level: Level) -> int:
+        return level.patch if self.field is None else level.directional_patch
+
+    def _bank(self, level: Level, **options: int) -> PatchBank:
+        height, factor = self._height_of(level), FACTOR if level.super_resolution else 1
+        patch = self._patch_of(level)
         poses = POSES if self.field is not None else 1
         copies = [
             (tag, pose, *turned(picture, mask, 2 * math.pi * pose / poses, self.exemplars.guided))
             for pose in range(poses)
-            for tag, (picture, mask) in enumerate(pairs)
+            for tag, exemplar in enumerate(self.exemplars.exemplars)
+            for picture, mask in [exemplar.at_height(height, factor)]
         ]
-        bank = PatchBank.of(
-            [picture for _, _, picture, _ in copies],
-            patch,
-            factor=factor,
-            masks=[mask for _, _, _, mask in copies],
-            tags=[tag for tag, _, _, _ in copies],
-            poses=[pose for _, pose, _, _ in copies],
-            pose_count=poses,
-        )
-        energy = None
+        try:
+            return PatchBank.of(
+                [picture for _, _, picture, _ in copies],
+                patch,
+                factor=factor,
+                masks=[mask for _, _, _, mask in copies],
+                tags=[tag for tag, _, _, _ in copies],
+                poses=[pose for _, pose, _, _ in copies],
+                pose_count=poses,
+                **options,
+            )
+        except ValueError as error:  # masks or photographs are too narrow for any patch
+            raise UserError(
+                f"--exemplar must show, within its --exemplar-mask or where it is opaque, a square "
+                f"of {patch / height:.0%} of its height"
+                f"{' that can be turned' if poses > 1 else ''}, got none; give another, enlarge "
+                f"the mask or give a larger --exemplar-scale"
+            ) from error
+
+    def _denoiser(self, level: Level) -> ExemplarDenoiser:
+        bank, energy = self._bank(level), None
         if level.band_energy:
+            height, factor = self._height_of(level), FACTOR if level.super_resolution else 1
+            pairs = [exemplar.at_height(height, factor) for exemplar in self.exemplars.exemplars]
             mosaic = torch.cat([picture for picture, _ in pairs], 2)
             masks = [
                 mask if mask is not None else torch.ones_like(picture[:1], dtype=torch.bool)

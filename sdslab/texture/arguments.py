@@ -46,7 +46,7 @@ class Subject:
     ] = None
     """Start from grey, from random albedo, from the mesh file's own maps ("source"), from the
     exemplar projected along the axes ("triplanar"), or from an earlier result: a GLB or OBJ of the
-    same mesh, a folder of maps, or a picture."""
+    same mesh, a run's folder, a folder of maps, or a picture."""
     unwrap: Literal["auto", "always", "never"] = "auto"
     """Make texture coordinates: where the file's own are no valid atlas, always, or never."""
     up: Annotated[

@@ -46,6 +46,7 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
     )
     maps = _initial(workspace, pyramid)
     if workspace.guidance != "none":
+        pyramid.check()
         workspace.record["config"]["stages"] = {
             level.name: {**dataclasses.asdict(level), "steps": pyramid.steps_of(level)}
             for level in pyramid.levels

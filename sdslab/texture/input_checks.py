@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import warnings
+from pathlib import Path
 
 from sdslab.errors import UserError, one_line
 from sdslab.named_inputs import (
@@ -13,6 +15,7 @@ from sdslab.named_inputs import (
     did_you_mean,
     tag_and_file,
 )
+from sdslab.pickles import refuse_pickle
 from sdslab.texture.arguments import Arguments
 
 STARTS = ("random", "grey", "source", "triplanar")
@@ -98,9 +101,30 @@ def _check_material(given: str, must: str, names: tuple[str, ...]) -> None:
             f"{must}, got {one_line(given)[:200]!r}, which is neither a file, nor a folder, nor "
             f"one of {', '.join(PHOTOGRAPHS)}{did_you_mean(given, known)}"
         )
+    if given not in names:
+        refuse_pickle(Path(given))
+        _check_header(given, must)
 
 
 def _check_picture(given: str, option: str) -> None:
     check_file_or_name(given, PHOTOGRAPHS, f"{option}: image")
     if os.path.isdir(given) and given not in PHOTOGRAPHS:
         raise UserError(f"{option} must be a picture, got the folder {one_line(given)!r}")
+    _check_header(given, f"{option} must be a readable picture (PNG, JPEG, WebP, TIFF, …)")
+
+
+def _check_header(given: str, must: str) -> None:
+    """Refuses a file that is no picture at all; what else is wrong shows once it is decoded."""
+    known_otherwise = (*MESH_SUFFIXES, ".npy", ".exr", ".hdr")
+    if not os.path.isfile(given) or given.lower().endswith(known_otherwise):
+        return
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.open(given).close()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{must}, got {given!r}: {error}; open it in a viewer and save it again"
+        ) from error

@@ -28,8 +28,9 @@ def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> T
 
     Args:
         source: a mesh file with maps (the same faces as ``mesh``, in the same order; its texture
-            coordinates may differ), or a folder of maps as a run writes them (in the texture
-            coordinates of ``mesh``), or a picture, or the name of a scikit-image photograph.
+            coordinates may differ), or the folder of a run, for its mesh.glb, or a folder of maps
+            as a run writes them (in the texture coordinates of ``mesh``), or a picture, or the name
+            of a scikit-image photograph.
         mesh: what is textured.
         size: height and width of the result.
         backend: for moving maps between texture coordinates.
@@ -40,6 +41,10 @@ def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> T
     Raises:
         UserError: no such file, no maps in it, or other faces; `source` is to be named before.
     """
+    if all(os.path.isfile(os.path.join(source, name)) for name in ("run.json", "mesh.glb")):
+        source = os.path.join(
+            source, "mesh.glb"
+        )  # unlike its maps, it tells whether it is of the same mesh
     if os.path.isdir(source):
         return resize_maps(load_maps(Path(source)), size)
     if Path(source).suffix.lower() in READERS:

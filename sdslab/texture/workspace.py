@@ -23,7 +23,6 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, TexelGrid
-from sdslab.pickles import refuse_pickle
 from sdslab.progress_lines import ProgressLines
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
@@ -86,16 +85,16 @@ class Workspace:
         progress: Progress,
         held: ExitStack,
     ) -> "Workspace":
-        """Loads the mesh and the light; writes nothing.
+        """Loads the light and the mesh; writes nothing.
 
         Raises:
             UserError: one of them cannot be had, or the renderer cannot run here.
         """
         device = resolve_device(arguments.output.device)
         backend = make_backend(arguments.rendering.renderer, device)
+        lights = _load_lights(arguments, device, progress)
         mesh = _load_mesh(arguments, progress)
         mesh = with_opacity(mesh, arguments.optimization.texture_size, make_backend("cpu", CPU))
-        lights = _load_lights(arguments, device, progress)
         return cls(arguments, guidance, out, device, backend, mesh, lights, inputs, held)
 
     @property
@@ -208,7 +207,6 @@ class Workspace:
         )
 
     def _material(self, source: str, must: str) -> Tensor:
-        refuse_pickle(Path(source))
         try:
             return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU))
         except UserError as error:

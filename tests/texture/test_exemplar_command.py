@@ -225,6 +225,7 @@ def test_a_start_from_the_projected_photo_stays_nearer_to_it_than_one_from_grey(
     ("options", "message"),
     [
         ({"exemplar_mask": ("a.png", "b.png")}, "--exemplar-mask must be given once for each"),
+        ({"exemplar_mask": ("dots.png",)}, "a square of 29% of its height, got none"),
         ({"tag": "moss"}, "--tag must be that of an exemplar"),
         ({"exemplar_normal": ("missing.png",)}, "existing file"),
         ({"tag_guidance": -1.0}, "--tag-guidance must be"),
@@ -236,6 +237,9 @@ def test_what_does_not_fit_is_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png"):
         picture(tmp_path / name, RED)
+    dots = Image.new("L", (64, 64))
+    dots.putdata([255 * (i % 8 < 4) for i in range(64 * 64)])
+    dots.save(tmp_path / "dots.png")
     wrong = arguments(tmp_path / "run", "gravel", **options)
 
     def attempt() -> None:

@@ -34,18 +34,21 @@ def test_a_picture_is_the_albedo_with_its_last_row_at_v_0(tmp_path: Path):
     assert (maps[..., ROUGHNESS] == 0.5).all()
 
 
-@pytest.mark.parametrize("kind", ["glb", "obj"])
+@pytest.mark.parametrize("kind", ["glb", "obj", "run"])
 def test_a_textured_mesh_gives_its_maps_back(kind: str, tmp_path: Path):
     mesh, maps = load_mesh("torus"), smooth_material()
-    if kind == "glb":
+    if kind != "obj":
         source = tmp_path / "mesh.glb"
         export_glb(mesh, maps, source)
+        if kind == "run":  # whose folder is given
+            (tmp_path / "run.json").touch()
+            source = tmp_path
     else:
         source = export_obj(mesh, maps, tmp_path)[0]
     target = load_target(str(source), mesh, 64, CpuBackend())
     compared = slice(0, 5)
     assert (target - maps)[..., compared].abs().max() < 1 / 255
-    again = load_mesh(source)
+    again = load_mesh(tmp_path / "mesh.glb" if kind == "run" else source)
     assert (own_maps(again, 64, CpuBackend()) - maps)[..., compared].abs().max() < 1 / 255
 
 
