@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError, first_line
+from sdslab.files.pickles import refuse_pickle
 from sdslab.kernels.validation import require_integer, require_layout
-from sdslab.pickles import refuse_pickle
 from sdslab.tensor_types import Diffused, Image, Maps
 
 # AutoencoderKL, AutoencoderTiny and their like; diffusers annotates their outputs wrongly.

@@ -21,11 +21,11 @@ from sdslab.diffusion_space import DiffusionSpace
 from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult
 from sdslab.meshes.material import MAPS, constant_material
-from sdslab.metrics import psnr_db
 from sdslab.optimization.material_optimization import Guide, MaterialConfig, optimize_material
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import EVALUATION_VIEWS, Views
 from sdslab.rendering.lighting import Environment, Lamp, Lighting, LightSampler

@@ -22,14 +22,14 @@ import torch.nn.functional as F
 import tyro
 from PIL import Image
 
-from sdslab.atomic_write import check_writable
-from sdslab.command_line import parse
 from sdslab.diffusion_space import Autoencoder, LatentSpace
 from sdslab.errors import UserError, exit_on_user_error
-from sdslab.image_io import load_image
-from sdslab.metrics import psnr_db
-from sdslab.output_folder import check_inputs_apart, check_output_folder, own_files
-from sdslab.standard_streams import keep_streams
+from sdslab.files.atomic_write import check_writable
+from sdslab.pictures.image_io import load_image
+from sdslab.pictures.metrics import psnr_db
+from sdslab.runs.folder import check_inputs_apart, check_output_folder, own_files
+from sdslab.shell.command_line import parse
+from sdslab.shell.standard_streams import keep_streams
 
 HELD_OUT = ("astronaut", "chelsea", "coffee", "rocket")  # never trained on
 HELD_OUT_SIZE = 256

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdslab.atomic_write import write_text
-from sdslab.command_line import parse
 from sdslab.errors import one_line, readable
-from sdslab.run_record import run_record, write_json
-from sdslab.run_schema import read_run
+from sdslab.files.atomic_write import write_text
+from sdslab.runs.record import run_record, write_json
+from sdslab.runs.schema import read_run
+from sdslab.shell.command_line import parse
 from sdslab.texture.argument_checks import default_out
 from sdslab.texture.arguments import Arguments
 

@@ -17,7 +17,7 @@ SET_UP = """
     from sdslab.diffusion_space import LatentSpace, PixelSpace
     from sdslab.distillation.sds import exact_sds_gradient, sds_gradient
     from sdslab.distillation.sr_sds import sr_sds_gradient
-    from sdslab.image_io import load_image
+    from sdslab.pictures.image_io import load_image
     from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey
     from sdslab.parameterizations.deep_image_prior import DeepImagePrior
     from sdslab.parameterizations.latent import LatentGrid

@@ -14,7 +14,6 @@ from PIL import Image
 import sdslab
 from sdslab.denoisers.view_prompts import BACK, FRONT, view_of
 from sdslab.errors import UserError
-from sdslab.image_io import load_image
 from sdslab.kernels import sr_condition
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.material import constant_material
@@ -22,6 +21,7 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.meshes.surface_frame import vertex_normals
+from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cameras import Cameras, CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lighting
@@ -109,7 +109,7 @@ def test_6_the_condition_can_be_antialiased():
 
 def test_7_a_prompt_is_no_file_name():
     """The cache's file is named by the prompt, keyed by nothing else, and a pickle."""
-    from sdslab.disk_cache import content_hash
+    from sdslab.files.disk_cache import content_hash
 
     texts = ("a/b", "../../x", "cow " * 2500)
     keys = {content_hash(model, text) for model in ("one", "another") for text in texts}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from PIL import Image
 
 from sdslab.study.__main__ import Arguments as StudyArguments
 from sdslab.study.specification import Study, find_study, select_cells, study_kind
@@ -52,6 +53,8 @@ def test_every_printed_texture_command_is_understood(
     for name in (word for word in words if re.fullmatch(r"[\w/]+\.\w+", word)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()  # the commands name the reader's own files
+        if name.endswith((".jpg", ".png")):
+            Image.new("RGB", (64, 64)).save(tmp_path / name)
     if words != ["doctor"]:  # which has tests of its own
         check(tyro.cli(Arguments, args=words))
 

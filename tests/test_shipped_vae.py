@@ -5,8 +5,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
-from sdslab.image_io import load_image
-from sdslab.metrics import psnr_db
+from sdslab.pictures.image_io import load_image
+from sdslab.pictures.metrics import psnr_db
 from sdslab.train_vae import HELD_OUT
 
 

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from sdslab.interrupts import exit_code
 from sdslab.optimization.optimize import Step
+from sdslab.shell.interrupts import exit_code
 from sdslab.texture import stage
 from sdslab.texture.__main__ import main
 

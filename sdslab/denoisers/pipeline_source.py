@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError, first_line
-from sdslab.pickles import refuse_pickle
+from sdslab.files.disk_cache import content_hash
+from sdslab.files.pickles import refuse_pickle
 
 TIMEOUT_SECONDS = 10
 

@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
 from sdslab.denoisers.pipeline_source import PipelineSource
-from sdslab.disk_cache import cached_tensors, content_hash
 from sdslab.errors import UserError, first_line
-from sdslab.pickles import refuse_pickle, refuse_pickled_weights
+from sdslab.files.atomic_write import atomic_write
+from sdslab.files.disk_cache import cached_tensors, content_hash
+from sdslab.files.pickles import refuse_pickle, refuse_pickled_weights
 
 _CACHE_VERSION = 1  # raise it whenever encoding changes
 T5_LENGTH = 77  # tokens, of diffusers' IFPipeline

@@ -16,8 +16,8 @@ from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.prompts import Prompts
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace, load_whole
 from sdslab.errors import UserError, first_line
+from sdslab.files.pickles import refuse_pickled_weights
 from sdslab.kernels import PredictionType
-from sdslab.pickles import refuse_pickled_weights
 from sdslab.tensor_types import Diffused, Timesteps
 
 Kind = Literal["IF-I", "IF-II", "Stable Diffusion", "SDXL", "×4 upscaler"]

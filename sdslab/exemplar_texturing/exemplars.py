@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError
-from sdslab.image_io import Photo, load_picture
 from sdslab.meshes.material import ALBEDO, NORMAL, ROUGHNESS
-from sdslab.named_inputs import tag_and_file
+from sdslab.pictures.image_io import Photo, load_picture
+from sdslab.shell.named_inputs import tag_and_file
 
 LARGEST_SIDE = 1024  # pixels of a photo's shorter side that are used
 LARGEST_ASPECT = 2.0  # of what is used of a photo; its middle

@@ -11,10 +11,10 @@ from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.meshes.material import ALBEDO
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.surface_frame import weld
+from sdslab.pictures.texture_statistics import PATCH, contrast, gradient_energy, sliced_wasserstein
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.surface_views import SurfaceViews
-from sdslab.texture_statistics import PATCH, contrast, gradient_energy, sliced_wasserstein
 
 VIEWS = 24
 RESOLUTION = 96

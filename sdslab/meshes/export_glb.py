@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdslab import __version__
-from sdslab.atomic_write import atomic_write
+from sdslab.files.atomic_write import atomic_write
 from sdslab.meshes.material_io import encode_png, map_pictures, opacity_picture
 from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.mesh_file import TexturePlace

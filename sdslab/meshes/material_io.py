@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
-from sdslab.color import srgb_to_linear
 from sdslab.errors import UserError
+from sdslab.files.atomic_write import atomic_write
 from sdslab.meshes.material import ALBEDO, CHANNELS, METALLIC, NORMAL, ROUGHNESS
+from sdslab.pictures.color import srgb_to_linear
 
 # What `load_maps` reads: eight bits of all eight channels.
 MAP_FILES = ("albedo.png", "metallic_roughness.png", "normal.png")

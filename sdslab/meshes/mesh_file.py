@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sdslab.color import srgb_to_linear
+from sdslab.pictures.color import srgb_to_linear
 
 MOST_FACES = 5_000_000
 

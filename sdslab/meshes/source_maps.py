@@ -9,7 +9,6 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from sdslab.color import linear_to_srgb, srgb_to_linear
 from sdslab.errors import first_line, one_line
 from sdslab.meshes.atlas_tiles import AtlasTile
 from sdslab.meshes.material import (
@@ -23,6 +22,7 @@ from sdslab.meshes.material import (
     renormalized,
 )
 from sdslab.meshes.mesh_file import FileMaterial
+from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
 
 LARGEST_PICTURE = 8192
 LARGEST_MAP = 2048

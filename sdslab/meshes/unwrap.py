@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sdslab.disk_cache import cached_tensors, content_hash
 from sdslab.errors import UserError
+from sdslab.files.disk_cache import cached_tensors, content_hash
 from sdslab.meshes import mesh_kernels, xatlas_process
 from sdslab.meshes.mesh_file import Floats, Indices
 from sdslab.meshes.uv_coverage import uv_coverage

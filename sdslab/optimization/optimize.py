@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdslab.interrupts import interrupts_held
 from sdslab.kernels import SDSResult
 from sdslab.optimization.optimize_config import OptimizeConfig, learning_rate_at
 from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.optimization.step_work import LaunchedWork, RecordedWork, StepWork
+from sdslab.shell.interrupts import interrupts_held
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def optimize(
         FloatingPointError: z or the gradient of θ is not finite, or the model's output was not in
             ``config.nonfinite_limit`` steps in a row; θ is left as it was.
         UserError: L-BFGS is to be recorded.
-        KeyboardInterrupt: Ctrl-C, or as `sdslab.interrupts.Terminated` SIGTERM, after the step.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM (`shell.interrupts.Terminated`), after the step.
     """
     parameters = list(theta)
     project = project or (lambda: None)

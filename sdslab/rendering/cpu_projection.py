@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from sdslab.kernels.compiled import njit
+from sdslab.machine.worker_threads import run_all, split, worker_count
 from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND
-from sdslab.worker_threads import run_all, split, worker_count
 
 
 @njit(nogil=True, cache=True)

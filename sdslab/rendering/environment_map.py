@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sdslab.color import srgb_to_linear
 from sdslab.errors import UserError
-from sdslab.image_io import load_picture
+from sdslab.pictures.color import srgb_to_linear
+from sdslab.pictures.image_io import load_picture
 from sdslab.rendering.radiance_hdr import read_hdr
 
 HEIGHT = 512  # larger maps are reduced to this many rows

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.disk_cache import cached_tensors, content_hash
 from sdslab.errors import UserError
+from sdslab.files.disk_cache import cached_tensors, content_hash
 from sdslab.kernels.philox import NoiseKey, philox_uniform
 from sdslab.rendering.environment_map import load_environment
 from sdslab.rendering.prefilter import (

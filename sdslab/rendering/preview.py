@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
+from sdslab.files.atomic_write import atomic_write
 from sdslab.meshes.material_io import map_pictures
 from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import Cameras, six_views, turntable_views

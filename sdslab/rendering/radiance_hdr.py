@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdslab.atomic_write import atomic_write
+from sdslab.files.atomic_write import atomic_write
 
 _LONGEST_HEADER = 65536
 

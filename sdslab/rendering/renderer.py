@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.color import ColorMode, linear_to_srgb, srgb_to_linear
 from sdslab.errors import UserError
 from sdslab.meshes.material import ALBEDO, METALLIC, NORMAL, ROUGHNESS
 from sdslab.meshes.mesh import Mesh
+from sdslab.pictures.color import ColorMode, linear_to_srgb, srgb_to_linear
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.lighting import Lighting
 from sdslab.rendering.render_backend import RenderBackend

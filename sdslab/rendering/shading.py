@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.color import ColorMode, srgb_to_linear
 from sdslab.meshes.material import ALBEDO, METALLIC, NORMAL, ROUGHNESS
+from sdslab.pictures.color import ColorMode, srgb_to_linear
 from sdslab.rendering.lighting import Lighting
 
 DIELECTRIC_F0 = 0.04

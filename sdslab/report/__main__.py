@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from sdslab.atomic_write import check_writable
-from sdslab.command_line import parse
 from sdslab.errors import UserError, exit_on_user_error, one_line
-from sdslab.output_folder import PAGE, check_own_file, is_own_page
-from sdslab.standard_streams import keep_streams
+from sdslab.files.atomic_write import check_writable
+from sdslab.runs.folder import PAGE, check_own_file, is_own_page
+from sdslab.shell.command_line import parse
+from sdslab.shell.standard_streams import keep_streams
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def report(arguments: Arguments) -> None:
     Raises:
         UserError: a run cannot be read, or a page cannot be written.
     """
-    from sdslab.run_schema import read_run
+    from sdslab.runs.schema import read_run
 
     folders = _folders(arguments.runs)
     # All are read before anything is written.

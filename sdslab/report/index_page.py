@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sdslab.atomic_write import write_text
+from sdslab.files.atomic_write import write_text
 from sdslab.report import settings_rows
 from sdslab.report.embedded_pictures import data_uri
 from sdslab.report.html_page import render_page

@@ -10,16 +10,16 @@ from urllib.parse import quote
 from markupsafe import Markup
 from PIL import Image
 
-from sdslab.atomic_write import write_text
 from sdslab.errors import UserError, one_line
-from sdslab.named_inputs import stem_of
+from sdslab.files.atomic_write import write_text
 from sdslab.report import curves, number_names, settings_rows
 from sdslab.report.downloads import downloads_of_study, downloads_of_texture, link_of
 from sdslab.report.embedded_pictures import data_uri, read_picture
 from sdslab.report.html_page import render_page, viewer_script
 from sdslab.report.markdown_tables import html_of
 from sdslab.report.view_data import view_of
-from sdslab.run_schema import read_run
+from sdslab.runs.schema import read_run
+from sdslab.shell.named_inputs import stem_of
 
 PAGE_NAME = "report.html"
 LARGEST_TABLE = 2**20  # bytes of a study's Markdown

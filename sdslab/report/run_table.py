@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdslab.atomic_write import write_text
+from sdslab.files.atomic_write import write_text
 from sdslab.report.settings_rows import flat
 
 if TYPE_CHECKING:

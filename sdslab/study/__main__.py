@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sdslab.command_line import parse
 from sdslab.errors import UserError, exit_on_user_error
-from sdslab.interrupts import exit_code
-from sdslab.named_inputs import MESHES, PHOTOGRAPHS, check_file_or_name
-from sdslab.standard_streams import keep_streams
+from sdslab.shell.command_line import parse
+from sdslab.shell.interrupts import exit_code
+from sdslab.shell.named_inputs import MESHES, PHOTOGRAPHS, check_file_or_name
+from sdslab.shell.standard_streams import keep_streams
 from sdslab.study.kinds import SAVED_KINDS, runner, study_file
 from sdslab.study.specification import find_study, list_studies, study_kind
 from sdslab.study.study_folder import claim_study_folder

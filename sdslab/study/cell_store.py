@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sdslab.checkpoint import Checkpoints, OtherCodeError
-from sdslab.disk_cache import content_hash
-from sdslab.named_inputs import stem_of
+from sdslab.files.disk_cache import content_hash
+from sdslab.runs.checkpoint import Checkpoints, OtherCodeError
+from sdslab.shell.named_inputs import stem_of
 from sdslab.study.reconstruct import CellResult, Readout
 from sdslab.study.result_file import ResultFiles
 from sdslab.study.specification import Cell
@@ -15,8 +15,8 @@ from sdslab.study.specification import Cell
 PACKAGE = Path(__file__).parents[1]
 # Code whose change makes old cells stale. Plots and tables may change without a new run.
 NUMERIC_SOURCES = (
-    "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "metrics.py",
-    "optimization", "parameterizations", "study/reconstruct.py",
+    "denoisers", "diffusion_space.py", "distillation", "kernels",
+    "optimization", "parameterizations", "pictures", "study/reconstruct.py",
 )  # fmt: skip
 # What a cell looks like in a table; its numbers do not depend on it.
 PRESENTATION = ("name", "label", "pictured", "paper_psnr_db")

@@ -12,23 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.atomic_write import write_text
-from sdslab.devices import device_name, resolve_device
-from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError, one_line
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
 from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
 from sdslab.exemplar_texturing.pyramid import texels_per_unit
+from sdslab.files.atomic_write import write_text
+from sdslab.files.disk_cache import content_hash
+from sdslab.machine.devices import device_name, resolve_device
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.named_inputs import stem_of
-from sdslab.progress_lines import ProgressLines
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.texel_coverage import covered_texels
-from sdslab.run_record import version_of, write_json
-from sdslab.run_schema import origin_of
+from sdslab.runs.record import version_of, write_json
+from sdslab.runs.schema import origin_of
+from sdslab.shell.named_inputs import stem_of
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.study.cell_store import code_of
 from sdslab.study.exemplar_mesh_methods import texture_mesh
 from sdslab.study.exemplar_mesh_specification import MeshStudy, Method
@@ -38,9 +38,9 @@ from sdslab.study.specification import check_only
 from sdslab.study.study_run import progress_console, study_run, told
 
 NUMERIC_SOURCES = (
-    "denoisers", "diffusion_space.py", "distillation", "exemplar_texturing", "image_io.py",
-    "kernels", "meshes", "optimization", "parameterizations", "rendering",
-    "study/exemplar_mesh_methods.py", "texture_statistics.py",
+    "denoisers", "diffusion_space.py", "distillation", "exemplar_texturing", "kernels",
+    "meshes", "optimization", "parameterizations", "pictures", "rendering",
+    "study/exemplar_mesh_methods.py",
 )  # fmt: skip
 SHOWN_SIZE = 256  # of the pictures on the contact sheet
 COLUMNS = {

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
-from sdslab.named_inputs import stem_of
+from sdslab.files.atomic_write import atomic_write
+from sdslab.shell.named_inputs import stem_of
 from sdslab.study.exemplar_methods import Photo
 from sdslab.study.exemplar_results import Finished
 from sdslab.study.exemplar_specification import FACTOR, ExemplarCase, ExemplarStudy

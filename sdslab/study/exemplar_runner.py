@@ -10,15 +10,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from sdslab.atomic_write import write_text
-from sdslab.devices import device_name, resolve_device
-from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError, one_line
-from sdslab.image_io import load_image
-from sdslab.named_inputs import stem_of
-from sdslab.progress_lines import ProgressLines
-from sdslab.run_record import version_of, write_json
-from sdslab.run_schema import origin_of
+from sdslab.files.atomic_write import write_text
+from sdslab.files.disk_cache import content_hash
+from sdslab.machine.devices import device_name, resolve_device
+from sdslab.pictures.image_io import load_image
+from sdslab.runs.record import version_of, write_json
+from sdslab.runs.schema import origin_of
+from sdslab.shell.named_inputs import stem_of
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.study.cell_store import code_of
 from sdslab.study.exemplar_methods import Made, Photo, Problem, make
 from sdslab.study.exemplar_results import Finished, markdown_of
@@ -31,9 +31,8 @@ from sdslab.study.study_run import progress_console, study_run, told
 
 # Code whose change makes old pictures and scores stale.
 NUMERIC_SOURCES = (
-    "denoisers", "diffusion_space.py", "distillation", "image_io.py", "kernels", "optimization",
-    "parameterizations", "study/exemplar_methods.py", "study/exemplar_scores.py",
-    "texture_statistics.py",
+    "denoisers", "diffusion_space.py", "distillation", "kernels", "optimization",
+    "parameterizations", "pictures", "study/exemplar_methods.py", "study/exemplar_scores.py",
 )  # fmt: skip
 PRESENTATION = ("name", "label", "pictured", "enlarges")  # no number depends on them
 

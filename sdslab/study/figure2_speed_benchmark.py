@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdslab.devices import device_name
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace
+from sdslab.machine.devices import device_name
 from sdslab.optimization.optimize import Step, optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.optimization.recorded_descent import RecordedDescent

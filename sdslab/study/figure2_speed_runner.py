@@ -7,11 +7,11 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch
 
-from sdslab.cpu_memory import keep_freed_memory
-from sdslab.devices import device_name, resolve_device
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.errors import UserError
-from sdslab.image_io import load_image
+from sdslab.machine.cpu_memory import keep_freed_memory
+from sdslab.machine.devices import device_name, resolve_device
+from sdslab.pictures.image_io import load_image
 from sdslab.study.figure2_speed_benchmark import (
     BURST,
     SHARES,

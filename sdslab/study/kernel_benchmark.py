@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdslab.devices import device_name
 from sdslab.errors import UserError
+from sdslab.machine.devices import device_name
 from sdslab.study.kernel_operations import OPERATIONS
 from sdslab.study.kernel_problem import Problem
 from sdslab.study.kernel_specification import KernelCase, KernelSettings

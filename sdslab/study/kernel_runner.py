@@ -8,8 +8,8 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
+from sdslab.machine.devices import device_name, resolve_device
 from sdslab.study.kernel_benchmark import KernelRow, Limits, measure, measure_limits, numbers_of
 from sdslab.study.kernel_specification import KernelStudy
 from sdslab.study.measured_table import MeasuredTable

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from sdslab.atomic_write import write_text
 from sdslab.errors import one_line
-from sdslab.run_record import write_json
-from sdslab.run_schema import origin_of
+from sdslab.files.atomic_write import write_text
+from sdslab.runs.record import write_json
+from sdslab.runs.schema import origin_of
 from sdslab.study.printed_table import print_markdown
 from sdslab.study.study_run import progress_console
 

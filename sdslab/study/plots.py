@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
-from sdslab.named_inputs import stem_of
+from sdslab.files.atomic_write import atomic_write
+from sdslab.shell.named_inputs import stem_of
 from sdslab.study.reconstruct import Problem
 from sdslab.study.results import GROUP_TITLES, READOUT_LABELS, Finished
 from sdslab.study.specification import Cell, Study

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdslab.devices import peak_memory_mb, resolve_device
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
-from sdslab.image_io import load_image
+from sdslab.machine.devices import peak_memory_mb, resolve_device
 from sdslab.material_recovery import (
     Measurement,
     grey_material,
@@ -31,6 +30,7 @@ from sdslab.meshes.subdivide import subdivide
 from sdslab.optimization.material_optimization import MaterialConfig, maps_of
 from sdslab.optimization.optimize import Step
 from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer
 from sdslab.rendering.render_backend import make_backend

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from sdslab.devices import device_name, resolve_device
 from sdslab.errors import UserError
+from sdslab.machine.devices import device_name, resolve_device
 from sdslab.meshes.material import MAPS
-from sdslab.progress_lines import ProgressLines
 from sdslab.rendering.preview import contact_sheet
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.renderer_benchmark import (
     ComparisonRow,

@@ -9,10 +9,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
-from sdslab.checkpoint import code_changes
-from sdslab.disk_cache import content_hash
 from sdslab.errors import one_line
+from sdslab.files.atomic_write import atomic_write
+from sdslab.files.disk_cache import content_hash
+from sdslab.runs.checkpoint import code_changes
 
 Result = tuple[dict[str, Tensor], dict[str, Any]]
 

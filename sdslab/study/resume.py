@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sdslab.errors import UserError, one_line
-from sdslab.resumed_run import ResumedRun
+from sdslab.runs.from_toml import build
+from sdslab.runs.resumed import ResumedRun
 from sdslab.study.kinds import SAVED_KINDS, study_file
-from sdslab.tables import build
 
 _NUMBERS = {"inf": math.inf, "-inf": -math.inf}  # which JSON lacks
 

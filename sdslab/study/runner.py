@@ -11,18 +11,18 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.atomic_write import write_text
-from sdslab.checkpoint import Checkpoints
-from sdslab.cpu_memory import keep_freed_memory
-from sdslab.devices import device_name, resolve_device
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
-from sdslab.disk_cache import content_hash
 from sdslab.errors import UserError, one_line
-from sdslab.image_io import load_image
-from sdslab.named_inputs import stem_of
-from sdslab.progress_lines import ProgressLines
-from sdslab.run_record import version_of, write_json
-from sdslab.run_schema import origin_of
+from sdslab.files.atomic_write import write_text
+from sdslab.files.disk_cache import content_hash
+from sdslab.machine.cpu_memory import keep_freed_memory
+from sdslab.machine.devices import device_name, resolve_device
+from sdslab.pictures.image_io import load_image
+from sdslab.runs.checkpoint import Checkpoints
+from sdslab.runs.record import version_of, write_json
+from sdslab.runs.schema import origin_of
+from sdslab.shell.named_inputs import stem_of
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.study import reconstruct
 from sdslab.study.cell_store import NUMERIC_SOURCES, CellStore, cell_key, code_of
 from sdslab.study.printed_table import PrintedTable, output_console

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdslab.errors import UserError
-from sdslab.tables import as_table, build, check_keys
+from sdslab.runs.from_toml import as_table, build, check_keys
 
 
 @dataclass(frozen=True)

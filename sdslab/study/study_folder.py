@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdslab.atomic_write import check_writable
 from sdslab.errors import UserError
-from sdslab.output_folder import (
+from sdslab.files.atomic_write import check_writable
+from sdslab.runs.folder import (
     check_inputs_apart,
     check_output_folder,
     check_own_file,

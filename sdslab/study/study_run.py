@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sdslab.output_folder import digests_of
 from sdslab.report.at_the_end import reported
-from sdslab.run_lock import RunLock
-from sdslab.run_record import recorded, run_record, write_json
+from sdslab.runs.folder import digests_of
+from sdslab.runs.lock import RunLock
+from sdslab.runs.record import recorded, run_record, write_json
 from sdslab.study.study_folder import SUFFIXES, claim_study_folder
 
 progress_console = Console(stderr=True)

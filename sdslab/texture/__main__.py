@@ -4,10 +4,10 @@ import contextlib
 import sys
 from pathlib import Path
 
-from sdslab.command_line import parse
 from sdslab.errors import exit_on_user_error
-from sdslab.interrupts import exit_code, terminations_raised
-from sdslab.standard_streams import keep_streams
+from sdslab.shell.command_line import parse
+from sdslab.shell.interrupts import exit_code, terminations_raised
+from sdslab.shell.standard_streams import keep_streams
 from sdslab.texture.argument_checks import check
 from sdslab.texture.arguments import Arguments, DoctorArguments
 

@@ -16,8 +16,8 @@ from rich.markup import escape
 from sdslab.denoisers.model_table import KNOWN_MODELS, KnownModel
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.unet import KINDS, STAGE_OF
-from sdslab.devices import device_name
 from sdslab.errors import UserError, first_line
+from sdslab.machine.devices import device_name
 from sdslab.rendering.render_backend import NVDIFFRAST_HELP
 
 GIB = 2**30

@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 
 from sdslab.errors import UserError, one_line
-from sdslab.named_inputs import (
+from sdslab.files.pickles import refuse_pickle
+from sdslab.shell.named_inputs import (
     LIGHTS,
     MESH_SUFFIXES,
     MESHES,
@@ -15,7 +16,6 @@ from sdslab.named_inputs import (
     did_you_mean,
     tag_and_file,
 )
-from sdslab.pickles import refuse_pickle
 from sdslab.texture.arguments import Arguments
 
 STARTS = ("random", "grey", "source", "triplanar")

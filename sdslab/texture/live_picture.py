@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.color import ColorMode
 from sdslab.meshes.material import MAPS, renormalized
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.resize_maps import resize_maps
 from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.pictures.color import ColorMode
 from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.lighting import Environment, Lighting

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sdslab.atomic_write import atomic_write
+from sdslab.files.atomic_write import atomic_write
 from sdslab.optimization.optimize import Step
 
 COLUMNS = ("stage", "step", "loss", "gradient_norm", "nonfinite", "seconds")

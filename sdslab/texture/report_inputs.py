@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
 from sdslab.exemplar_texturing.exemplars import ExemplarSet
+from sdslab.files.atomic_write import atomic_write
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.material import ALBEDO, constant_material
 from sdslab.rendering.cameras import six_views

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdslab.errors import UserError, one_line
-from sdslab.resumed_run import ResumedRun
+from sdslab.runs.resumed import ResumedRun
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.run_folder import arguments_of, differences
 

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sdslab.atomic_write import check_writable
 from sdslab.errors import UserError, one_line
-from sdslab.output_folder import (
+from sdslab.files.atomic_write import check_writable
+from sdslab.runs.folder import (
     check_inputs_apart,
     check_output_folder,
     listed_in,
     own_files,
     record_in,
 )
-from sdslab.run_schema import read_run
-from sdslab.tables import build
+from sdslab.runs.from_toml import build
+from sdslab.runs.schema import read_run
 from sdslab.texture.arguments import Arguments
 
 # What a run may be continued with: it changes where and how the result is made, not which.

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from sdslab.devices import out_of_memory_message, resolve_device
 from sdslab.errors import UserError, one_line
+from sdslab.machine.devices import out_of_memory_message, resolve_device
 from sdslab.meshes.seam_dilation import dilate_seams
-from sdslab.output_folder import check_inputs_apart
+from sdslab.runs.folder import check_inputs_apart
 from sdslab.texture.argument_checks import default_out, guidance_of
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.input_checks import named_inputs

@@ -9,10 +9,9 @@ from pathlib import Path
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.devices import out_of_memory_message
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.errors import UserError
-from sdslab.interrupts import interrupts_held
+from sdslab.machine.devices import out_of_memory_message
 from sdslab.optimization.material_optimization import (
     Guide,
     MaterialConfig,
@@ -28,6 +27,7 @@ from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import contact_sheet
 from sdslab.rendering.scene import Scenes
 from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.shell.interrupts import interrupts_held
 from sdslab.texture.arguments import GuidanceName
 from sdslab.texture.guide_memory import GuideMemory
 from sdslab.texture.metrics_log import MetricsLog

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.checkpoint import Checkpoint, Checkpoints, OtherCodeError
-from sdslab.devices import resolve_device
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_uniform
+from sdslab.machine.devices import resolve_device
 from sdslab.material_recovery import grey_material, light_sampler
 from sdslab.meshes.material import ALBEDO, without
 from sdslab.meshes.mesh import Mesh
@@ -23,7 +22,6 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, TexelGrid
-from sdslab.progress_lines import ProgressLines
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer
@@ -32,9 +30,11 @@ from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texel_coverage import covered_texels
 from sdslab.report.at_the_end import reported
-from sdslab.run_lock import RunLock
-from sdslab.run_record import code_digests, recorded, run_record, version_of
-from sdslab.run_schema import read_run
+from sdslab.runs.checkpoint import Checkpoint, Checkpoints, OtherCodeError
+from sdslab.runs.lock import RunLock
+from sdslab.runs.record import code_digests, recorded, run_record, version_of
+from sdslab.runs.schema import read_run
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.resolved_arguments import recorded_config
 from sdslab.texture.run_folder import LOG, OUTPUTS, decisive, own_outputs

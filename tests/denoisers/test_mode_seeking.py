@@ -14,12 +14,12 @@ from sdslab.denoisers.exemplar import ExemplarDenoiser, timestep
 from sdslab.denoisers.noise_schedule import WEIGHTINGS, UniformTimesteps
 from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.distillation.sds import sds_gradient
-from sdslab.image_io import load_image
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import PixelGrid
-from sdslab.texture_statistics import contrast, fidelity, sliced_wasserstein
+from sdslab.pictures.image_io import load_image
+from sdslab.pictures.texture_statistics import contrast, fidelity, sliced_wasserstein
 
 COUNT, PATCH, STEPS = 128, 7, 100
 SAMPLES = torch.arange(COUNT)

@@ -11,7 +11,7 @@ from sdslab.errors import UserError
 from sdslab.exemplar_texturing.exemplars import anisotropy, load_exemplars
 from sdslab.exemplar_texturing.turned_exemplars import turned
 from sdslab.meshes.material import NORMAL
-from sdslab.named_inputs import tag_and_file
+from sdslab.shell.named_inputs import tag_and_file
 from tests.conftest import random_image
 
 ALBEDO_ONLY = (0, 1, 2)

@@ -13,8 +13,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
-from sdslab.checkpoint import Checkpoints
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
     NoiseSchedule,
@@ -22,12 +20,14 @@ from sdslab.denoisers.noise_schedule import (
     weighting_named,
 )
 from sdslab.distillation.sds import sds_gradient
+from sdslab.files.atomic_write import atomic_write
 from sdslab.kernels import NoiseKey, SDSResult
 from sdslab.optimization.optimize import Step, optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.parameterizations.pixel import TexelGrid
-from sdslab.run_lock import RunLock
+from sdslab.runs.checkpoint import Checkpoints
+from sdslab.runs.lock import RunLock
 
 STAGES = (
     OptimizeConfig(40, "adam", 0.02, "cosine", adam_betas=(0.9, 0.99)),

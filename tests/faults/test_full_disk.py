@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdslab.atomic_write import check_writable
-from sdslab.checkpoint import Checkpoints
 from sdslab.errors import UserError
+from sdslab.files.atomic_write import check_writable
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.procedural_meshes import sphere
-from sdslab.run_lock import RunLock
-from sdslab.run_record import write_json
+from sdslab.runs.checkpoint import Checkpoints
+from sdslab.runs.lock import RunLock
+from sdslab.runs.record import write_json
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.cell_store import CellStore
 from sdslab.study.reconstruct import CellResult, Readout

@@ -5,11 +5,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sdslab.checkpoint import Checkpoints
-from sdslab.devices import out_of_memory_message
 from sdslab.kernels import SDSResult
+from sdslab.machine.devices import out_of_memory_message
 from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.runs.checkpoint import Checkpoints
 from tests.faults import small_run
 from tests.faults.small_run import STAGES, identity, result_path, run, save, steps_of
 

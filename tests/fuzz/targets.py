@@ -15,15 +15,15 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from sdslab.checkpoint import Checkpoints
 from sdslab.errors import UserError
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.report.index_page import write_index
 from sdslab.report.run_page import write_report
 from sdslab.report.run_table import write_csv
-from sdslab.run_lock import LOCK_NAME, RunLock
-from sdslab.run_record import run_record
-from sdslab.run_schema import read_run
+from sdslab.runs.checkpoint import Checkpoints
+from sdslab.runs.lock import LOCK_NAME, RunLock
+from sdslab.runs.record import run_record
+from sdslab.runs.schema import read_run
 from sdslab.study.exemplar_mesh_specification import load_mesh_study
 from sdslab.study.exemplar_specification import load_exemplar_study
 from sdslab.study.figure2_speed_specification import load_figure2_speed_study

@@ -21,7 +21,7 @@ from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.mesh_file import FileMaterial
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.metrics import psnr_db
+from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer

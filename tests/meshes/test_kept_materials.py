@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sdslab.color import linear_to_srgb
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
 from sdslab.meshes.gltf_file import read_gltf
@@ -19,6 +18,7 @@ from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_file import MeshFile
 from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.mesh_io import load_mesh
+from sdslab.pictures.color import linear_to_srgb
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.texture.target import own_maps, with_opacity
 from tests.meshes.gltf_builder import SQUARE_UV, GltfBuilder
@@ -30,7 +30,7 @@ SIZE = 32
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setattr("sdslab.disk_cache.cache_folder", lambda: folder)
+    monkeypatch.setattr("sdslab.files.disk_cache.cache_folder", lambda: folder)
 
 
 def picture(pixels: np.ndarray, kind: str = "PNG", **more: Any) -> bytes:

@@ -16,8 +16,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sdslab import disk_cache
 from sdslab.errors import UserError
+from sdslab.files import disk_cache
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
 from sdslab.meshes.material import constant_material
@@ -63,7 +63,7 @@ def _without_xatlas_process() -> Iterator[None]:
     load_mesh("sphere", "never")  # imports what is imported lazily
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as cache:
         patch.setattr(unwrap, "_run_xatlas", run)
-        patch.setattr("sdslab.disk_cache.cache_folder", lambda: Path(cache))
+        patch.setattr("sdslab.files.disk_cache.cache_folder", lambda: Path(cache))
         yield
 
 

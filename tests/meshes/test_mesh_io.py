@@ -26,7 +26,7 @@ SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setattr("sdslab.disk_cache.cache_folder", lambda: folder)
+    monkeypatch.setattr("sdslab.files.disk_cache.cache_folder", lambda: folder)
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -15,7 +15,7 @@ SQUARE = np.array([[[0, 0], [1, 0], [1, 1]], [[0, 0], [1, 1], [0, 1]]], np.float
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdslab.disk_cache.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("sdslab.files.disk_cache.cache_folder", lambda: tmp_path / "cache")
 
 
 def cube() -> tuple[np.ndarray, np.ndarray]:

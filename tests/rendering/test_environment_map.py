@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sdslab.color import linear_to_srgb
 from sdslab.errors import UserError
+from sdslab.pictures.color import linear_to_srgb
 from sdslab.rendering.environment_map import (
     MEAN_RADIANCE,
     directions,

@@ -223,7 +223,7 @@ def test_roughness_has_a_gradient_at_the_levels_and_the_ends(studio: Environment
 
 
 def test_environments_are_prefiltered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sdslab.disk_cache.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("sdslab.files.disk_cache.cache_folder", lambda: tmp_path)
     monkeypatch.setattr("sdslab.rendering.lighting.RESOLUTION", 32)
     first = Environment.of("white")
     assert len(list((tmp_path / "environment").iterdir())) == 1

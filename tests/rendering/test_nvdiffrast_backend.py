@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.metrics import psnr_db
+from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.nvdiffrast_backend import NvdiffrastBackend

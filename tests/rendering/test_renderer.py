@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdslab.color import linear_to_srgb, srgb_to_linear
 from sdslab.errors import UserError
 from sdslab.meshes.material import NORMAL, constant_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.metrics import psnr_db
+from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
+from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler, frame_fill
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lighting

@@ -7,7 +7,7 @@ import torch
 from sdslab.meshes.material import FLAT_NORMAL, NORMAL, constant_material
 from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.metrics import psnr_db
+from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.texel_coverage import covered_texels, rasterize_texels, transfer_maps
 

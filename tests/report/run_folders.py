@@ -23,7 +23,7 @@ from sdslab.rendering.lighting import Environment
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.radiance_hdr import write_hdr
 from sdslab.rendering.renderer import Renderer
-from sdslab.run_record import run_record, write_json
+from sdslab.runs.record import run_record, write_json
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parent / "node_modules"

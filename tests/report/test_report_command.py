@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sdslab.report.run_table import run_table
-from sdslab.run_record import write_json
+from sdslab.runs.record import write_json
 from tests.report.run_folders import HOSTILE, Run, copy_run, make_study, record_of
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from sdslab.errors import UserError
 from sdslab.report import view_data
 from sdslab.report.run_page import write_report
-from sdslab.run_record import write_json
+from sdslab.runs.record import write_json
 from tests.report.run_folders import HOSTILE, Run, copy_run, make_study, record_of
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from sdslab.errors import UserError
-from sdslab.image_io import load_image
 from sdslab.meshes.material_io import load_maps
 from sdslab.meshes.mesh_io import load_mesh
+from sdslab.pictures.image_io import load_image
 from sdslab.rendering.environment_map import load_environment
 from tests.texture_runs import SMALL, texture
 from tests.tiny_pipelines import save_deepfloyd_one, save_deepfloyd_two

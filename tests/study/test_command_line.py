@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sdslab.errors import UserError
-from sdslab.run_lock import RunLock
+from sdslab.runs.lock import RunLock
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.results import COLUMNS
 from tests.study.conftest import cells_of

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sdslab.errors import UserError
-from sdslab.image_io import load_image
+from sdslab.pictures.image_io import load_image
 from sdslab.study import exemplar_runner
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.exemplar_methods import Photo, Problem, make

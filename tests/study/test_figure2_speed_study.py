@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sdslab.errors import UserError
-from sdslab.image_io import load_image
 from sdslab.kernels import SDSResult
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
+from sdslab.pictures.image_io import load_image
 from sdslab.study import figure2_speed_benchmark
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.figure2_speed_benchmark import SHARES

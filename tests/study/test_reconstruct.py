@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 
 from sdslab.diffusion_space import LatentSpace
-from sdslab.image_io import load_image
 from sdslab.kernels import SDSResult
-from sdslab.metrics import psnr_db
 from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.pictures.image_io import load_image
+from sdslab.pictures.metrics import psnr_db
 from sdslab.study.reconstruct import CellProgress, CellResult, Measurement, Problem, run_cell
 from sdslab.study.specification import Cell, find_study, load_study
 

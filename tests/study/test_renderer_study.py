@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sdslab.errors import UserError
-from sdslab.run_schema import read_run
+from sdslab.runs.schema import read_run
 from sdslab.study import mesh_load, renderer_runner
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.renderer_benchmark import ComparisonRow

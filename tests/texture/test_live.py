@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from sdslab.errors import UserError
-from sdslab.image_io import load_image
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.optimization.optimize import Step
+from sdslab.pictures.image_io import load_image
 from tests.texture_runs import (
     SMALL,
     after_steps,

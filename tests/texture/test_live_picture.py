@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from sdslab.color import srgb_to_linear
 from sdslab.meshes.material import MAPS, constant_material
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
+from sdslab.pictures.color import srgb_to_linear
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.lighting import Environment
 from sdslab.rendering.preview import Previewer

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sdslab.errors import UserError
-from sdslab.run_schema import read_run
+from sdslab.runs.schema import read_run
 from sdslab.texture.run_folder import OUTPUTS, own_outputs
 from tests.texture_runs import SMALL, texture
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sdslab.denoisers.pipeline_source import PipelineSource
-from sdslab.run_record import run_record
+from sdslab.runs.record import run_record
 from sdslab.texture import resolved_arguments, workspace
 from sdslab.texture.arguments import Arguments
 from tests.conftest import random_image

@@ -10,7 +10,7 @@ from sdslab.meshes.export_obj import export_obj
 from sdslab.meshes.material import ALBEDO, NORMAL, ROUGHNESS, constant_material
 from sdslab.meshes.material_io import save_maps
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.metrics import psnr_db
+from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.texel_coverage import covered_texels
 from sdslab.texture.target import load_target, own_maps, resize_maps

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.metrics import psnr_db
+from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
-from sdslab.run_schema import read_run
+from sdslab.runs.schema import read_run
 from sdslab.texture.target import own_maps
 from tests.texture_runs import texture
 

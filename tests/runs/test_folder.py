@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from sdslab.errors import UserError
-from sdslab.output_folder import check_inputs_apart
-from sdslab.run_record import run_record, write_json
+from sdslab.runs.folder import check_inputs_apart
+from sdslab.runs.record import run_record, write_json
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -76,7 +76,7 @@ def test_a_training_writes_over_no_model_and_into_no_folder_of_photographs(monke
     Path("model/config.json").write_text("{}")
     refused(main, ["photos", "--out=model"], monkeypatch)
     assert "'model' with 'config.json'" in capsys.readouterr().err
-    curve = Path(__file__).parents[1] / "sdslab" / "shipped_vae" / "training_curve.csv"
+    curve = Path(__file__).parents[2] / "sdslab" / "shipped_vae" / "training_curve.csv"
     shutil.copy(curve, "photos")  # as if trained here before
     refused(main, ["photos", "--out=photos"], monkeypatch)
     assert "no input lies in" in capsys.readouterr().err

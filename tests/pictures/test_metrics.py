@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from sdslab.metrics import mse, psnr_db
+from sdslab.pictures.metrics import mse, psnr_db
 from tests.conftest import random_image
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdslab import checkpoint
-from sdslab.checkpoint import Checkpoints
+from sdslab.runs import checkpoint
+from sdslab.runs.checkpoint import Checkpoints
 from sdslab.errors import UserError
 from tests.conftest import random_image
 

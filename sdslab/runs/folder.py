@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdslab.errors import UserError, one_line
-from sdslab.run_schema import LARGEST_FILE
+from sdslab.runs.schema import LARGEST_FILE
 
 # What operating systems, file managers and git put into folders of their own accord.
 OF_THE_SYSTEM = frozenset(

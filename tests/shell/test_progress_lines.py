@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from sdslab import progress_lines
-from sdslab.progress_lines import EVERY, FIRST_AFTER, ProgressLines
+from sdslab.shell import progress_lines
+from sdslab.shell.progress_lines import EVERY, FIRST_AFTER, ProgressLines
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 
 import sdslab
-from sdslab.atomic_write import atomic_write
-from sdslab.devices import device_name, peak_memory_mb
+from sdslab.files.atomic_write import atomic_write
+from sdslab.machine.devices import device_name, peak_memory_mb
 from sdslab.errors import first_line, one_line
-from sdslab.output_folder import digests_of
-from sdslab.run_schema import SCHEMA
+from sdslab.runs.folder import digests_of
+from sdslab.runs.schema import SCHEMA
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "numpy", "scikit-image", "safetensors", "numba", "triton",
@@ -41,7 +41,7 @@ def run_record(
     kind: str,
     seeds: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Everything about a run that its results depend on, as `sdslab.run_schema.FIELDS` lists it.
+    """Everything about a run that its results depend on, as `sdslab.runs.schema.FIELDS` lists it.
 
     Args:
         config: the resolved configuration, JSON-able.
@@ -156,7 +156,7 @@ def code_digests(without: Collection[str] = ()) -> dict[str, str]:
     Args:
         without: parts that a run's results do not depend on, such as "report".
     """
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     parts: dict[str, Any] = {}
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
@@ -201,7 +201,7 @@ def _now() -> str:
 
 def _commit() -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether files differ from it; None outside a checkout."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None, None
     git = ["git", "-C", str(root)]

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdslab import run_lock
+from sdslab.runs import lock as locking
 from sdslab.errors import UserError
-from sdslab.run_lock import LOCK_NAME, RunLock
+from sdslab.runs.lock import LOCK_NAME, RunLock
 
 HOLD = """
 import sys
 from pathlib import Path
-from sdslab.run_lock import RunLock
+from sdslab.runs.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -43,7 +43,7 @@ def owner(**changes: Any) -> dict[str, Any]:
     return {
         "pid": 999_999,
         "host": platform.node(),
-        "boot": run_lock._boot_id(),
+        "boot": locking._boot_id(),
         "started": started.isoformat(),
         "command": "python -m sdslab.texture cow.obj",
     } | changes
@@ -181,7 +181,7 @@ def test_whatever_the_file_holds_it_is_taken_or_refused_in_one_line(
     [(30, "30 seconds"), (300, "5 minutes"), (3 * 3600, "3 hours"), (9 * 86400, "9 days")],
 )
 def test_ages_are_told_in_fitting_units(age: int, text: str):
-    assert run_lock._age((datetime.now(UTC) - timedelta(seconds=age)).isoformat()) == text
+    assert locking._age((datetime.now(UTC) - timedelta(seconds=age)).isoformat()) == text
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
 from sdslab.errors import UserError
+from sdslab.files.atomic_write import atomic_write
 
 
 def content_hash(*parts: Any) -> str:

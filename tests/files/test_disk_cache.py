@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdslab import disk_cache
-from sdslab.disk_cache import cached_tensors, content_hash
+from sdslab.files import disk_cache
+from sdslab.files.disk_cache import cached_tensors, content_hash
 from tests.conftest import random_image
 
 

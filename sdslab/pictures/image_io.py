@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
 
 from sdslab.errors import UserError, UserNote, first_line
-from sdslab.named_inputs import PHOTOGRAPHS
+from sdslab.shell.named_inputs import PHOTOGRAPHS
 
 LARGEST_SIZE = 8192
 

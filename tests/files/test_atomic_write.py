@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from sdslab.atomic_write import atomic_write, check_writable
 from sdslab.errors import UserError
+from sdslab.files.atomic_write import atomic_write, check_writable
 
 
 def test_the_file_appears_whole(tmp_path: Path):

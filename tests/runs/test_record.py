@@ -8,11 +8,11 @@ import torch
 
 import sdslab
 from sdslab.errors import UserError
-from sdslab.run_record import device_name, recorded, run_record, write_json
-from sdslab.run_schema import FIELDS, OUTCOMES, check_run, origin_of, read_run
+from sdslab.runs.record import device_name, recorded, run_record, write_json
+from sdslab.runs.schema import FIELDS, OUTCOMES, check_run, origin_of, read_run
 
 CPU = torch.device("cpu")
-TABLE = Path(__file__).parents[1] / "docs" / "run_record.md"
+TABLE = Path(__file__).parents[2] / "docs" / "run_record.md"
 
 
 def a_record() -> dict[str, Any]:

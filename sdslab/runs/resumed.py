@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sdslab.errors import UserError
-from sdslab.pickles import refuse_pickle
-from sdslab.run_schema import read_run
+from sdslab.files.pickles import refuse_pickle
+from sdslab.runs.schema import read_run
 
 
 @dataclass(frozen=True)

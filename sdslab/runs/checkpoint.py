@@ -14,9 +14,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdslab.atomic_write import atomic_write
+from sdslab.files.atomic_write import atomic_write
 from sdslab.errors import UserError, one_line
-from sdslab.pickles import refuse_pickle
+from sdslab.files.pickles import refuse_pickle
 
 FORMAT = 1
 KEPT = 2

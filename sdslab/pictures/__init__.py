@@ -1,0 +1,1 @@
+"""Images: read, compared, described, between colour spaces."""

@@ -1,0 +1,1 @@
+"""A program at the command line: options, names, progress, interruptions, streams."""
