@@ -14,8 +14,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdslab.files.atomic_write import atomic_write
 from sdslab.errors import UserError, one_line
+from sdslab.files.atomic_write import atomic_write
 from sdslab.files.pickles import refuse_pickle
 
 FORMAT = 1

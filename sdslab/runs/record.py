@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 
 import sdslab
+from sdslab.errors import first_line, one_line
 from sdslab.files.atomic_write import atomic_write
 from sdslab.machine.devices import device_name, peak_memory_mb
-from sdslab.errors import first_line, one_line
 from sdslab.runs.folder import digests_of
 from sdslab.runs.schema import SCHEMA
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdslab.errors import UserError
 from sdslab.runs import checkpoint
 from sdslab.runs.checkpoint import Checkpoints
-from sdslab.errors import UserError
 from tests.conftest import random_image
 
 IDENTITY = {"code": "abc", "config": {"views": 4, "light": ["studio", "sky"], "lr": math.inf}}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdslab.runs import lock as locking
 from sdslab.errors import UserError
+from sdslab.runs import lock as locking
 from sdslab.runs.lock import LOCK_NAME, RunLock
 
 HOLD = """

@@ -1,0 +1,1 @@
+"""A piece of work in a folder: its lock, record, checkpoints and files."""
