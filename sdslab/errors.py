@@ -1,4 +1,4 @@
-"""What a program says to its user in one line: an error that can be mended, or a note."""
+"""What a program says to its user in one line: an error that can be fixed, or a note."""
 
 import codecs
 import re

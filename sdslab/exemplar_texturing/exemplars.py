@@ -63,7 +63,7 @@ class ExemplarSet:
 
     @property
     def mean(self) -> Tensor:
-        """Of each guided channel, [c]."""
+        """Mean of each guided channel, [c]."""
         means = []
         for exemplar in self.exemplars:
             pixels = exemplar.channels.flatten(1)

@@ -109,7 +109,7 @@ def _distance_of_middle(photo: Tensor, copied: Tensor | None) -> float:
 
 
 def _mean(values: list[float]) -> float:
-    """Of those that are numbers; NaN where there are none."""
+    """Mean of those that are numbers; NaN where there are none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 

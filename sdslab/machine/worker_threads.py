@@ -12,7 +12,7 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 
 
 def worker_count() -> int:
-    """As many threads as torch computes with: ``torch.set_num_threads`` sets both."""
+    """Number of threads, the one that torch computes with: ``torch.set_num_threads`` sets both."""
     return torch.get_num_threads()
 
 
@@ -36,7 +36,7 @@ def run_all(kernel: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Non
 
 
 def split(total: int, parts: int) -> list[range]:
-    """At most ``parts`` consecutive ranges of nearly equal length that cover ``range(total)``."""
+    """Splits ``range(total)`` into at most ``parts`` ranges of nearly equal length."""
     parts = max(1, min(parts, total))
     bounds = [total * part // parts for part in range(parts + 1)]
     return [range(a, b) for a, b in itertools.pairwise(bounds)]

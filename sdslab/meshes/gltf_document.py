@@ -76,7 +76,7 @@ class JsonObject:
         return min(max(self.number(key, default), 0.0), 1.0)
 
     def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """As many finite numbers as the default has."""
+        """Reads as many finite numbers as the default has."""
         values = self.array(key) if key in self else default
         if len(values) != len(default):
             raise MeshFileError(f"{self.at(key)} must hold {len(default)} numbers")
@@ -163,7 +163,7 @@ class GltfDocument:
         return values.astype(np.int64).reshape(-1)
 
     def count(self, user: JsonObject, key: str) -> int:
-        """Of the elements that an accessor promises."""
+        """Number of elements that an accessor promises."""
         return self.named(user, key, "accessors").whole("count")
 
     def _accessor(

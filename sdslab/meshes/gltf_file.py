@@ -35,7 +35,7 @@ WIDTHS = {"positions": 3, "normals": 3, "uv": 2, "extra_uv": 2, "texture_uv": 2,
 
 @dataclass(frozen=True, eq=False)
 class _Vertices:
-    """Of one node and set of attributes; primitives that name the same ones share them.
+    """Vertices of one node and set of attributes; primitives that name the same ones share them.
 
     Attributes:
         start: index of the first among all.

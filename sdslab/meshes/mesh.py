@@ -73,7 +73,7 @@ class Mesh:
         unwrapped: whether `uv` was made by us.
         up: which of the file's axes points up. Everything above keeps those axes; what is rendered
             has +Y up.
-        notes: what was found and mended, a phrase each; joined by "; " they are one line.
+        notes: what was found and repaired, a phrase each; joined by "; " they are one line.
     """
 
     name: str

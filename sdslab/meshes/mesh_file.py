@@ -147,7 +147,7 @@ class FileMaterial:
 
 @dataclass
 class MeshFile:
-    """A file's triangles, before anything is checked or mended.
+    """A file's triangles, before anything is checked or repaired.
 
     Attributes:
         positions: [v, 3].

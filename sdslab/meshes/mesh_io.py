@@ -36,7 +36,7 @@ def load_mesh(
     smooth: bool = False,
     up: Up | None = None,
 ) -> Mesh:
-    """Reads a mesh; what is wrong with it is mended and told in its notes, or refused.
+    """Reads a mesh; what is wrong with it is repaired and told in its notes, or refused.
 
     Only files in the mesh's own folder and below are read.
 

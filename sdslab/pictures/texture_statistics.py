@@ -172,13 +172,13 @@ def _rows_of_each(x: Tensor, patch: int, mask: Tensor | None) -> Iterator[Tensor
 
 
 def _drawn(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """At most ``MOST_PATCHES`` of the rows."""
+    """Draws at most ``MOST_PATCHES`` of the rows."""
     order = torch.randperm(len(rows), generator=generator)
     return rows[order[:MOST_PATCHES].sort().values.to(rows.device)]
 
 
 def _quantiles(projections: Tensor, count: int) -> Tensor:
-    """Of each column of [k, d] at ``count`` levels, [count, d]."""
+    """Quantiles of each column of [k, d] at ``count`` levels, [count, d]."""
     ordered = projections.sort(0).values
     levels = (torch.arange(count, device=ordered.device) + 0.5) * (len(ordered) / count)
     return ordered[levels.long()]

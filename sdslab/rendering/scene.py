@@ -32,7 +32,7 @@ class Scenes(Protocol):
 
     @property
     def resolution(self) -> int:
-        """Of the pictures, in pixels."""
+        """Height and width of the pictures, in pixels."""
         ...
 
     def sample(self, step: int, batch: int, points: Tensor) -> Scene:
@@ -49,10 +49,10 @@ class SceneSampler:
     """None renders unlit."""
     background: Background
     resolution: int
-    """Of the pictures, in pixels."""
+    """Height and width of the pictures, in pixels."""
     seed: int
     device: torch.device | str = "cpu"
-    """Of the backgrounds, for large ones take long to get there."""
+    """Where backgrounds are made: copying large ones there would take long."""
 
     def sample(self, step: int, batch: int, points: Tensor) -> Scene:
         """Draws ``batch`` views of an object whose vertices are ``points`` [k, 3]."""

@@ -114,7 +114,7 @@ def share_bar(share: float, colour: str) -> Markup:
 
 
 def _averaged(series: Series) -> Iterator[tuple[float, float]]:
-    """At most `MOST_POINTS` points, each the mean of as many steps."""
+    """Thins out to at most `MOST_POINTS` points, each the mean of as many steps."""
     block = math.ceil(len(series.values) / MOST_POINTS)
     for start in range(0, len(series.values), block):
         steps, values = (

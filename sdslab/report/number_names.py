@@ -135,7 +135,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _text(shown: Shown, value: Any) -> str:
-    """As ``shown`` says; infinities, which JSON holds as text, may be none of its business."""
+    """Formats a value by ``shown``, or plainly where it takes no such value (JSON's "inf")."""
     try:
         return shown(value)
     except (TypeError, ValueError):

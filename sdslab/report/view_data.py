@@ -83,7 +83,7 @@ def label_of(name: str) -> str:
 
 
 def _material_names(record: dict[str, Any]) -> list[str]:
-    """As the record lists them; they name folders, so nothing but plain words is taken."""
+    """Names of the record's materials: plain words only, for they name folders."""
     names = record["details"].get("materials")
     if not isinstance(names, list) or not names:
         return ["result"]

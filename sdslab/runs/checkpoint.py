@@ -285,7 +285,7 @@ def _os_errors_told(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"the checkpoints in {str(folder)!r} must be files that can be written and removed, "
-            f"got {error.strerror or error}; mend that or give another --out"
+            f"got {error.strerror or error}; fix that or give another --out"
         ) from error
 
 

@@ -84,7 +84,7 @@ class Exemplar:
     """Bright where the photo may be used: one for each --exemplar. Without one, a photo is used
     where it is opaque."""
     tag: Annotated[str | None, _option("TAG", "none: all alike")] = None
-    """Of several exemplars, the one that the object should look like most: --exemplar
+    """The exemplar, of several, that the object should look like most: --exemplar
     moss=moss.jpg --exemplar bark=bark.jpg --tag moss."""
     tag_guidance: float = 3.0
     """How strongly the tag leads: 0 not at all, 1 alone, more away from the others."""
@@ -111,7 +111,7 @@ class Model:
     embeddings: Annotated[str | None, _option("FILE", "none")] = None
     """Prompt embeddings as safetensors, in place of the text encoder."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the models; auto is float16 on CUDA and float32 elsewhere."""
+    """Precision of the models; auto is float16 on CUDA and float32 elsewhere."""
     low_memory: bool = False
     """Run the guided and the unguided half one after the other."""
     offload: bool = False
@@ -127,9 +127,9 @@ class Distillation:
     """How the gradient is made of what a prompt's model says."""
 
     guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
-    """Of stage I: ε_u + s (ε_c − ε_u)."""
+    """Scale s of classifier-free guidance in stage I: ε_u + s (ε_c − ε_u)."""
     sr_guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
-    """Of stage II."""
+    """Scale of stage II."""
     perp_neg: Annotated[float, _option("W", "0, off")] = 0.0
     """Weight of the other sides' prompts as perpendicular negatives (Perp-Neg), in stage I."""
     weighting: Annotated[WeightingName | None, _option("NAME", "the preset's")] = None
@@ -166,7 +166,7 @@ class Optimization:
     views: Annotated[int | None, _option("N", "4 with a target, else the preset's")] = None
     """Pictures a step."""
     learning_rate: Annotated[float | None, _option("RATE", "0.025 with a target")] = None
-    """Of Adam, at the first step."""
+    """Adam's learning rate at the first step."""
     frozen: Annotated[
         tuple[MapName, ...],
         tyro.conf.UseAppendAction,
@@ -182,7 +182,7 @@ class Optimization:
     parameterization: Literal["texels", "dip"] = "texels"
     """Explicit texels, or Paint-it's deep image prior."""
     seed: int = 0
-    """Of views, lights, backgrounds, timesteps and noise."""
+    """Seed of views, lights, backgrounds, timesteps and noise."""
 
     @property
     def held(self) -> tuple[MapName, ...]:
@@ -244,7 +244,7 @@ class Output:
     live: bool = False
     """Show the run as it goes on a page of this machine, which can also pause, step and save it."""
     live_port: Annotated[int, _option("PORT", "8080")] = 8080
-    """Of that page; 0 takes any that is free."""
+    """Port of that page; 0 takes any that is free."""
     exr: bool = False
     """Write the maps as 32-bit EXR as well."""
     turntable: Annotated[int, _option("FRAMES", "48")] = 48
@@ -294,7 +294,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class DoctorArguments:
-    """Says what this machine can run, its devices, packages and models, and what mends each gap.
+    """Says what this machine can run, its devices, packages and models, and what closes each gap.
 
     Examples:
       python -m sdslab.texture doctor

@@ -1,4 +1,4 @@
-"""``python -m sdslab.texture doctor``: what this machine can run, and what mends each gap."""
+"""``python -m sdslab.texture doctor``: what this machine can run, and what closes each gap."""
 
 import importlib.metadata
 import importlib.util
@@ -32,19 +32,19 @@ class Finding:
         what: was looked at.
         state: that it is in.
         ready: whether it can be used; None where it is not needed here.
-        mend: the command or step that closes the gap, or "".
+        remedy: the command or step that closes the gap, or "".
         stage: that a model serves.
     """
 
     what: str
     state: str
     ready: bool | None
-    mend: str = ""
+    remedy: str = ""
     stage: int | None = None
 
 
 def doctor(models: Sequence[str]) -> None:
-    """Prints what this machine can run: its devices, packages and models, and what mends each gap.
+    """Prints what this machine can run: its devices, packages and models, and what closes each gap.
 
     Args:
         models: local pipeline folders or hub ids to look at, in place of the known ones.
@@ -77,9 +77,9 @@ def machine() -> list[Finding]:
             findings.append(Finding(f"cuda:{number}", state, True))
     elif shutil.which("nvidia-smi") is not None:
         version = torch.__version__.partition("+")[0]
-        mend = f"pip install --force-reinstall torch=={version}"
+        remedy = f"pip install --force-reinstall torch=={version}"
         state = "an NVIDIA driver is here, but torch does not see a GPU"
-        findings.append(Finding("GPU", state, False, mend))
+        findings.append(Finding("GPU", state, False, remedy))
     else:
         findings.append(Finding("GPU", "none; everything runs on the CPU", None))
     return [*findings, kernels()]
@@ -142,14 +142,14 @@ def summary(models: Sequence[Finding]) -> list[Finding]:
     state = f"can run with {', '.join(usable)}"
     if not torch.cuda.is_available():
         state += "; without a GPU a real model takes hours"
-    mend = f'{command} MESH --prompt "…" --model {usable[0]}'
-    return [*findings, Finding("--prompt", state, True, mend)]
+    remedy = f'{command} MESH --prompt "…" --model {usable[0]}'
+    return [*findings, Finding("--prompt", state, True, remedy)]
 
 
-def _package(name: str, purpose: str, needed: bool | None, mend: str) -> Finding:
+def _package(name: str, purpose: str, needed: bool | None, remedy: str) -> Finding:
     what = f"{name} ({purpose})"
     if importlib.util.find_spec(name) is None:
-        return Finding(what, "missing", False if needed else None, mend)
+        return Finding(what, "missing", False if needed else None, remedy)
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # installed under another name
@@ -195,8 +195,8 @@ def _on_hub(name: str, model: KnownModel | None, reachable: bool) -> Finding:
         return Finding(name, f"cached{about}", True, stage=stage)
     if not reachable:
         folder = name.rpartition("/")[2]
-        mend = f"hf download {name} --local-dir {folder}   # elsewhere; then {option} {folder}"
-        return Finding(name, f"not here{about}", False, mend, stage)
+        remedy = f"hf download {name} --local-dir {folder}   # elsewhere; then {option} {folder}"
+        return Finding(name, f"not here{about}", False, remedy, stage)
     from huggingface_hub import HfApi
 
     try:
@@ -204,10 +204,10 @@ def _on_hub(name: str, model: KnownModel | None, reachable: bool) -> Finding:
     except Exception as error:
         kind = type(error).__name__
         if kind == "GatedRepoError":
-            mend = f"hf auth login   # after accepting https://huggingface.co/{name}"
-            return Finding(name, f"gated{about}", False, mend, stage)
-        mend = "hf auth login   # if it is private; else check its name"
-        return Finding(name, f"missing on the hub ({kind}){about}", False, mend, stage)
+            remedy = f"hf auth login   # after accepting https://huggingface.co/{name}"
+            return Finding(name, f"gated{about}", False, remedy, stage)
+        remedy = "hf auth login   # if it is private; else check its name"
+        return Finding(name, f"missing on the hub ({kind}){about}", False, remedy, stage)
     size = f", {model.download_gb:g} GB" if model else ""
     return Finding(
         name, f"downloaded at first use{size}{about}", True, f"hf download {name}", stage
@@ -230,11 +230,13 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _print(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    """A line each, and what mends it below, whole: it is there to be copied."""
+    """A line each, and what closes the gap below, whole: it is there to be copied."""
     marks = {True: "[green]yes[/]", False: "[red]no[/] ", None: " – "}
     console.print(f"[bold]{title}[/]")
     for finding in findings:
         line = f"  {marks[finding.ready]}  {escape(finding.what)}: {escape(finding.state)}"
         console.print(line, highlight=False, soft_wrap=True)
-        if finding.mend:
-            console.print(f"         {finding.mend}", markup=False, highlight=False, soft_wrap=True)
+        if finding.remedy:
+            console.print(
+                f"         {finding.remedy}", markup=False, highlight=False, soft_wrap=True
+            )

@@ -154,7 +154,7 @@ def test_groups_become_contiguous_parts(tmp_path: Path):
 
 
 @pytest.mark.parametrize("inside_out", [True, False])
-def test_winding_is_mended_and_points_outward(inside_out: bool, tmp_path: Path):
+def test_winding_is_repaired_and_points_outward(inside_out: bool, tmp_path: Path):
     quads = [q[::-1] if inside_out or k in (1, 4) else q for k, q in enumerate(QUADS + 1)]
     lines = [f"v {x} {y} {z}" for x, y, z in CUBE + 5]
     lines += ["f " + " ".join(map(str, q)) for q in quads]

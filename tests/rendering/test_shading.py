@@ -155,7 +155,7 @@ def test_white_furnace_never_gives_more_than_it_gets():
         rtol=0,
     )
     castex = shade(maps, **facing(n_dot_v), lighting=light, color_mode="castex")
-    assert castex[white_dielectric].min() > 1.01  # what the coupling mends
+    assert castex[white_dielectric].min() > 1.01  # what the coupling corrects
 
 
 def test_small_lights_from_everywhere_are_the_white_furnace():

@@ -41,7 +41,7 @@ class Hub:
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "mend"),
+    ("error", "state", "remedy"),
     [
         (None, "downloaded at first use, 0.8 GB", "hf download DeepFloyd/IF-I-M-v1.0"),
         (GatedRepoError(), "gated", "after accepting https://huggingface.co/DeepFloyd/IF-I-M-v1.0"),
@@ -50,13 +50,13 @@ class Hub:
     ids=["open", "gated", "missing"],
 )
 def test_what_the_hub_says_is_told(
-    error: Exception | None, state: str, mend: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception | None, state: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub(error))
     hub, model = doctor.guidance_models(["DeepFloyd/IF-I-M-v1.0"])
     assert hub.ready
     assert model.state.startswith(state)
-    assert mend in model.mend
+    assert remedy in model.remedy
     assert model.ready == (error is None)
     (prompt,) = (line for line in doctor.summary([hub, model]) if line.what == "--prompt")
     assert prompt.ready == (error is None)
@@ -72,11 +72,11 @@ def test_local_folders_are_looked_at(tmp_path: Path):
     assert [finding.ready for finding in found] == [True, True, False, False]
     assert found[0].state.startswith("local, IF-I, stage 1")
     assert found[1].state.startswith("local, IF-II, stage 2")
-    assert "no safetensors" in found[2].mend
-    assert "model_index.json" in found[3].mend
+    assert "no safetensors" in found[2].remedy
+    assert "model_index.json" in found[3].remedy
     # Stage II alone cannot begin.
     assert not doctor.summary(found[1:])[-1].ready
-    assert one in doctor.summary(found)[-1].mend
+    assert one in doctor.summary(found)[-1].remedy
 
 
 def test_the_command_without_a_network(tmp_path: Path):
