@@ -26,12 +26,11 @@ from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.pictures.metrics import psnr_db
-from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import EVALUATION_VIEWS, Views
+from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lamp, Lighting, LightSampler
-from sdslab.rendering.render_backend import make_backend
 from sdslab.rendering.renderer import Renderer, Surface
-from sdslab.rendering.scene import Scene, SceneSampler
+from sdslab.rendering.scene import Scene, SceneSampler, sample_background
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.texel_coverage import covered_texels
 
@@ -221,7 +220,7 @@ def measure(
     """Compares two materials, [h, w, 8] each, where ``seen`` [h, w] tells what a run looked at."""
     held_out = held_out_scenes(scenes, views)
     size = (maps.shape[0], maps.shape[1])
-    covered = covered_texels(renderer.mesh, size, make_backend("cpu", torch.device("cpu")))
+    covered = covered_texels(renderer.mesh, size, CpuBackend())
     texels = seen.cpu() & covered
     map_psnr = map_psnr_db(maps.cpu(), target.cpu(), texels)
     white_room = None

@@ -19,8 +19,8 @@ from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.meshes.surface_frame import vertex_normals
+from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cameras import Cameras, CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend

@@ -10,7 +10,6 @@ import sdslab
 from sdslab.denoisers.noise_schedule import UniformTimesteps
 from sdslab.kernels.philox import TIMESTEP_STREAM, NoiseKey, philox_uniform
 from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, PixelGrid
-from sdslab.rendering.backgrounds import BACKGROUND_STREAM, sample_background
 from sdslab.rendering.cameras import CAMERA_STREAM, CameraSampler
 from sdslab.rendering.lighting import (
     LAMP_DISTANCE,
@@ -18,6 +17,7 @@ from sdslab.rendering.lighting import (
     Environment,
     LightSampler,
 )
+from sdslab.rendering.scene import BACKGROUND_STREAM, sample_background
 
 SEED, STEP, BATCH = 11, 5, 6
 

@@ -11,8 +11,8 @@ from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.meshes.material import ALBEDO
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.surface_frame import weld
-from sdslab.pictures.texture_statistics import PATCH, contrast, gradient_energy, sliced_wasserstein
-from sdslab.rendering.render_backend import make_backend
+from sdslab.pictures.metrics import PATCH, contrast, gradient_energy, sliced_wasserstein
+from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.surface_views import SurfaceViews
 
@@ -161,7 +161,7 @@ def seam_jump(mesh: Mesh, maps: Tensor, texels_per_unit: float) -> float:
     b_end, b_start = uv[faces[other // 3, other % 3]], uv[faces[other // 3, (other + 1) % 3]]
     apart = torch.maximum(_uv_distance(a_start, b_start), _uv_distance(a_end, b_end))
     is_seam = apart > SAME_UV
-    backend = make_backend("cpu", torch.device("cpu"))
+    backend = CpuBackend()
     colours = []
     for edge in (one, other):
         # The second face's edge runs the other way: its places along the edge come in reverse.

@@ -12,25 +12,21 @@ from sdslab.denoisers.band_energy import BandEnergy
 from sdslab.denoisers.exemplar import ExemplarDenoiser
 from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.errors import UserError
-from sdslab.exemplar_texturing.exemplars import ExemplarSet
-from sdslab.exemplar_texturing.guide import ExemplarGuide
-from sdslab.exemplar_texturing.guided_picture import GuidedPicture
+from sdslab.exemplar_texturing.exemplars import ExemplarSet, turned
+from sdslab.exemplar_texturing.guide import ExemplarGuide, GuidedPicture
 from sdslab.exemplar_texturing.tangent_field import TangentField
-from sdslab.exemplar_texturing.turned_exemplars import turned
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh import Mesh
-from sdslab.meshes.resize_maps import resize_maps
-from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.meshes.texture_maps import dilate_seams, resize_maps
 from sdslab.optimization.material_optimization import MaterialConfig, maps_of
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.band_limit import band_limit
-from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.seen_texels import SeenTexels, fill_unseen
 from sdslab.rendering.surface_views import SurfaceViews
 from sdslab.rendering.texel_coverage import covered_texels
-from sdslab.rendering.unseen_texels import fill_unseen
 
 Orient = Literal["up", "free", "flow"]
 
@@ -355,7 +351,7 @@ def finished_level(
     """
     mesh, size = pyramid.renderer.mesh, pyramid.config.texture_size
     maps = maps_of(run.theta).detach().cpu()
-    backend = make_backend("cpu", torch.device("cpu"))
+    backend = CpuBackend()
     covered = covered_texels(mesh, (maps.shape[0], maps.shape[1]), backend)
     pixels_per_unit = pyramid.pixels_per_unit / level.coarseness
     limited = band_limit(

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.meshes.mesh import Mesh
-from sdslab.meshes.seam_dilation import dilate_seams
 from sdslab.meshes.surface_frame import weld
-from sdslab.rendering.render_backend import RenderBackend, make_backend
+from sdslab.meshes.texture_maps import dilate_seams
+from sdslab.rendering.cpu_backend import CpuBackend
+from sdslab.rendering.render_backend import RenderBackend
 from sdslab.rendering.renderer import Surface
 from sdslab.rendering.texel_coverage import rasterize_texels
 
@@ -45,7 +46,7 @@ class TangentField:
         corners = vertices[mesh.faces.long()]
         size = (FIELD_SIZE, FIELD_SIZE)
         attributes = torch.cat((mesh.uv[mesh.faces.long()], corners), -1)
-        cpu = make_backend("cpu", torch.device("cpu"))
+        cpu = CpuBackend()
         texels = rasterize_texels(mesh, size, cpu, attributes)
         picture = torch.zeros(FIELD_SIZE**2, 3)
         picture[texels.pixel] = texels.attributes[:, 2:]

@@ -7,7 +7,7 @@ from torch import Tensor
 from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.meshes.material import NORMAL, encode_normals
 from sdslab.meshes.mesh import Mesh
-from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.texel_coverage import rasterize_texels
 
 SHARPNESS = 8.0  # power of the normal's components: how narrow the blends are
@@ -42,7 +42,7 @@ def triplanar(
          mesh.render_tangents[corners]), -1
     )  # fmt: skip
     size = (maps.shape[0], maps.shape[1])
-    texels = rasterize_texels(mesh, size, make_backend("cpu", torch.device("cpu")), attributes)
+    texels = rasterize_texels(mesh, size, CpuBackend(), attributes)
     _, place, normal, tangent = texels.attributes.split((2, 3, 3, 4), 1)
     normal = F.normalize(normal, dim=1)
     weights = normal.abs() ** SHARPNESS

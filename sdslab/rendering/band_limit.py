@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sdslab.meshes.mesh import Mesh
-from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.texel_coverage import rasterize_texels
 
 
@@ -24,7 +24,7 @@ def band_limit(maps: Tensor, mesh: Mesh, pixels_per_unit: float, *, whole: bool 
     Returns:
         A new [h, w, c]; texels that a pixel or more show stay as they are.
     """
-    cpu = make_backend("cpu", torch.device("cpu"))
+    cpu = CpuBackend()
     size = (maps.shape[0], maps.shape[1])
     texels = rasterize_texels(mesh, size, cpu, mesh.uv[mesh.faces.long()])
     pitch = (uv_per_unit(mesh) / pixels_per_unit)[texels.face]  # of a pixel, in texture coordinates

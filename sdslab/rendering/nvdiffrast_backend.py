@@ -5,7 +5,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sdslab.rendering import attribute_resolve
+from sdslab.rendering import torch_reference
 from sdslab.rendering.render_backend import Fragments, RenderBackend
 
 
@@ -35,7 +35,7 @@ class NvdiffrastBackend(RenderBackend):
         return raster[..., 3].int()
 
     def resolve(self, clip: Tensor, faces: Tensor, ids: Tensor, attributes: Tensor) -> Fragments:
-        return attribute_resolve.resolve(clip, faces, ids, attributes)
+        return torch_reference.resolve(clip, faces, ids, attributes)
 
     def sample_texture(self, maps: Tensor, uv: Tensor, uv_derivatives: Tensor) -> Tensor:
         looked_up = self._nvdiffrast.texture(

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sdslab.files.atomic_write import atomic_write
 from sdslab.meshes.material_io import map_pictures
-from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import Cameras, six_views, turntable_views
 from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.scene import sample_background
 
 SHEET_WIDTH = 1400
 LARGEST_ON_SHEET = 384  # of a view there: the sheet's columns are narrower

@@ -1,20 +1,9 @@
 """What a rasteriser must do: find the visible faces, and look a texture up."""
 
-import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from torch import Tensor
-
-from sdslab.errors import UserError
-
-RendererName = Literal["auto", "cpu", "nvdiffrast"]
-NVDIFFRAST_HELP = (
-    "install it with `pip install diffrp-nvdiffrast` (or NVIDIA's own repository; its licence "
-    "allows non-commercial use only), or use --renderer cpu"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,31 +76,3 @@ class RenderBackend(ABC):
         Returns:
             [n, c].
         """
-
-
-def make_backend(name: RendererName, device: torch.device) -> RenderBackend:
-    """Imports and makes a backend; "auto" is nvdiffrast on a CUDA device, else the CPU's.
-
-    Raises:
-        UserError: the backend cannot run on that device, or nvdiffrast is not installed.
-    """
-    if name == "auto":
-        name = "nvdiffrast" if device.type == "cuda" else "cpu"
-    if name == "cpu":
-        if device.type != "cpu":
-            raise UserError(
-                f"--renderer cpu renders on the CPU, got --device {device}; use --renderer "
-                f"nvdiffrast there, or --device cpu"
-            )
-        from sdslab.rendering.cpu_backend import CpuBackend
-
-        return CpuBackend()
-    if device.type != "cuda":
-        raise UserError(
-            f"--renderer nvdiffrast needs a CUDA device, got {device}; use --renderer cpu"
-        )
-    if importlib.util.find_spec("nvdiffrast") is None:
-        raise UserError(f"--renderer nvdiffrast needs the package nvdiffrast: {NVDIFFRAST_HELP}")
-    from sdslab.rendering.nvdiffrast_backend import NvdiffrastBackend
-
-    return NvdiffrastBackend(device)

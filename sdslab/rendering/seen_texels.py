@@ -1,10 +1,13 @@
-"""Which texels of a texture were looked at, over many pictures."""
+"""Which texels were looked at, and what the others take from them."""
 
 import torch
 from torch import Tensor
 
+from sdslab.meshes.mesh import Mesh
+from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Surface
-from sdslab.rendering.texture_sampling import level_of_detail
+from sdslab.rendering.texel_coverage import rasterize_texels
+from sdslab.rendering.torch_reference import level_of_detail
 
 
 class SeenTexels:
@@ -52,3 +55,32 @@ class SeenTexels:
                 marks = marks.repeat_interleave(size // marks.shape[axis], axis)
             seen |= marks
         return seen
+
+
+def fill_unseen(maps: Tensor, seen: Tensor, mesh: Mesh) -> Tensor:
+    """Copies to each covered texel that was not seen the nearest seen one, on the surface in 3-D.
+
+    Args:
+        maps: [h, w, c], on the CPU.
+        seen: [h, w] bool.
+        mesh: whose texture it is.
+
+    Returns:
+        A new [h, w, c].
+    """
+    from scipy.spatial import KDTree
+
+    height, width = maps.shape[:2]
+    corners = mesh.render_positions[mesh.faces.long()]
+    # The rasteriser takes two attributes as texture coordinates: give it those before the place.
+    attributes = torch.cat((mesh.uv[mesh.faces.long()], corners), dim=-1)
+    backend = CpuBackend()
+    texels = rasterize_texels(mesh, (height, width), backend, attributes)
+    place = texels.attributes[:, 2:]
+    known = seen.view(-1)[texels.pixel]
+    result = maps.clone().view(height * width, -1)
+    if known.all() or not known.any():
+        return result.view_as(maps)
+    _, nearest = KDTree(place[known].numpy()).query(place[~known].numpy())
+    result[texels.pixel[~known]] = result[texels.pixel[known][torch.from_numpy(nearest)]]
+    return result.view_as(maps)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdslab.errors import UserError, first_line, one_line
 from sdslab.meshes.upright import QUATERNIONS, Up
-from sdslab.report.embedded_pictures import decode_picture
+from sdslab.report.result_files import decode_picture
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 PICTURES = ("albedo", "metallic_roughness", "normal")

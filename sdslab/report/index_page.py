@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from sdslab.files.atomic_write import write_text
-from sdslab.report import settings_rows
-from sdslab.report.embedded_pictures import data_uri
+from sdslab.report import wording
 from sdslab.report.html_page import render_page
-from sdslab.report.number_names import key_numbers
+from sdslab.report.result_files import data_uri
 from sdslab.report.run_page import (
     KINDS,
     PAGE_NAME,
@@ -17,6 +16,7 @@ from sdslab.report.run_page import (
     study_figures,
     title_of,
 )
+from sdslab.report.wording import key_numbers
 
 THUMBNAIL_SIZES = {"texture": 384, "study": 1200}  # pixels of the larger side
 MOST_NUMBERS = 4  # of a card
@@ -59,7 +59,7 @@ def _card(folder: Path, record: dict[str, Any], beside: Path) -> dict[str, Any]:
         "program": record["program"],
         "kind": KINDS.get(record["kind"], record["kind"].replace("_", " ")),
         "outcome": record["outcome"],
-        "time": settings_rows.seconds_text(total) if isinstance(total, int | float) else "",
+        "time": wording.seconds_text(total) if isinstance(total, int | float) else "",
         "picture": picture and data_uri(picture, THUMBNAIL_SIZES[record["program"]], 85),
         "words": words,
         "inputs": input_pictures(folder, record)[:1] if is_texture else [],
@@ -83,9 +83,9 @@ def _settings(record: dict[str, Any]) -> dict[str, str]:
     """What can be compared: a study's list of cells, and where a run was written, cannot."""
     origin = {name: record[name] for name in ("kind", "seeds", "sdslab", "commit", "device")}
     tables = {name: value for name, value in record["config"].items() if name in SECTIONS}
-    leaves = settings_rows.flat({**origin, **tables})
+    leaves = wording.flat({**origin, **tables})
     return {
-        name.replace("_", " ").replace(".", ": "): settings_rows.shown(value)
+        name.replace("_", " ").replace(".", ": "): wording.shown(value)
         for name, value in leaves.items()
     }
 

@@ -12,11 +12,16 @@ from PIL import Image
 
 from sdslab.errors import UserError, one_line
 from sdslab.files.atomic_write import write_text
-from sdslab.report import curves, number_names, settings_rows
-from sdslab.report.downloads import downloads_of_study, downloads_of_texture, link_of
-from sdslab.report.embedded_pictures import data_uri, read_picture
+from sdslab.report import curves, wording
 from sdslab.report.html_page import render_page, viewer_script
 from sdslab.report.markdown_tables import html_of
+from sdslab.report.result_files import (
+    data_uri,
+    downloads_of_study,
+    downloads_of_texture,
+    link_of,
+    read_picture,
+)
 from sdslab.report.view_data import view_of
 from sdslab.runs.schema import read_run
 from sdslab.shell.named_inputs import stem_of
@@ -84,7 +89,7 @@ def texture_page(folder: Path, record: dict[str, Any], index: str | None = None)
         title: curves.read_metrics(folder / "metrics.csv", column)
         for title, column in (("Loss", "loss"), ("Gradient norm", "gradient_norm"))
     }
-    numbers = number_names.key_numbers(record)
+    numbers = wording.key_numbers(record)
     return render_page(
         "texture.html",
         script=viewer_script() if data else "",
@@ -95,17 +100,17 @@ def texture_page(folder: Path, record: dict[str, Any], index: str | None = None)
         still=still and data_uri(still, 768, 90),
         still_words=still_words,
         inputs=input_pictures(folder, record),
-        scores=[number for number in numbers if number.name.startswith(number_names.SCORES)],
-        numbers=[number for number in numbers if not number.name.startswith(number_names.SCORES)],
+        scores=[number for number in numbers if number.name.startswith(wording.SCORES)],
+        numbers=[number for number in numbers if not number.name.startswith(wording.SCORES)],
         maps=[
             (name, data_uri(picture, 512, 88), picture.size)
             for name, picture in pictures.items()
             if picture
         ],
-        origins=number_names.origins(record),
+        origins=wording.origins(record),
         contact_sheet=sheet and data_uri(sheet, 1400, 88),
         charts=[curves.line_chart(title, series) for title, series in logs.items() if series],
-        stages=[(number_names.stage_label(each.name), each.colour) for each in logs["Loss"]],
+        stages=[(wording.stage_label(each.name), each.colour) for each in logs["Loss"]],
         downloads=downloads_of_texture(folder),
         **_shared(record, {each.name: each.colour for each in logs["Loss"]}, index),
     )
@@ -209,14 +214,14 @@ def _shared(
         "started": _date(record["started"]),
         "times": [
             (
-                TIMES.get(name, number_names.stage_label(name)),
-                settings_rows.seconds_text(value),
+                TIMES.get(name, wording.stage_label(name)),
+                wording.seconds_text(value),
                 curves.share_bar(value / longest, colours.get(name, "rest")),
             )
             for name, value in parts.items()
         ],
-        "total": settings_rows.seconds_text(total or 0.0),
-        "last_process": "" if last is None else settings_rows.seconds_text(last),
+        "total": wording.seconds_text(total or 0.0),
+        "last_process": "" if last is None else wording.seconds_text(last),
         "settings": _sections(record),
         "software": _software(record),
         "peak": ", ".join(
@@ -250,24 +255,24 @@ def _sections(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
     """The configuration, a section for each of its tables."""
     details = {name: value for name, value in record["details"].items() if name != "materials"}
     sections: dict[str, dict[str, str]] = {}
-    for path, value in settings_rows.flat({**record["config"], **details}).items():
+    for path, value in wording.flat({**record["config"], **details}).items():
         section, _, name = path.partition(".")
         if not name:
             section, name = "general", section
         rows = sections.setdefault(section.replace("_", " "), {})
-        rows[name.replace("_", " ")] = settings_rows.shown(value)
+        rows[name.replace("_", " ")] = wording.shown(value)
     return [(section, list(rows.items())) for section, rows in sections.items()]
 
 
 def _software(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    commit = (record["commit"] or "not a checkout")[: settings_rows.SHORT_HASH]
+    commit = (record["commit"] or "not a checkout")[: wording.SHORT_HASH]
     if record["dirty"]:
         commit += " with changes"
     return [
         ("sdslab", record["sdslab"]),
         ("commit", commit),
         ("python", record["python"]),
-        *((name, settings_rows.shown(version)) for name, version in record["packages"].items()),
+        *((name, wording.shown(version)) for name, version in record["packages"].items()),
         ("device", record["device"]),
         ("threads", str(record["threads"])),
         ("system", record["system"]),

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdslab.files.atomic_write import write_text
-from sdslab.report.settings_rows import flat
+from sdslab.report.wording import flat
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,9 +8,9 @@ from typing import Any
 
 from sdslab.errors import UserError, one_line
 from sdslab.meshes.upright import QUATERNIONS, Up
-from sdslab.report.embedded_pictures import data_uri
 from sdslab.report.glb_parts import GlbParts
-from sdslab.report.number_names import stage_label
+from sdslab.report.result_files import data_uri
+from sdslab.report.wording import stage_label
 
 LARGEST_GEOMETRY = 8 * 2**20  # bytes, some 200,000 faces: with base64, most of a page of 15 MB
 LARGEST_LIGHT = 2 * 2**20

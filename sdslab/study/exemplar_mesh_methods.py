@@ -19,7 +19,7 @@ from sdslab.exemplar_texturing.pyramid import (
     texels_per_unit,
 )
 from sdslab.exemplar_texturing.triplanar import triplanar
-from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.optimization.material_optimization import optimize_material
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.seen_texels import SeenTexels

@@ -22,8 +22,7 @@ from sdslab.machine.devices import device_name, resolve_device
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.preview import Previewer, contact_sheet
-from sdslab.rendering.render_backend import make_backend
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.texel_coverage import covered_texels
 from sdslab.runs.record import version_of, write_json
 from sdslab.runs.schema import origin_of

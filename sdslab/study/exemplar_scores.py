@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdslab.pictures.texture_statistics import (
+from sdslab.pictures.metrics import (
     completeness,
     contrast,
     fidelity,

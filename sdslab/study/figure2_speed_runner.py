@@ -9,8 +9,7 @@ import torch
 
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.errors import UserError
-from sdslab.machine.cpu_memory import keep_freed_memory
-from sdslab.machine.devices import device_name, resolve_device
+from sdslab.machine.devices import device_name, keep_freed_memory, resolve_device
 from sdslab.pictures.image_io import load_image
 from sdslab.study.figure2_speed_benchmark import (
     BURST,

@@ -26,18 +26,17 @@ from sdslab.material_recovery import (
 from sdslab.meshes.material import picture_material, without
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.meshes.subdivide import subdivide
+from sdslab.meshes.procedural_meshes import subdivide
 from sdslab.optimization.material_optimization import MaterialConfig, maps_of
 from sdslab.optimization.optimize import Step
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer
-from sdslab.rendering.render_backend import make_backend
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.seen_texels import SeenTexels
-from sdslab.rendering.texture_sampling import sample_texture
+from sdslab.rendering.torch_reference import sample_texture
 from sdslab.study.mesh_load import LOADERS, disagreement, measure_load, write_grid
 from sdslab.study.renderer_specification import (
     Comparison,

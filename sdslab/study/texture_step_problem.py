@@ -27,8 +27,7 @@ from sdslab.optimization.recorded_material import optimize_recorded_material
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, LightSampler
-from sdslab.rendering.render_backend import make_backend
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import Scene, Scenes, SceneSampler
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.study.phase_clock import WHOLE, PhaseClock

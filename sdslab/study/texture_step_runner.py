@@ -8,8 +8,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from sdslab.errors import UserError
-from sdslab.machine.cpu_memory import keep_freed_memory
-from sdslab.machine.devices import device_name, resolve_device
+from sdslab.machine.devices import device_name, keep_freed_memory, resolve_device
 from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.phase_clock import PHASES, WHOLE
 from sdslab.study.plots import close_figure, save_figure

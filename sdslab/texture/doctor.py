@@ -18,7 +18,7 @@ from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.unet import KINDS, STAGE_OF
 from sdslab.errors import UserError, first_line
 from sdslab.machine.devices import device_name
-from sdslab.rendering.render_backend import NVDIFFRAST_HELP
+from sdslab.rendering.renderer import NVDIFFRAST_HELP
 
 GIB = 2**30
 TIMEOUT_SECONDS = 10

@@ -26,7 +26,7 @@ from sdslab.exemplar_texturing.pyramid import (
 )
 from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.material import NORMAL, ROUGHNESS
-from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.texture.program import Textured, seen_words
 from sdslab.texture.report_inputs import write_photographs

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from sdslab.meshes.material import MAPS, renormalized
 from sdslab.meshes.mesh import Mesh
-from sdslab.meshes.resize_maps import resize_maps
-from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.meshes.texture_maps import dilate_seams, resize_maps
 from sdslab.pictures.color import ColorMode
-from sdslab.rendering.backgrounds import sample_background
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.lighting import Environment, Lighting
-from sdslab.rendering.render_backend import make_backend
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.renderer import Renderer, make_backend
+from sdslab.rendering.scene import sample_background
 from sdslab.rendering.texel_coverage import covered_texels
 
 Look = Literal["result", "albedo", "roughness", "metallic", "normal"]

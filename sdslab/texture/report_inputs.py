@@ -15,7 +15,7 @@ from sdslab.meshes.material import ALBEDO, constant_material
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.environment_map import load_environment, resize
 from sdslab.rendering.radiance_hdr import write_hdr
-from sdslab.rendering.render_backend import make_backend
+from sdslab.rendering.renderer import make_backend
 from sdslab.texture.target import own_maps
 from sdslab.texture.workspace import CPU, Workspace
 

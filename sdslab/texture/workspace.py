@@ -25,8 +25,8 @@ from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer
-from sdslab.rendering.render_backend import RenderBackend, make_backend
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.render_backend import RenderBackend
+from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texel_coverage import covered_texels
 from sdslab.report.at_the_end import reported

@@ -13,7 +13,7 @@ from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition
 from sdslab.denoisers.exemplar import ExemplarDenoiser, cosine_schedule, timestep
 from sdslab.denoisers.patch_bank import PatchBank, low_pass
-from sdslab.exemplar_texturing.turned_exemplars import turned
+from sdslab.exemplar_texturing.exemplars import turned
 from sdslab.pictures.image_io import load_image
 from tests.conftest import random_image
 from tests.denoisers.test_patch_bank import smooth_photo

@@ -19,7 +19,7 @@ from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.pictures.image_io import load_image
-from sdslab.pictures.texture_statistics import contrast, fidelity, sliced_wasserstein
+from sdslab.pictures.metrics import contrast, fidelity, sliced_wasserstein
 
 COUNT, PATCH, STEPS = 128, 7, 100
 SAMPLES = torch.arange(COUNT)

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from sdslab.errors import UserError
-from sdslab.exemplar_texturing.exemplars import anisotropy, load_exemplars
-from sdslab.exemplar_texturing.turned_exemplars import turned
+from sdslab.exemplar_texturing.exemplars import anisotropy, load_exemplars, turned
 from sdslab.meshes.material import NORMAL
 from sdslab.shell.named_inputs import tag_and_file
 from tests.conftest import random_image

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.exemplar import ExemplarDenoiser, cosine_schedule
-from sdslab.exemplar_texturing.guide import ExemplarGuide
-from sdslab.exemplar_texturing.guided_picture import GuidedPicture
+from sdslab.exemplar_texturing.guide import ExemplarGuide, GuidedPicture
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.cpu_backend import CpuBackend

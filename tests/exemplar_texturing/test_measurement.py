@@ -13,7 +13,7 @@ from sdslab.exemplar_texturing.pyramid import texels_per_unit
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.meshes.seam_dilation import dilate_seams
+from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.texel_coverage import covered_texels, rasterize_texels

@@ -28,8 +28,7 @@ from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, Lamp, LightSampler
-from sdslab.rendering.render_backend import make_backend
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.seen_texels import SeenTexels
 from tests.recorded_calls import watch_recorded_calls

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sdslab.pictures.texture_statistics import (
+from sdslab.pictures.metrics import (
     completeness,
     contrast,
     fidelity,

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sdslab.rendering.render_backend import RenderBackend, make_backend
+from sdslab.rendering.render_backend import RenderBackend
+from sdslab.rendering.renderer import make_backend
 
 
 @pytest.fixture(

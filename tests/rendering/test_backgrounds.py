@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sdslab.rendering.backgrounds import sample_background
+from sdslab.rendering.scene import sample_background
 
 
 @pytest.mark.parametrize(("kind", "value"), [("white", 1.0), ("black", 0.0), ("grey", 0.5)])

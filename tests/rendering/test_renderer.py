@@ -16,8 +16,7 @@ from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler, frame_fill
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lighting
-from sdslab.rendering.render_backend import make_backend
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.renderer import Renderer, make_backend
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,7 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import apple
 from sdslab.meshes.upright import QUATERNIONS, Up, turned_up
 from sdslab.rendering.cameras import six_views
-from sdslab.rendering.render_backend import make_backend
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.renderer import Renderer, make_backend
 
 CPU = torch.device("cpu")
 OTHERS = [up for up in QUATERNIONS if up != "y"]

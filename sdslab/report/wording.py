@@ -1,9 +1,78 @@
-"""What a run measured, with names, units and the meaning of its numbers for people."""
+"""The names and words of a report: its numbers, settings and times."""
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from sdslab.report import settings_rows
+SHORT_HASH = 12  # hexadecimal digits
+_HASH = re.compile(r"[0-9a-f]{32,}")
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested tables under dotted names; lists of plain values are leaves."""
+    leaves: dict[str, Any] = {}
+    for name, value in table.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{path}.")
+        elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+            for number, item in enumerate(value):
+                label = item.get("name", number) if isinstance(item, dict) else number
+                leaves |= flat({str(label): item}, f"{path}.")
+        else:
+            leaves[path] = value
+    return leaves
+
+
+def shown(value: Any) -> str:
+    """A value as text: four digits of a fraction, lists with commas, a dash for nothing.
+
+    Of hashes the beginning is shown, which tells them apart.
+    """
+    if value is None or value in ("", []):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, list):
+        return ", ".join(shown(item) for item in value)
+    text = str(value)
+    return f"{text[:SHORT_HASH]}…" if _HASH.fullmatch(text) else text
+
+
+def title_of(name: str) -> str:
+    """A key's name for people: "map_psnr_db.albedo" becomes "map PSNR, albedo (dB)"."""
+    words = name.replace("_", " ").replace(".", ", ")
+    unit = ""
+    for suffix, symbol in ((" db", "dB"), (" mb", "MB"), (" ms", "ms")):
+        if f"{suffix}," in f"{words},":
+            words = f"{words},".replace(f"{suffix},", ",", 1).removesuffix(",")
+            unit = f" ({symbol})"
+    return words.replace("psnr", "PSNR").replace("mse", "MSE") + unit
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration: "4.2 s", "3 min 5 s", "2 h 10 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    size = abs(value)
+    return f"{value:.4g}" if 1e-3 <= size < 1e6 else f"{value:.3e}"
+
 
 Shown = Callable[[Any], str]
 
@@ -73,31 +142,31 @@ NAMES: dict[str, tuple[str, Shown, str]] = {
         _decibels,
         "The same under a light that the run did not use",
     ),
-    "steps": ("Steps", settings_rows.shown, ""),
-    "optimization_seconds": ("Optimisation", settings_rows.seconds_text, ""),
+    "steps": ("Steps", shown, ""),
+    "optimization_seconds": ("Optimisation", seconds_text, ""),
     "seen_share": (
         "Texels seen",
         _percent,
         "By a view of the last stage; others take the colours of the nearest that was",
     ),
-    "seen_texels": ("Texels seen", settings_rows.shown, "By a view of the run"),
-    "covered_texels": ("Texels that faces cover", settings_rows.shown, ""),
-    "pictures": ("Pictures of new views", settings_rows.shown, ""),
+    "seen_texels": ("Texels seen", shown, "By a view of the run"),
+    "covered_texels": ("Texels that faces cover", shown, ""),
+    "pictures": ("Pictures of new views", shown, ""),
 }
 LAST_WORDS: dict[str, tuple[str, Shown]] = {
-    "steps": ("Steps", settings_rows.shown),
-    "skipped": ("Skipped steps", settings_rows.shown),
-    "seconds": ("Optimisation", settings_rows.seconds_text),
+    "steps": ("Steps", shown),
+    "skipped": ("Skipped steps", shown),
+    "seconds": ("Optimisation", seconds_text),
 }
 
 
 def key_numbers(record: Mapping[str, Any]) -> list[Number]:
     """The numbers of a record's ``metrics``; what comes first matters most."""
-    flat = settings_rows.flat(record["metrics"])
-    known = {name: value for name, value in flat.items() if _is_number(value)}
+    metrics = flat(record["metrics"])
+    known = {name: value for name, value in metrics.items() if _is_number(value)}
     order = {name: place for place, name in enumerate(NAMES)}
     ordered = sorted(known, key=lambda name: order.get(name, len(order)))
-    return [_number(name, known[name]) for name in ordered]
+    return [_named_number(name, known[name]) for name in ordered]
 
 
 def origins(record: Mapping[str, Any]) -> dict[str, str]:
@@ -113,18 +182,18 @@ def origins(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _number(name: str, value: Any) -> Number:
+def _named_number(name: str, value: Any) -> Number:
     if name in NAMES:
-        label, shown, hint = NAMES[name]
-        return Number(name, label, _text(shown, value), hint)
+        label, show, hint = NAMES[name]
+        return Number(name, label, _text(show, value), hint)
     first, _, last = name.rpartition(".")
     if first == "map_psnr_db":
         label = "All maps" if last == "all" else f"{last.capitalize()} map"
         return Number(name, label, _text(_decibels, value), "Over the texels seen")
     if first and last in LAST_WORDS:
-        label, shown = LAST_WORDS[last]
-        return Number(name, f"{label}, {stage_label(first)}", _text(shown, value), "")
-    return Number(name, settings_rows.title_of(name), settings_rows.shown(value), "")
+        label, show = LAST_WORDS[last]
+        return Number(name, f"{label}, {stage_label(first)}", _text(show, value), "")
+    return Number(name, title_of(name), shown(value), "")
 
 
 def _is_number(value: Any) -> bool:
@@ -134,12 +203,12 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def _text(shown: Shown, value: Any) -> str:
-    """Formats a value by ``shown``, or plainly where it takes no such value (JSON's "inf")."""
+def _text(show: Shown, value: Any) -> str:
+    """Formats a value by ``show``, or plainly where it takes no such value (JSON's "inf")."""
     try:
-        return shown(value)
+        return show(value)
     except (TypeError, ValueError):
-        return settings_rows.shown(value)
+        return shown(value)
 
 
 STAGES = {"stage1": "stage I", "stage2": "stage II"}
