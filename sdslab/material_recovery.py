@@ -31,8 +31,7 @@ from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lamp, Lighting, LightSampler
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, SceneSampler, sample_background
-from sdslab.rendering.seen_texels import SeenTexels
-from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.texels import SeenTexels, covered_texels
 
 LightTurn = Literal["picture", "step", "never"]
 LAST_STEP = 2**32 - 1  # that the counter-based generator can number: no run gets there

@@ -26,7 +26,7 @@ from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,10 @@ from sdslab.meshes.texture_maps import dilate_seams, resize_maps
 from sdslab.optimization.material_optimization import MaterialConfig, maps_of
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
-from sdslab.rendering.band_limit import band_limit
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.seen_texels import SeenTexels, fill_unseen
 from sdslab.rendering.surface_views import SurfaceViews
-from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.texels import SeenTexels, band_limit, covered_texels, fill_unseen
 
 Orient = Literal["up", "free", "flow"]
 
@@ -110,15 +108,15 @@ class ExemplarConfig:
     views: int = 4
     """Pictures a step."""
     learning_rate: float | None = None
-    """Of each level's first step, in place of its own."""
+    """Learning rate of each level's first step, in place of its own."""
     steps: int | None = None
-    """Of each level, in place of its own."""
+    """Steps of each level, in place of its own."""
     tag: int | None = None
     """The exemplar that leads."""
     tag_guidance: float = 3.0
     """How strongly it does: ε_all + s (ε_tag − ε_all)."""
     seed: int = 0
-    """Of views and noise."""
+    """Seed of views and noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,8 +359,6 @@ def finished_level(
 
 
 def texels_per_unit(mesh: Mesh, covered: Tensor) -> float:
-    """Of the atlas, on average: the root of covered texels over the surface's area."""
-    corners = mesh.render_positions[mesh.faces.long()].double()
-    cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    area = float(cross.norm(dim=1).sum()) / 2
+    """Texels along a unit of the surface on average, from the areas of both."""
+    area = float(mesh.face_vectors.norm(dim=1).sum()) / 2
     return math.sqrt(max(1, int(covered.sum())) / max(area, 1e-9))

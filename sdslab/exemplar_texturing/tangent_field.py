@@ -14,7 +14,7 @@ from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.render_backend import RenderBackend
 from sdslab.rendering.renderer import Surface
-from sdslab.rendering.texel_coverage import rasterize_texels
+from sdslab.rendering.texels import rasterize_texels
 
 FIELD_SIZE = 256  # height and width of the map that pixels look the field up in
 SOLVES = 12  # steps of inverse iteration

@@ -8,7 +8,7 @@ from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.meshes.material import NORMAL, encode_normals
 from sdslab.meshes.mesh import Mesh
 from sdslab.rendering.cpu_backend import CpuBackend
-from sdslab.rendering.texel_coverage import rasterize_texels
+from sdslab.rendering.texels import rasterize_texels
 
 SHARPNESS = 8.0  # power of the normal's components: how narrow the blends are
 # Axis that is projected along, and those that the photograph's right and up run along, seen from

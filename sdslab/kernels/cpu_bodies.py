@@ -21,7 +21,7 @@ from sdslab.kernels.cpu_kernels import (
 )
 from sdslab.kernels.degenerate_sds_gradient import weight_of_difference
 from sdslab.kernels.noise_argument import draw_noise
-from sdslab.machine.worker_threads import run_all, split, worker_count
+from sdslab.machine import run_all, split, worker_count
 
 # Elements that are worth a thread: to wake one takes as long as a hundred thousand.
 _GRAIN = 2**17

@@ -115,6 +115,12 @@ class Mesh:
         return self.normalization.apply(self.positions).clamp(-1, 1).float()
 
     @property
+    def face_vectors(self) -> Tensor:
+        """[f, 3] float64: each face's normal times twice its area, of `render_positions`."""
+        a, b, c = self.render_positions[self.faces.long()].double().unbind(1)
+        return torch.linalg.cross(b - a, c - a)
+
+    @property
     def render_normals(self) -> Tensor:
         """[v, 3] float32: `normals`, +Y up."""
         return turned_up(self.normals, self.up)

@@ -18,7 +18,7 @@ from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.material_projection import material_bounds, project_material_
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, Scenes
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 
 # From (z detached, step index, the step's scene, what its pixels show) to the gradient of z.
 Guide = Callable[[Tensor, int, Scene, Surface], SDSResult]

@@ -18,7 +18,7 @@ from sdslab.optimization.recordable_guide import Draws, RecordableGuide
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, Scenes
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 
 
 def optimize_recorded_material(

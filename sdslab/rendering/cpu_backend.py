@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdslab.machine.worker_threads import run_all, split, worker_count
+from sdslab.machine import run_all, split, worker_count
 from sdslab.rendering.cpu_rasterizer import interpolate, visible_faces
 from sdslab.rendering.cpu_texture import sample_texture_cpu
 from sdslab.rendering.render_backend import Fragments, RenderBackend

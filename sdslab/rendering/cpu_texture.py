@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdslab.kernels.compiled import njit
-from sdslab.machine.worker_threads import run_all, split, worker_count
+from sdslab.machine import run_all, split, worker_count
 
 
 def _levels(height: int, width: int) -> np.ndarray:

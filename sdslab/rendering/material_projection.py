@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdslab.kernels.compiled import njit
-from sdslab.machine.worker_threads import run_all, split, worker_count
+from sdslab.machine import run_all, split, worker_count
 from sdslab.meshes.material import CHANNELS, NORMAL, encode_normals
 
 # How far a normal may lean, as CasTex bounds it: |x|, |y| ≤ 1/2 and z ≥ 1/2.

@@ -77,9 +77,8 @@ def report(arguments: Arguments) -> None:
         check_own_file(arguments.csv, _is_own_table, "--csv")
         check_writable(arguments.csv.parent, "--csv")
 
-    from sdslab.report.index_page import write_index
+    from sdslab.report.comparison import write_csv, write_index
     from sdslab.report.run_page import write_report
-    from sdslab.report.run_table import write_csv
 
     for folder in folders:
         print(one_line(str(write_report(folder, index if several else None))))  # noqa: T201

@@ -21,7 +21,7 @@ import torch
 import sdslab
 from sdslab.errors import first_line, one_line
 from sdslab.files.atomic_write import atomic_write
-from sdslab.machine.devices import device_name, peak_memory_mb
+from sdslab.machine import device_name, peak_memory_mb
 from sdslab.runs.folder import digests_of
 from sdslab.runs.schema import SCHEMA
 

@@ -22,7 +22,7 @@ from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.optimization.material_optimization import optimize_material
 from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 from sdslab.study.exemplar_mesh_specification import MeshSettings, Method
 
 LEVELS_OF = {

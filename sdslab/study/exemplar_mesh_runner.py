@@ -18,12 +18,12 @@ from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_te
 from sdslab.exemplar_texturing.pyramid import texels_per_unit
 from sdslab.files.atomic_write import write_text
 from sdslab.files.disk_cache import content_hash
-from sdslab.machine.devices import device_name, resolve_device
+from sdslab.machine import device_name, resolve_device
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.renderer import Renderer, make_backend
-from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.texels import covered_texels
 from sdslab.runs.record import version_of, write_json
 from sdslab.runs.schema import origin_of
 from sdslab.shell.named_inputs import stem_of

@@ -13,7 +13,7 @@ import torch
 from sdslab.errors import UserError, one_line
 from sdslab.files.atomic_write import write_text
 from sdslab.files.disk_cache import content_hash
-from sdslab.machine.devices import device_name, resolve_device
+from sdslab.machine import device_name, resolve_device
 from sdslab.pictures.image_io import load_image
 from sdslab.runs.record import version_of, write_json
 from sdslab.runs.schema import origin_of

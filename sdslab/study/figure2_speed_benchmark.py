@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace
-from sdslab.machine.devices import device_name
+from sdslab.machine import device_name
 from sdslab.optimization.optimize import Step, optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.optimization.recorded_descent import RecordedDescent

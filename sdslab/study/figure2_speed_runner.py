@@ -9,7 +9,7 @@ import torch
 
 from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.errors import UserError
-from sdslab.machine.devices import device_name, keep_freed_memory, resolve_device
+from sdslab.machine import device_name, keep_freed_memory, resolve_device
 from sdslab.pictures.image_io import load_image
 from sdslab.study.figure2_speed_benchmark import (
     BURST,

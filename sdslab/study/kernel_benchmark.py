@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdslab.errors import UserError
-from sdslab.machine.devices import device_name
+from sdslab.machine import device_name
 from sdslab.study.kernel_operations import OPERATIONS
 from sdslab.study.kernel_problem import Problem
 from sdslab.study.kernel_specification import KernelCase, KernelSettings

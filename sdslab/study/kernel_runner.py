@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from sdslab.errors import UserError
-from sdslab.machine.devices import device_name, resolve_device
+from sdslab.machine import device_name, resolve_device
 from sdslab.study.kernel_benchmark import KernelRow, Limits, measure, measure_limits, numbers_of
 from sdslab.study.kernel_specification import KernelStudy
 from sdslab.study.measured_table import MeasuredTable

@@ -108,6 +108,6 @@ def _peak_mb() -> float:
     # Where Linux has it, since getrusage counts what the parent held before it started this process
     if status.exists() and (matched := re.search(r"VmHWM:\s+(\d+)", status.read_text("ascii"))):
         return int(matched[1]) / 1024
-    from sdslab.machine.devices import peak_memory_mb, resolve_device
+    from sdslab.machine import peak_memory_mb, resolve_device
 
     return peak_memory_mb(resolve_device("cpu"))["process"]

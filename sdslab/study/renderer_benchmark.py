@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
-from sdslab.machine.devices import peak_memory_mb, resolve_device
+from sdslab.machine import peak_memory_mb, resolve_device
 from sdslab.material_recovery import (
     Measurement,
     grey_material,
@@ -35,7 +35,7 @@ from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 from sdslab.rendering.torch_reference import sample_texture
 from sdslab.study.mesh_load import LOADERS, disagreement, measure_load, write_grid
 from sdslab.study.renderer_specification import (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sdslab.errors import UserError
-from sdslab.machine.devices import device_name, resolve_device
+from sdslab.machine import device_name, resolve_device
 from sdslab.meshes.material import MAPS
 from sdslab.rendering.preview import contact_sheet
 from sdslab.shell.progress_lines import ProgressLines

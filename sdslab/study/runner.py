@@ -15,7 +15,7 @@ from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
 from sdslab.errors import UserError, one_line
 from sdslab.files.atomic_write import write_text
 from sdslab.files.disk_cache import content_hash
-from sdslab.machine.devices import device_name, keep_freed_memory, resolve_device
+from sdslab.machine import device_name, keep_freed_memory, resolve_device
 from sdslab.pictures.image_io import load_image
 from sdslab.runs.checkpoint import Checkpoints
 from sdslab.runs.record import version_of, write_json

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdslab.denoisers.noise_schedule import SqrtAnnealedTimesteps
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, philox_normal
-from sdslab.machine.devices import device_name
+from sdslab.machine import device_name
 from sdslab.study.eager_texture_step import EagerStep
 from sdslab.study.phase_clock import PHASES, PhaseClock
 from sdslab.study.texture_step_problem import SEED, OurStep, StepProblem

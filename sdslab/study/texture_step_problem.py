@@ -29,7 +29,7 @@ from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import Scene, Scenes, SceneSampler
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 from sdslab.study.phase_clock import WHOLE, PhaseClock
 from sdslab.study.texture_step_specification import StepCase, TextureStepSettings
 from sdslab.study.unet_configurations import STAGE_TWO, build_unet

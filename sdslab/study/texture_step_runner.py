@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from sdslab.errors import UserError
-from sdslab.machine.devices import device_name, keep_freed_memory, resolve_device
+from sdslab.machine import device_name, keep_freed_memory, resolve_device
 from sdslab.study.measured_table import MeasuredTable
 from sdslab.study.phase_clock import PHASES, WHOLE
 from sdslab.study.plots import close_figure, save_figure

@@ -17,7 +17,7 @@ from sdslab.denoisers.model_table import KNOWN_MODELS, KnownModel
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.unet import KINDS, STAGE_OF
 from sdslab.errors import UserError, first_line
-from sdslab.machine.devices import device_name
+from sdslab.machine import device_name
 from sdslab.rendering.renderer import NVDIFFRAST_HELP
 
 GIB = 2**30

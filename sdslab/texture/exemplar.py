@@ -27,7 +27,7 @@ from sdslab.exemplar_texturing.pyramid import (
 from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.material import NORMAL, ROUGHNESS
 from sdslab.meshes.texture_maps import dilate_seams
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 from sdslab.texture.program import Textured, seen_words
 from sdslab.texture.report_inputs import write_photographs
 from sdslab.texture.stage import Outcome, Stage, run_stage

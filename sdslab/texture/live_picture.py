@@ -16,7 +16,7 @@ from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import sample_background
-from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.texels import covered_texels
 
 Look = Literal["result", "albedo", "roughness", "metallic", "normal"]
 LOOKS: tuple[Look, ...] = ("result", "albedo", "roughness", "metallic", "normal")

@@ -14,7 +14,7 @@ from sdslab.material_recovery import (
 )
 from sdslab.optimization.material_optimization import MaterialConfig, maps_of
 from sdslab.optimization.optimize import Step
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 from sdslab.texture.program import Textured
 from sdslab.texture.report_inputs import write_target
 from sdslab.texture.stage import Stage, run_stage

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from sdslab.errors import UserError, one_line
-from sdslab.machine.devices import out_of_memory_message, resolve_device
+from sdslab.machine import out_of_memory_message, resolve_device
 from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.runs.folder import check_inputs_apart
 from sdslab.texture.argument_checks import default_out, guidance_of

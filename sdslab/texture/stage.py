@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.errors import UserError
-from sdslab.machine.devices import out_of_memory_message
+from sdslab.machine import out_of_memory_message
 from sdslab.optimization.material_optimization import (
     Guide,
     MaterialConfig,
@@ -26,7 +26,7 @@ from sdslab.optimization.recorded_material import optimize_recorded_material
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import contact_sheet
 from sdslab.rendering.scene import Scenes
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 from sdslab.shell.interrupts import interrupts_held
 from sdslab.texture.arguments import GuidanceName
 from sdslab.texture.guide_memory import GuideMemory

@@ -16,7 +16,7 @@ from sdslab.meshes.texture_maps import dilate_seams, resize_maps
 from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.render_backend import RenderBackend
-from sdslab.rendering.texel_coverage import covered_texels, rasterize_texels, transfer_maps
+from sdslab.rendering.texels import covered_texels, rasterize_texels, transfer_maps
 
 # A quarter of a texel: float32 texture coordinates of a file and of its copy differ by less.
 UV_TOLERANCE = 2e-4

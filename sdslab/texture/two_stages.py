@@ -23,7 +23,7 @@ from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import Cameras
-from sdslab.rendering.seen_texels import SeenTexels, fill_unseen
+from sdslab.rendering.texels import SeenTexels, fill_unseen
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Outcome, Stage, run_stage

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_uniform
-from sdslab.machine.devices import resolve_device
+from sdslab.machine import resolve_device
 from sdslab.material_recovery import grey_material, light_sampler
 from sdslab.meshes.material import ALBEDO, without
 from sdslab.meshes.mesh import Mesh
@@ -28,7 +28,7 @@ from sdslab.rendering.preview import Previewer
 from sdslab.rendering.render_backend import RenderBackend
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
-from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.texels import covered_texels
 from sdslab.report.at_the_end import reported
 from sdslab.runs.checkpoint import Checkpoint, Checkpoints, OtherCodeError
 from sdslab.runs.lock import RunLock

@@ -16,7 +16,7 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.texel_coverage import covered_texels, rasterize_texels
+from sdslab.rendering.texels import covered_texels, rasterize_texels
 
 SIZE = 256
 

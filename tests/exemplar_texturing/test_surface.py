@@ -13,12 +13,11 @@ from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.rendering.band_limit import band_limit, uv_per_unit
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import Scene
-from sdslab.rendering.texel_coverage import rasterize_texels
+from sdslab.rendering.texels import band_limit, rasterize_texels, uv_per_unit
 
 BACKEND = CpuBackend()
 WITH_NORMALS = (0, 1, 2, 5, 6, 7)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdslab.kernels import SDSResult
-from sdslab.machine.devices import out_of_memory_message
+from sdslab.machine import out_of_memory_message
 from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.runs.checkpoint import Checkpoints

@@ -17,9 +17,8 @@ import torch
 
 from sdslab.errors import UserError
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.report.index_page import write_index
+from sdslab.report.comparison import write_csv, write_index
 from sdslab.report.run_page import write_report
-from sdslab.report.run_table import write_csv
 from sdslab.runs.checkpoint import Checkpoints
 from sdslab.runs.lock import LOCK_NAME, RunLock
 from sdslab.runs.record import run_record

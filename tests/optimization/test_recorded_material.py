@@ -30,7 +30,7 @@ from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, Lamp, LightSampler
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 from tests.recorded_calls import watch_recorded_calls
 
 NEEDS_GPU = [

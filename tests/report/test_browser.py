@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdslab.report.index_page import write_index
+from sdslab.report.comparison import write_index
 from sdslab.report.run_page import write_report
 from sdslab.runs.schema import read_run
 from tests.report.run_folders import HOSTILE, Run, browse, copy_run, make_run, make_study

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sdslab.report.run_table import run_table
+from sdslab.report.comparison import run_table
 from sdslab.runs.record import write_json
 from tests.report.run_folders import HOSTILE, Run, copy_run, make_study, record_of
 

@@ -25,8 +25,8 @@ from sdslab.optimization.material_optimization import maps_of, optimize_material
 from sdslab.rendering.lighting import Environment
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene
-from sdslab.rendering.seen_texels import SeenTexels
 from sdslab.rendering.shading import directional_albedo
+from sdslab.rendering.texels import SeenTexels
 from sdslab.texture import two_stages
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.runner import run

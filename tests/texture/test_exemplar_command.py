@@ -71,7 +71,7 @@ def halves(path: Path, left: tuple[int, int, int], right: tuple[int, int, int]) 
 
 def mean_colour(out: Path) -> torch.Tensor:
     from sdslab.rendering.cpu_backend import CpuBackend
-    from sdslab.rendering.texel_coverage import covered_texels
+    from sdslab.rendering.texels import covered_texels
 
     with Image.open(out / "maps" / "albedo.png") as albedo:
         pixels = torch.tensor(list(albedo.convert("RGB").get_flattened_data())).float()

@@ -12,7 +12,7 @@ from sdslab.meshes.material_io import save_maps
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cpu_backend import CpuBackend
-from sdslab.rendering.texel_coverage import covered_texels
+from sdslab.rendering.texels import covered_texels
 from sdslab.texture.target import load_target, own_maps, resize_maps
 
 

@@ -6,7 +6,7 @@ from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.rendering.cameras import Cameras, six_views
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.seen_texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels
 
 
 def looked_at(renderer: Renderer, cameras: Cameras, resolution: int, size: int):

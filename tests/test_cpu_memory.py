@@ -9,7 +9,7 @@ import pytest
 # In a process of its own: the setting outlives a test.
 SCRIPT = """
 import resource, sys
-from sdslab.machine.devices import keep_freed_memory
+from sdslab.machine import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else True
 import torch
 def faults():

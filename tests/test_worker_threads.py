@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from sdslab.machine.worker_threads import run_all, split
+from sdslab.machine import run_all, split
 
 
 @pytest.fixture(params=[1, 2, 5])

@@ -9,7 +9,7 @@ from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cpu_backend import CpuBackend
-from sdslab.rendering.texel_coverage import covered_texels, rasterize_texels, transfer_maps
+from sdslab.rendering.texels import covered_texels, rasterize_texels, transfer_maps
 
 
 def square(uv: list[list[float]]) -> Mesh:

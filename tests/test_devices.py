@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sdslab.machine.devices import out_of_memory_message
+from sdslab.machine import out_of_memory_message
 
 REMEDY = "give --low-memory"
 

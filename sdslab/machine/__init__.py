@@ -1,1 +1,0 @@
-"""What the computer has: devices, memory, threads."""
