@@ -11,7 +11,7 @@ from sdslab.denoisers.noise_schedule import NoiseSchedule, TimestepSampler, Weig
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, SDSResult, SRMode
-from sdslab.optimization.recordable_guide import Draws, RecordableGuide
+from sdslab.optimization.material_optimization import Draws, RecordableGuide
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene

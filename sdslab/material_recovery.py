@@ -4,7 +4,6 @@ At every step the degenerate distribution has one sample, the picture of the kno
 the step's view, light and background; the renderer is between θ and that picture.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,12 +16,11 @@ from sdslab.denoisers.noise_schedule import (
     UniformTimesteps,
     weighting_named,
 )
-from sdslab.diffusion_space import DiffusionSpace
+from sdslab.diffusion_space import PixelSpace
 from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult
 from sdslab.meshes.material import MAPS, constant_material
-from sdslab.optimization.material_optimization import Guide, MaterialConfig, optimize_material
-from sdslab.optimization.optimize import Step
+from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.pictures.metrics import psnr_db
@@ -90,51 +88,37 @@ def recovery_optimization(steps: int, learning_rate: float) -> OptimizeConfig:
     )
 
 
-def degenerate_guide(
+def recovery_problem(
+    theta: Parameterization,
     target: Tensor,
     renderer: Renderer,
-    space: DiffusionSpace,
+    scenes: SceneSampler,
     config: MaterialConfig,
-    seed: int,
-    weighting: str = "x0_unit",
-) -> Guide:
-    """Eq. 3's gradient for the picture of a known material in each step's scene.
+    seen: SeenTexels,
+) -> MaterialProblem:
+    """A known material to recover in pixel space, guided by Eq. 3 for its picture in each scene.
 
     Args:
-        target: the material, [h, w, 8], on the renderer's device.
+        theta: eight channels.
+        target: the known material, [h, w, 8], on the renderer's device.
         renderer: of the mesh.
-        space: of the diffusion model.
+        scenes: views, lights and backgrounds of each step; their seed is that of the timesteps too.
         config: of the optimisation.
-        seed: of the timesteps.
-        weighting: w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``.
+        seen: of the maps' size.
     """
-    schedule = NoiseSchedule.deepfloyd_if()
-    weight = weighting_named(weighting)
-    timesteps = UniformTimesteps()
+    schedule, weighting = NoiseSchedule.deepfloyd_if(), weighting_named("x0_unit")
+    space, timesteps = PixelSpace(), UniformTimesteps()
     sample = torch.arange(config.views, device=renderer.device)
 
     @torch.no_grad()
     def guide(z: Tensor, index: int, scene: Scene, surface: Surface) -> SDSResult:
         picture = renderer.picture(surface, target, scene.lighting, scene.background)
         denoiser = DegenerateDenoiser(space.encode(picture), schedule)
-        t = timesteps(NoiseKey(seed, index, sample), index / config.optimization.steps)
-        return exact_sds_gradient(z, denoiser, t, weighting=weight)
+        key = NoiseKey(scenes.seed, index, sample)
+        t = timesteps(key, index / config.optimization.steps)
+        return exact_sds_gradient(z, denoiser, t, weighting=weighting)
 
-    return guide
-
-
-def recover(
-    theta: Parameterization,
-    target: Tensor,
-    renderer: Renderer,
-    scenes: SceneSampler,
-    space: DiffusionSpace,
-    config: MaterialConfig,
-    seen: SeenTexels,
-) -> Iterator[Step]:
-    """Moves θ towards the material whose pictures the denoiser knows; see `optimize_material`."""
-    guide = degenerate_guide(target, renderer, space, config, scenes.seed)
-    yield from optimize_material(theta, renderer, scenes, space, guide, config, seen)
+    return MaterialProblem(theta, renderer, scenes, space, guide, config, seen)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Watches what a GPU would replay on a CPU, where the same calls are made unrecorded."""
 
 import sys
+from collections.abc import Hashable
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdslab.kernels import NoiseKey
-from sdslab.optimization.step_work import RecordedWork
+from sdslab.optimization.cuda_graph import GraphedFunction
 from sdslab.rendering.cpu_backend import CpuBackend
 
 
@@ -36,7 +37,7 @@ class NothingFromTheHost(TorchDispatchMode):
 def watch_recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Fails a call that no graph could hold; returns a list that gets each half step's calls.
 
-    A work's first call of each kind is let pass, as a warm-up: tables are made once.
+    A function's first call is let pass, as a warm-up: tables are made once.
     """
     # What is given is looked at on a CPU only.
     monkeypatch.setattr(NoiseKey, "__post_init__", lambda _: None)
@@ -46,23 +47,19 @@ def watch_recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(CpuBackend, "sample_texture", _nearest_texel)
     calls: list[int] = []
 
-    def watch(method: str) -> None:
-        original = getattr(RecordedWork, method)
-        begun: list[RecordedWork] = []
+    original = GraphedFunction.__call__
+    begun: list[GraphedFunction] = []
 
-        def watching(self: RecordedWork) -> object:
-            if self not in begun:
-                begun.append(self)
-                return original(self)
-            with NothingFromTheHost() as mode:
-                result = original(self)
-            calls.append(mode.calls)
-            return result
+    def watching(self: GraphedFunction, *argument: Hashable) -> object:
+        if self not in begun:
+            begun.append(self)
+            return original(self, *argument)
+        with NothingFromTheHost() as mode:
+            result = original(self, *argument)
+        calls.append(mode.calls)
+        return result
 
-        monkeypatch.setattr(RecordedWork, method, watching)
-
-    watch("_descend")
-    watch("_move")
+    monkeypatch.setattr(GraphedFunction, "__call__", watching)
     return calls
 
 

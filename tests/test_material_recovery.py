@@ -1,24 +1,26 @@
 """SDS on a mesh is what Figure 2 says it is: with Eq. 3's denoiser, the gradient of an MSE."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from sdslab.diffusion_space import PixelSpace
 from sdslab.material_recovery import (
     grey_material,
     held_out_scenes,
     light_sampler,
     map_psnr_db,
     measure,
-    recover,
     recovery_optimization,
+    recovery_problem,
     view_psnr_db,
 )
 from sdslab.meshes.material import ALBEDO, MAPS, constant_material, picture_material, without
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.material_optimization import MaterialConfig, maps_of, optimize_material
+from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
@@ -50,6 +52,10 @@ def target(size: int) -> torch.Tensor:
     return picture_material(picture, roughness=0.7)
 
 
+def recovered(*setting: Any) -> Iterator[Step]:
+    return optimize_material(recovery_problem(*setting))
+
+
 def unseen(size: int) -> SeenTexels:
     return SeenTexels((size, size))
 
@@ -61,7 +67,7 @@ def test_the_gradient_of_theta_is_that_of_half_the_squared_error(
     sampler = scenes(lights if lit else None)
     theta, known = TexelGrid(grey_material(32, unlit=False)), target(32)
     config = MaterialConfig(2, OptimizeConfig(1))
-    (step,) = recover(theta, known, renderer, sampler, PixelSpace(), config, unseen(32))
+    (step,) = recovered(theta, known, renderer, sampler, config, unseen(32))
     assert theta.texels.grad is not None
     sds, loss = theta.texels.grad, step.loss
     scene = sampler.sample(0, 2, renderer.extreme_points)
@@ -85,7 +91,7 @@ def test_an_unlit_albedo_is_recovered(renderer: Renderer):
     )
     sampler = scenes(None, 64)
     seen = unseen(32)
-    for _ in recover(theta, known, renderer, sampler, PixelSpace(), config, seen):
+    for _ in recovered(theta, known, renderer, sampler, config, seen):
         pass
     measurement = measure(maps_of(theta).detach(), known, renderer, sampler, seen.texels())
     assert measurement.covered_texels == 32 * 32  # the torus fills its atlas
@@ -107,7 +113,7 @@ def test_several_lights_tell_paint_from_shading(renderer: Renderer):
         sampler = SceneSampler(CameraSampler(radius=(3.5, 3.5)), sampled, "random", 64, seed=0)
         theta = TexelGrid(without(grey_material(64, unlit=False), ("metallic",)))
         config = MaterialConfig(4, recovery_optimization(500, 0.025), frozen=("metallic",))
-        for _ in recover(theta, known, renderer, sampler, PixelSpace(), config, unseen(64)):
+        for _ in recovered(theta, known, renderer, sampler, config, unseen(64)):
             pass
         everywhere = torch.ones(64, 64, dtype=torch.bool)  # the torus fills its atlas
         albedo_db.append(map_psnr_db(maps_of(theta).detach(), known, everywhere)["albedo"])
@@ -118,7 +124,7 @@ def test_a_texel_without_gradient_was_seen_all_the_same(renderer: Renderer):
     """Where θ starts at the target, nothing moves, and yet everything is looked at."""
     theta, seen = TexelGrid(target(16)), unseen(16)
     config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05))
-    for _ in recover(theta, target(16), renderer, scenes(None), PixelSpace(), config, seen):
+    for _ in recovered(theta, target(16), renderer, scenes(None), config, seen):
         pass
     assert seen.texels().double().mean() > 0.5
 
@@ -142,7 +148,7 @@ def test_frozen_maps_stay(renderer: Renderer, lights: LightSampler):
     theta = TexelGrid(start)
     config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05), frozen=("albedo", "normal"))
     known, seen = target(16), unseen(16)
-    for _ in recover(theta, known, renderer, scenes(lights), PixelSpace(), config, seen):
+    for _ in recovered(theta, known, renderer, scenes(lights), config, seen):
         pass
     for name, channels in MAPS.items():
         assert theta.texels.detach()[..., channels].equal(start[..., channels]) == (
@@ -160,7 +166,7 @@ def test_steps_do_not_depend_on_threads(renderer: Renderer):
             theta = TexelGrid(grey_material(16, unlit=False))
             config = MaterialConfig(2, OptimizeConfig(3, learning_rate=0.05))
             known, seen = target(16), unseen(16)
-            for _ in recover(theta, known, renderer, scenes(None), PixelSpace(), config, seen):
+            for _ in recovered(theta, known, renderer, scenes(None), config, seen):
                 pass
             results.append(theta.texels.detach().clone())
     finally:

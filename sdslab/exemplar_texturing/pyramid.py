@@ -1,7 +1,6 @@
 """The levels that a texture is made at, coarse to fine, and what each of them optimises."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,20 +10,26 @@ from torch import Tensor
 from sdslab.denoisers.band_energy import BandEnergy
 from sdslab.denoisers.exemplar import ExemplarDenoiser
 from sdslab.denoisers.patch_bank import PatchBank
+from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, turned
 from sdslab.exemplar_texturing.guide import ExemplarGuide, GuidedPicture
 from sdslab.exemplar_texturing.tangent_field import TangentField
 from sdslab.meshes.material import constant_material
-from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.texture_maps import dilate_seams, resize_maps
-from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.surface_views import SurfaceViews
-from sdslab.rendering.texels import SeenTexels, band_limit, covered_texels, fill_unseen
+from sdslab.rendering.texels import (
+    SeenTexels,
+    band_limit,
+    covered_texels,
+    fill_unseen,
+    texels_per_unit,
+)
 
 Orient = Literal["up", "free", "flow"]
 
@@ -120,24 +125,18 @@ class ExemplarConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class LevelRun:
-    """What `optimize_material` needs for one level.
+class Reached:
+    """A texture between two levels.
 
     Attributes:
-        theta: eight channels, of the level's own size.
-        guide: gives the gradient.
-        picture: what is guided.
-        scenes: draws the views.
-        config: steps and optimiser.
-        memory: what the guide carries from step to step, changed in place.
+        level: the number of the one to come.
+        maps: [size, size, 8], what it starts from.
+        stage_one: the same that super-resolution sharpens.
     """
 
-    theta: TexelGrid
-    guide: ExemplarGuide
-    picture: GuidedPicture
-    scenes: SurfaceViews
-    config: MaterialConfig
-    memory: Mapping[str, Tensor]
+    level: int
+    maps: Tensor
+    stage_one: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,18 +206,15 @@ class ExemplarPyramid:
         """Optimisation steps of a level."""
         return level.steps if self.config.steps is None else self.config.steps
 
-    def run(
-        self, number: int, maps: Tensor, stage_one: Tensor | None, *, from_texture: bool = False
-    ) -> LevelRun:
-        """Sets a level up.
+    def problem(self, reached: Reached, *, from_texture: bool = False) -> MaterialProblem:
+        """What the next level optimises.
 
         Args:
-            number: of ``levels``.
-            maps: [size, size, 8] that it starts from.
-            stage_one: the same that super-resolution sharpens.
+            reached: what it starts from.
             from_texture: whether the first level starts from a texture worth keeping.
         """
-        level, config, device = self.levels[number], self.config, self.renderer.device
+        number, config, device = reached.level, self.config, self.renderer.device
+        level = self.levels[number]
         pixels_per_unit = self.pixels_per_unit / level.coarseness
         steps = self.steps_of(level)
         first, last = level.u
@@ -241,9 +237,7 @@ class ExemplarPyramid:
             power=2.0 if self.field is None else 4.0,
             anchored=level.anchored,
             annealed=level.annealed,
-            stage_one=stage_one.to(device)
-            if stage_one is not None and level.super_resolution
-            else None,
+            stage_one=reached.stage_one.to(device) if level.super_resolution else None,
             field=self.field,
             tag=None if config.tag is None else (config.tag, config.tag_guidance),
         )
@@ -254,9 +248,7 @@ class ExemplarPyramid:
             self.exemplars.mean,
             seed,
             turned=config.orient == "free",
-            directions=self.field.vertices
-            if self.field is not None and config.orient == "flow"
-            else None,
+            directions=self.field.vertices if self.field and config.orient == "flow" else None,
         )
         optimization = OptimizeConfig(
             steps,
@@ -267,14 +259,35 @@ class ExemplarPyramid:
             adam_betas=(0.9, 0.99),
             adam_eps=ADAM_EPS,
         )
-        return LevelRun(
-            TexelGrid(resize_maps(maps, size)).to(device),
-            guide,
-            picture,
+        return MaterialProblem(
+            TexelGrid(resize_maps(reached.maps, size)).to(device),
+            self.renderer,
             scenes,
+            PixelSpace(),
+            guide,
             MaterialConfig(config.views, optimization),
+            SeenTexels((config.texture_size, config.texture_size), device),
+            picture,
             energy.memory if energy is not None else {},
         )
+
+    def finish(self, reached: Reached, problem: MaterialProblem) -> Reached:
+        """An optimised level's maps at full size on the CPU, no finer than its pictures and filled.
+
+        Args:
+            reached: before the level.
+            problem: what it optimised.
+        """
+        mesh, level, maps = self.renderer.mesh, self.levels[reached.level], problem.maps().cpu()
+        covered = covered_texels(mesh, (maps.shape[0], maps.shape[1]), CpuBackend())
+        pixels_per_unit = self.pixels_per_unit / level.coarseness
+        limited = band_limit(
+            dilate_seams(maps, covered), mesh, pixels_per_unit, whole=level.super_resolution
+        )
+        full = resize_maps(limited, self.config.texture_size)
+        maps = fill_unseen(full, problem.seen.texels().cpu(), mesh)
+        stage_one = reached.stage_one if level.super_resolution else maps
+        return Reached(reached.level + 1, maps, stage_one)
 
     def check(self) -> None:
         """Refuses photographs and masks that leave a level nothing to copy.
@@ -334,31 +347,3 @@ class ExemplarPyramid:
             ]
             energy = BandEnergy(mosaic.to(self.renderer.device), torch.cat(masks, 2))
         return ExemplarDenoiser(bank.to(self.renderer.device), band_energy=energy)
-
-
-def finished_level(
-    run: LevelRun, seen: SeenTexels, pyramid: ExemplarPyramid, level: Level
-) -> Tensor:
-    """A level's maps at full size, on the CPU: no finer than its pictures, and filled everywhere.
-
-    Args:
-        run: optimised.
-        seen: of the full size, what its pictures showed.
-        pyramid: that it is of.
-        level: that it is.
-    """
-    mesh, size = pyramid.renderer.mesh, pyramid.config.texture_size
-    maps = maps_of(run.theta).detach().cpu()
-    backend = CpuBackend()
-    covered = covered_texels(mesh, (maps.shape[0], maps.shape[1]), backend)
-    pixels_per_unit = pyramid.pixels_per_unit / level.coarseness
-    limited = band_limit(
-        dilate_seams(maps, covered), mesh, pixels_per_unit, whole=level.super_resolution
-    )
-    return fill_unseen(resize_maps(limited, size), seen.texels().cpu(), mesh)
-
-
-def texels_per_unit(mesh: Mesh, covered: Tensor) -> float:
-    """Texels along a unit of the surface on average, from the areas of both."""
-    area = float(mesh.face_vectors.norm(dim=1).sum()) / 2
-    return math.sqrt(max(1, int(covered.sum())) / max(area, 1e-9))

@@ -2,16 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from sdslab.kernels import SDSResult
+from sdslab.optimization.cuda_graph import GraphedFunction
 from sdslab.optimization.optimize_config import OptimizeConfig, learning_rate_at
-from sdslab.optimization.optimizer_state import OptimizerState
-from sdslab.optimization.step_work import LaunchedWork, RecordedWork, StepWork
+from sdslab.optimization.optimizer_state import OptimizerState, make_optimizer, save_in_place
 from sdslab.shell.interrupts import interrupts_held
 
 
@@ -23,7 +24,7 @@ class Step:
         index: from 0; the first step sees the initial θ.
         loss: the distillation objective, summed over the batch.
         gradient_norm: L2 norm of θ's gradient.
-        z: what was distilled, detached.
+        z: what was distilled, detached; a recorded step's is overwritten by the next.
         nonfinite: NaN and infinite values that the model or the gradient held.
         seconds: since the loop began, earlier processes included.
         skipped: θ does not move, as the model's output is not finite; `loss` may be NaN then.
@@ -40,25 +41,29 @@ class Step:
 
 def optimize(
     theta: Iterable[Tensor],
-    diffused: Callable[[int], Tensor],
-    gradient: Callable[[Tensor, int], SDSResult],
+    diffused: Callable[[Any], Tensor],
+    gradient: Callable[[Tensor, Any], SDSResult],
     config: OptimizeConfig,
     project: Callable[[], None] | None = None,
     state: OptimizerState | None = None,
-    load: Callable[[int], Hashable] | None = None,
+    inputs: Callable[[int], Any] = lambda index: index,
+    *,
+    record: bool = False,
 ) -> Iterator[Step]:
     """Moves θ along a distillation gradient, step by step.
 
     Args:
         theta: the parameters.
-        diffused: from the step index to z = encode(render(g(θ))), attached to θ's graph.
-        gradient: from (z detached, step index) to the gradient with respect to z.
+        diffused: from the step's inputs to z = encode(render(g(θ))), attached to θ's graph.
+        gradient: from (z detached, the step's inputs) to the gradient with respect to z.
         config: optimiser, learning rate and when to stop.
         project: moves θ, in place, back into its valid range after each update.
         state: what to go on from, θ included; it follows the loop, so that its ``snapshot()`` can
             be saved after any step, at the end or after an exception. None starts anew.
-        load: records what a step launches as CUDA graphs, as `RecordedWork` does with it. The steps
-            are the same.
+        inputs: from the step index to what the other two read, called once a step.
+        record: replay what a step launches as CUDA graphs: one of the gradient for each object that
+            ``inputs`` returns (the same object stands for the same memory, filled anew), and one of
+            the update. The steps are the same; on a CPU they are launched as ever.
 
     Yields:
         One `Step` before each update of θ; the loop ends after ``config.steps`` of them or on
@@ -72,12 +77,7 @@ def optimize(
         KeyboardInterrupt: Ctrl-C, or SIGTERM (`shell.interrupts.Terminated`), after the step.
     """
     parameters = list(theta)
-    project = project or (lambda: None)
-    work: StepWork
-    if load is None:
-        work = LaunchedWork(parameters, diffused, gradient, config, project)
-    else:
-        work = RecordedWork(parameters, diffused, gradient, config, project, load)
+    work = _StepWork(parameters, diffused, gradient, config, project, record=record)
     state = state or OptimizerState()
     state.attach(parameters, work.optimizer)
 
@@ -85,7 +85,8 @@ def optimize(
     with interrupts_held() as raise_if_interrupted:
         for index in range(state.index, config.steps):
             raise_if_interrupted()
-            result, z = work.descend(index)
+            state.begin_step(index)
+            result, z = work.compute_gradient(inputs(index))
             loss = result.loss.sum().item()
             nonfinite = int(result.nonfinite.sum())
             gradients = [p.grad for p in parameters if p.grad is not None]
@@ -108,17 +109,84 @@ def optimize(
             if not skipped:
                 if norm > config.gradient_norm_limit:
                     torch._foreach_mul_(gradients, config.gradient_norm_limit / norm)
-                work.move(learning_rate_at(config, index))
+                work.update(learning_rate_at(config, index))
             state.skipped += skipped
             state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
             state.index = index + 1
         raise_if_interrupted()
 
 
+@final
+class _StepWork:
+    """The two halves of a step, between which the loop looks at what came out.
+
+    Arguments are those of `optimize`.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        diffused: Callable[[Any], Tensor],
+        gradient: Callable[[Tensor, Any], SDSResult],
+        config: OptimizeConfig,
+        project: Callable[[], None] | None,
+        *,
+        record: bool,
+    ) -> None:
+        self._diffused, self._gradient, self._project = diffused, gradient, project
+        self._searches, self._inputs = config.optimizer == "lbfgs", None
+        self._graphs: tuple[GraphedFunction, GraphedFunction] | None = None
+        rate = None
+        if record:
+            device = parameters[0].device
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            rate = torch.tensor(config.learning_rate, device=device)
+            self._graphs = (
+                GraphedFunction(self._backward, device),
+                GraphedFunction(
+                    self._move, device, lambda: save_in_place(parameters, self.optimizer)
+                ),
+            )
+        self.optimizer = make_optimizer(parameters, config, rate)
+
+    def compute_gradient(self, inputs: Any) -> tuple[SDSResult, Tensor]:
+        """Leaves the gradient of θ in its ``grad``; the distillation's result, and z detached."""
+        return self._backward(inputs) if self._graphs is None else self._graphs[0](inputs)
+
+    def update(self, rate: float) -> None:
+        """Moves θ by its gradient at a learning rate, and back into its valid range."""
+        for group in self.optimizer.param_groups:
+            if self._graphs is None:
+                group["lr"] = rate
+            else:
+                group["lr"].fill_(rate)
+        self._move() if self._graphs is None else self._graphs[1]()
+
+    def _backward(self, inputs: Any) -> tuple[SDSResult, Tensor]:
+        self._inputs = inputs
+        # Graphs need gradients whose memory stays.
+        self.optimizer.zero_grad(set_to_none=self._graphs is None)
+        z = self._diffused(inputs)
+        result = self._gradient(z.detach(), inputs)
+        z.backward(result.gradient)
+        return result, z.detach()
+
+    def _move(self) -> None:
+        # L-BFGS evaluates again along its search direction.
+        self.optimizer.step(self._loss if self._searches else None)
+        if self._project is not None:
+            self._project()
+
+    def _loss(self) -> float:
+        result, _ = self._backward(self._inputs)
+        return result.loss.sum().item()
+
+
 def _raise_if_diverged(
     result: SDSResult, z: Tensor, norm: float, index: int, config: OptimizeConfig
 ) -> None:
-    """Tells θ's own failure, which no other step mends, from the model's."""
+    """Tells θ's own failure, which no other step repairs, from the model's."""
     if not z.isfinite().all():
         what = "z = encode(render(g(θ))) must be finite, got NaN or infinite values"
     elif result.gradient.isfinite().all() and not math.isfinite(norm):

@@ -1,10 +1,15 @@
-"""Where a run of the loop is, in tensors and JSON-able numbers that a checkpoint can hold."""
+"""The optimiser: made, saved with all else that a run of the loop depends on, and restored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
+
+from sdslab.errors import UserError
+from sdslab.optimization.optimize_config import OptimizeConfig
+
+MEMORY = "memory."  # prefix of the names of a gradient's tensors in a checkpoint
 
 Tensors = dict[str, Tensor]
 Numbers = dict[str, Any]  # JSON-able
@@ -20,6 +25,7 @@ class OptimizerState:
     Args:
         tensors: of an earlier `snapshot`, to go on from; None starts anew.
         numbers: of the same `snapshot`.
+        memory: tensors by name that the gradient changes in place, and nothing else of itself.
 
     Attributes:
         index: the step to take next; while the loop yields a step, that one.
@@ -29,7 +35,12 @@ class OptimizerState:
         idle_seconds: of this process, that the caller held the loop up for: they do not count.
     """
 
-    def __init__(self, tensors: Tensors | None = None, numbers: Numbers | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Tensors | None = None,
+        numbers: Numbers | None = None,
+        memory: Mapping[str, Tensor] | None = None,
+    ) -> None:
         numbers = numbers or {}
         self.index: int = numbers.get("index", 0)
         self.skipped: int = numbers.get("skipped", 0)
@@ -39,6 +50,8 @@ class OptimizerState:
         self._saved = (tensors, numbers) if tensors is not None else None
         self._parameters: Sequence[Tensor] = ()
         self._optimizer: torch.optim.Optimizer | None = None
+        self._memory = memory or {}
+        self._memory_before: tuple[int, Tensors] = -1, {}
 
     def attach(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Called by the loop: puts back what was saved, if anything was, and follows both from now.
@@ -71,7 +84,18 @@ class OptimizerState:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     # Fused optimisers walk through both in the order of memory.
                     memory[name] = torch.empty_like(parameter).copy_(value)
+        for name, tensor in self._memory.items():
+            tensor.copy_(tensors[MEMORY + name])
         self._saved = None
+
+    def begin_step(self, index: int) -> None:
+        """Called by the loop before step ``index`` asks for its gradient.
+
+        A checkpoint may be written while a step is under way: θ has not moved, but the gradient has
+        changed its memory. A run that goes on from there takes that step again, from what the
+        memory was before it.
+        """
+        self._memory_before = index, {name: old.clone() for name, old in self._memory.items()}
 
     @property
     def begun(self) -> bool:
@@ -91,13 +115,16 @@ class OptimizerState:
             f"theta.{number:04}": parameter.detach().cpu().contiguous()
             for number, parameter in enumerate(self._parameters)
         }
-        memory = _split(self._optimizer.state_dict()["state"], "optimizer", tensors)
+        before, memory = self._memory_before
+        for name, tensor in (memory if self.index == before else self._memory).items():
+            tensors[MEMORY + name] = tensor.detach().cpu()
+        optimizer = _split(self._optimizer.state_dict()["state"], "optimizer", tensors)
         numbers = {
             "index": self.index,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self.seconds,
-            "optimizer": memory,
+            "optimizer": optimizer,
         }
         return tensors, numbers
 
@@ -127,3 +154,68 @@ def _joined(value: Any, tensors: Tensors) -> Any:
             return [_joined(v, tensors) for v in value]
         case _:
             return value
+
+
+def make_optimizer(
+    parameters: Sequence[Tensor], config: OptimizeConfig, rate: Tensor | None = None
+) -> torch.optim.Optimizer:
+    """Optimiser of θ.
+
+    Args:
+        parameters: θ.
+        config: which one, and its settings.
+        rate: the learning rate in memory that recorded steps read; None is ``config``'s number.
+
+    Raises:
+        UserError: L-BFGS cannot be recorded.
+    """
+    learning_rate = config.learning_rate if rate is None else rate
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(
+                parameters,
+                lr=learning_rate,
+                betas=config.adam_betas,
+                eps=config.adam_eps,
+                fused=True,
+                capturable=rate is not None and rate.is_cuda,
+            )
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=learning_rate, fused=rate is not None)
+        case "lbfgs":
+            if rate is not None:
+                raise UserError(
+                    "a recorded step must be adam's or sgd's, got lbfgs, whose line search decides "
+                    "by what it computes"
+                )
+            return torch.optim.LBFGS(
+                parameters, lr=learning_rate, max_iter=1, line_search_fn="strong_wolfe"
+            )
+
+
+def save_in_place(
+    parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer
+) -> Callable[[], None]:
+    """Saves θ and the optimiser's memory, and returns what restores them in place."""
+    values = [parameter.detach().clone() for parameter in parameters]
+    memories = [
+        {name: tensor.clone() for name, tensor in _memory_of(parameter, optimizer).items()}
+        for parameter in parameters
+    ]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for parameter, value, memory in zip(parameters, values, memories, strict=True):
+            parameter.copy_(value)
+            for name, tensor in _memory_of(parameter, optimizer).items():
+                if name in memory:
+                    tensor.copy_(memory[name])
+                else:  # what the first step makes begins at zero
+                    tensor.zero_()
+
+    return restore
+
+
+def _memory_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    memory = optimizer.state.get(parameter, {})
+    return {name: value for name, value in memory.items() if isinstance(value, Tensor)}

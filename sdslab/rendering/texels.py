@@ -1,6 +1,7 @@
 """A texture's texels: which of them faces cover and views looked at, and what the others take."""
 
 import itertools
+import math
 from dataclasses import fields, replace
 
 import torch
@@ -66,6 +67,17 @@ def covered_texels(mesh: Mesh, resolution: tuple[int, int], backend: RenderBacke
     covered = torch.zeros(resolution, dtype=torch.bool)
     covered.view(-1)[fragments.pixel] = True
     return covered
+
+
+def texels_per_unit(mesh: Mesh, covered: Tensor) -> float:
+    """Texels along a unit of the surface on average, from the areas of both.
+
+    Args:
+        mesh: the surface.
+        covered: [h, w] bool, texels that a face covers.
+    """
+    area = float(mesh.face_vectors.norm(dim=1).sum()) / 2
+    return math.sqrt(max(1, int(covered.sum())) / max(area, 1e-9))
 
 
 def transfer_maps(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdslab.diffusion_space import PixelSpace
 from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.exemplar_texturing.pyramid import (
     LEVELS,
@@ -15,14 +14,13 @@ from sdslab.exemplar_texturing.pyramid import (
     STAGE_ONE,
     ExemplarConfig,
     ExemplarPyramid,
-    finished_level,
-    texels_per_unit,
+    Reached,
 )
 from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.optimization.material_optimization import optimize_material
 from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.texels import SeenTexels
+from sdslab.rendering.texels import texels_per_unit
 from sdslab.study.exemplar_mesh_specification import MeshSettings, Method
 
 LEVELS_OF = {
@@ -78,29 +76,19 @@ def texture_mesh(
         seed=seed,
     )
     pyramid = ExemplarPyramid.of(renderer, covered, exemplars, config, LEVELS_OF[method.method])
-    maps = stage_one = pyramid.grey()
+    maps = pyramid.grey()
     if method.method == "triplanar":
         density = texels_per_unit(renderer.mesh, covered)
         maps = triplanar(renderer.mesh, maps, exemplars, settings.scale, density)
     else:
-        for number, level in enumerate(pyramid.levels):
-            progress(level.name)
-            run = pyramid.run(number, maps, stage_one)
-            seen = SeenTexels((size, size), renderer.device)
-            for _ in optimize_material(
-                run.theta,
-                renderer,
-                run.scenes,
-                PixelSpace(),
-                run.guide,
-                run.config,
-                seen,
-                picture=run.picture,
-            ):
+        reached = Reached(0, maps, maps)
+        while reached.level < len(pyramid.levels):
+            progress(pyramid.levels[reached.level].name)
+            problem = pyramid.problem(reached)
+            for _ in optimize_material(problem):
                 pass
-            maps = finished_level(run, seen, pyramid, level)
-            if not level.super_resolution:
-                stage_one = maps
+            reached = pyramid.finish(reached, problem)
+        maps = reached.maps
     return TexturedMesh(
         dilate_seams(maps, covered.to(torch.bool)),
         pyramid.pixels_per_unit,

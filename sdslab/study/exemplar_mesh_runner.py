@@ -15,7 +15,6 @@ from torch import Tensor
 from sdslab.errors import UserError, one_line
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
 from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
-from sdslab.exemplar_texturing.pyramid import texels_per_unit
 from sdslab.files.atomic_write import write_text
 from sdslab.files.disk_cache import content_hash
 from sdslab.machine import device_name, resolve_device
@@ -23,7 +22,7 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.renderer import Renderer, make_backend
-from sdslab.rendering.texels import covered_texels
+from sdslab.rendering.texels import covered_texels, texels_per_unit
 from sdslab.runs.record import version_of, write_json
 from sdslab.runs.schema import origin_of
 from sdslab.shell.named_inputs import stem_of

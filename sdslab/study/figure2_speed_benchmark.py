@@ -16,7 +16,6 @@ from sdslab.diffusion_space import DiffusionSpace, LatentSpace
 from sdslab.machine import device_name
 from sdslab.optimization.optimize import Step, optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.optimization.recorded_descent import RecordedDescent
 from sdslab.parameterizations.latent import LatentGrid
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.study.figure2_speed_specification import Figure2SpeedSettings, TimedCell
@@ -96,7 +95,8 @@ def measure_cell(timed: TimedCell, problem: Problem, settings: Figure2SpeedSetti
         return row
     steps = burst * (2 * (WARM_UPS + settings.repeats) + 2)
     steady = _with_steps(cell, steps)
-    step = _recorded(steady, problem)[0].step if timed.recorded else _our_steps(steady, problem)
+    # The study's loop, without the PSNRs that it records at 60 of a cell's steps.
+    step = functools.partial(next, (_recorded if timed.recorded else _loop)(steady, problem)[0])
     straightforward = StraightforwardCell(steady, problem, SEED)
     side = settings.matmul_size
     matrix = torch.rand(side, side, device=problem.image.device)
@@ -126,11 +126,6 @@ def _with_steps(cell: Cell, steps: int) -> Cell:
     return dataclasses.replace(cell, optimization=optimization)
 
 
-def _our_steps(cell: Cell, problem: Problem) -> Callable[[], Step]:
-    """The study's loop, without the PSNRs that it records at 60 of a cell's steps."""
-    return functools.partial(next, _loop(cell, problem)[0])
-
-
 def _loop(cell: Cell, problem: Problem) -> tuple[Iterator[Step], Parameterization]:
     theta, space = initial_theta(cell, problem, SEED), problem.space(cell)
     config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
@@ -139,18 +134,21 @@ def _loop(cell: Cell, problem: Problem) -> tuple[Iterator[Step], Parameterizatio
     return steps, theta
 
 
-def _recorded(cell: Cell, problem: Problem) -> tuple[RecordedDescent, Parameterization]:
+def _recorded(cell: Cell, problem: Problem) -> tuple[Iterator[Step], Parameterization]:
     theta, space = initial_theta(cell, problem, SEED), problem.space(cell)
     config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
     z_star = space.encode(problem.image).detach()
-    descent = RecordedDescent(
+    timesteps = timesteps_of(z_star, SEED, config.steps).to(z_star.device)
+    t = timesteps[0].clone()
+    steps = optimize(
         theta.parameters(),
-        lambda: _diffused(theta, space),
+        lambda _: _diffused(theta, space),
         exact_gradient_of(cell, z_star),
-        timesteps_of(z_star, SEED, config.steps),
         config,
+        inputs=lambda index: t.copy_(timesteps[index]),
+        record=True,
     )
-    return descent, theta
+    return steps, theta
 
 
 def _recording_error(cell: Cell, problem: Problem) -> float:
@@ -159,9 +157,9 @@ def _recording_error(cell: Cell, problem: Problem) -> float:
     steps, expected = _loop(few, problem)
     for _ in steps:
         pass
-    descent, theta = _recorded(few, problem)
-    for _ in range(CHECKED_STEPS):
-        descent.step()
+    recorded_steps, theta = _recorded(few, problem)
+    for _ in recorded_steps:
+        pass
     ours, theirs = (
         torch.cat([parameter.detach().flatten() for parameter in of.parameters()]).double()
         for of in (theta, expected)

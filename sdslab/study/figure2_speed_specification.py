@@ -45,7 +45,7 @@ class SpeedCell:
     cell: str | None = None
     """Of one of the study's cells."""
     recorded: bool = False
-    """`RecordedDescent` instead of the study's loop: on a GPU, one CUDA graph a step."""
+    """Steps recorded as CUDA graphs, on a GPU."""
     size: int | None = None
     """Height and width of the image, in place of the settings'."""
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.machine import peak_memory_mb, resolve_device
 from sdslab.material_recovery import (
@@ -20,14 +19,14 @@ from sdslab.material_recovery import (
     grey_material,
     light_sampler,
     measure,
-    recover,
     recovery_optimization,
+    recovery_problem,
 )
 from sdslab.meshes.material import picture_material, without
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import subdivide
-from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.material_optimization import MaterialConfig, maps_of, optimize_material
 from sdslab.optimization.optimize import Step
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.pictures.image_io import load_image
@@ -306,12 +305,8 @@ class _Run:
 
     def steps(self) -> Iterator[Step]:
         """Runs the loop."""
-        return recover(
-            self.theta,
-            self.target,
-            self.renderer,
-            self.scenes,
-            PixelSpace(),
-            self.config,
-            self.seen,
+        return optimize_material(
+            recovery_problem(
+                self.theta, self.target, self.renderer, self.scenes, self.config, self.seen
+            )
         )

@@ -20,10 +20,13 @@ from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.optimization.material_optimization import MaterialConfig, optimize_material
+from sdslab.optimization.material_optimization import (
+    MaterialConfig,
+    MaterialProblem,
+    optimize_material,
+)
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.optimization.recorded_material import optimize_recorded_material
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, LightSampler
@@ -141,10 +144,10 @@ class OurStep:
         guided: Denoiser = ClassifierFreeGuidance(
             model.denoiser(prompts), prompts.unconditional, GUIDANCE_SCALE[problem.stage]
         )
-        renderer, scenes, optimize = problem.renderer, problem.scenes, optimize_recorded_material
+        renderer, scenes = problem.renderer, problem.scenes
         if not recorded:
             renderer, scenes = _clocked(renderer, clock), _ClockedScenes(scenes, clock)
-            guided, optimize = _ClockedDenoiser(guided, clock), optimize_material
+            guided = _ClockedDenoiser(guided, clock)
         guide = DiffusionGuide(
             guided,
             lambda cameras: view_of(cameras.eye),
@@ -159,7 +162,7 @@ class OurStep:
             low_size=model.low_size,
         )
         size = (problem.initial.shape[0], problem.initial.shape[1])
-        self._steps: Iterator[Step] = optimize(
+        material = MaterialProblem(
             self.theta,
             renderer,
             scenes,
@@ -168,6 +171,7 @@ class OurStep:
             MaterialConfig(problem.views, OptimizeConfig(STEPS, learning_rate=LEARNING_RATE)),
             SeenTexels(size, problem.device),
         )
+        self._steps: Iterator[Step] = optimize_material(material, record=recorded)
 
     def __call__(self) -> None:
         """Moves θ by the last gradient and computes the next one."""

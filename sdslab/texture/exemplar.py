@@ -13,7 +13,6 @@ from typing import Any
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.exemplar_texturing.estimated_material import estimate_material
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
@@ -21,13 +20,12 @@ from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_te
 from sdslab.exemplar_texturing.pyramid import (
     ExemplarConfig,
     ExemplarPyramid,
-    finished_level,
-    texels_per_unit,
+    Reached,
 )
 from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.material import NORMAL, ROUGHNESS
 from sdslab.meshes.texture_maps import dilate_seams
-from sdslab.rendering.texels import SeenTexels
+from sdslab.rendering.texels import texels_per_unit
 from sdslab.texture.program import Textured, seen_words
 from sdslab.texture.report_inputs import write_photographs
 from sdslab.texture.stage import Outcome, Stage, run_stage
@@ -55,45 +53,31 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured
     write_photographs(workspace.out, exemplars)
     if workspace.guidance == "none":
         return _textured(workspace, pyramid, maps, {"steps": 0}, ("kept as it starts",), None)
-    stage_one, size = maps, (workspace.texture_size, workspace.texture_size)
-    outcomes: list[Outcome] = []
-    seen = SeenTexels(size, workspace.device)
-    for number in range(_first_level(workspace, pyramid), len(pyramid.levels)):
-        if workspace.resumed is not None and not outcomes:
-            maps, stage_one = (workspace.resumed.tensors[name] for name in ("maps", "stage_one"))
-        level = pyramid.levels[number]
-        run = pyramid.run(
-            number, maps, stage_one, from_texture=workspace.arguments.subject.init != "grey"
-        )
-        seen = SeenTexels(size, workspace.device)
+    reached, outcomes, seen = _reached(workspace, pyramid, maps), list[Outcome](), None
+    from_texture = workspace.arguments.subject.init != "grey"
+    while reached.level < len(pyramid.levels):
+        problem = pyramid.problem(reached, from_texture=from_texture)
         stage = Stage(
-            level.name,
-            run.theta,
-            run.guide,
-            PixelSpace(),
-            run.scenes,
-            run.config,
+            pyramid.levels[reached.level].name,
+            problem,
             # Copies: a checkpoint holds no tensor twice.
-            carried={"maps": maps.clone(), "stage_one": stage_one.clone()},
-            memory=run.memory,
-            picture=run.picture,
+            carried={"maps": reached.maps.clone(), "stage_one": reached.stage_one.clone()},
         )
-        outcomes.append(run_stage(stage, workspace, seen, progress))
-        maps = finished_level(run, seen, pyramid, level)
-        if not level.super_resolution:
-            stage_one = maps
+        outcomes.append(run_stage(stage, workspace, progress))
+        reached, seen = pyramid.finish(reached, problem), problem.seen
         if outcomes[-1].interrupt is not None:
             break
+    assert seen is not None  # there is always a level left, as a checkpoint is of one
     seconds = sum(outcome.seconds for outcome in outcomes)
     steps = sum(outcome.steps for outcome in outcomes)
     line, share = seen_words(seen.texels().cpu(), workspace.covered)
     return _textured(
         workspace,
         pyramid,
-        maps,
+        reached.maps,
         {"steps": steps, "optimization_seconds": round(seconds, 2), "seen_share": share},
         (f"{steps} steps in {seconds:.1f} s; {line}",),
-        outcomes[-1].interrupt if outcomes else None,
+        outcomes[-1].interrupt,
     )
 
 
@@ -150,10 +134,13 @@ def _initial(workspace: Workspace, pyramid: ExemplarPyramid) -> Tensor:
             return workspace.initial_maps()
 
 
-def _first_level(workspace: Workspace, pyramid: ExemplarPyramid) -> int:
-    if workspace.resumed is None:
-        return 0
-    return [level.name for level in pyramid.levels].index(workspace.resumed.state["stage"])
+def _reached(workspace: Workspace, pyramid: ExemplarPyramid, initial: Tensor) -> Reached:
+    """Where the run begins, or goes on."""
+    resumed = workspace.resumed
+    if resumed is None:
+        return Reached(0, initial, initial)
+    level = [level.name for level in pyramid.levels].index(resumed.state["stage"])
+    return Reached(level, resumed.tensors["maps"], resumed.tensors["stage_one"])
 
 
 def _textured(

@@ -5,16 +5,14 @@ import math
 
 from rich.progress import Progress
 
-from sdslab.diffusion_space import PixelSpace
 from sdslab.material_recovery import (
     Measurement,
-    degenerate_guide,
     measure,
     recovery_optimization,
+    recovery_problem,
 )
-from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.material_optimization import MaterialConfig
 from sdslab.optimization.optimize import Step
-from sdslab.rendering.texels import SeenTexels
 from sdslab.texture.program import Textured
 from sdslab.texture.report_inputs import write_target
 from sdslab.texture.stage import Stage, run_stage
@@ -42,17 +40,17 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
         optimization.held,
         initial,
     )
-    space = PixelSpace()
-    guide = degenerate_guide(target, workspace.renderer, space, config, workspace.seed())
-    seen = SeenTexels((workspace.texture_size, workspace.texture_size), workspace.device)
-    stage = Stage("recovery", theta, guide, space, scenes, config, note=_psnr_note)
+    problem = recovery_problem(
+        theta, target, workspace.renderer, scenes, config, workspace.unseen()
+    )
+    stage = Stage("recovery", problem, note=_psnr_note)
     workspace.record["config"]["stages"] = {"recovery": dataclasses.asdict(config.optimization)}
     workspace.begin()
     write_target(workspace, target)
-    outcome = run_stage(stage, workspace, seen, progress)
-    maps = maps_of(theta, config).detach()
+    outcome = run_stage(stage, workspace, progress)
+    maps = problem.maps()
     measurement = measure(
-        maps, target, workspace.renderer, scenes, seen.texels(), rendering.held_out
+        maps, target, workspace.renderer, scenes, problem.seen.texels(), rendering.held_out
     )
     results = dataclasses.asdict(measurement)
     return Textured(

@@ -9,27 +9,14 @@ from pathlib import Path
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.diffusion_space import DiffusionSpace
 from sdslab.errors import UserError
 from sdslab.machine import out_of_memory_message
-from sdslab.optimization.material_optimization import (
-    Guide,
-    MaterialConfig,
-    Picture,
-    maps_of,
-    optimize_material,
-)
+from sdslab.optimization.material_optimization import MaterialProblem, optimize_material
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimizer_state import OptimizerState
-from sdslab.optimization.recordable_guide import RecordableGuide
-from sdslab.optimization.recorded_material import optimize_recorded_material
-from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.rendering.preview import contact_sheet
-from sdslab.rendering.scene import Scenes
-from sdslab.rendering.texels import SeenTexels
 from sdslab.shell.interrupts import interrupts_held
 from sdslab.texture.arguments import GuidanceName
-from sdslab.texture.guide_memory import GuideMemory
 from sdslab.texture.metrics_log import MetricsLog
 from sdslab.texture.workspace import Workspace
 
@@ -39,32 +26,20 @@ PREVIEW_SIZE = 256  # pixels, of a view
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What is optimised, and by what.
+    """A material to optimise under a name.
 
     Attributes:
         name: in file names and in ``metrics.csv``.
-        theta: the material.
-        guide: gives the gradient.
-        space: of the diffusion model.
-        scenes: views, lights and backgrounds.
-        config: steps and optimiser.
+        problem: what is moved, seen how, led by what.
         carried: tensors that its checkpoints hold besides its own.
-        memory: what the guide itself carries from step to step, which it changes in place.
-        picture: what is guided; None is the shaded material.
-        recorded: replay the steps as CUDA graphs; the guide is a `RecordableGuide` then.
+        record: replay the steps as CUDA graphs.
         note: of a step, for the progress bar.
     """
 
     name: str
-    theta: Parameterization
-    guide: Guide
-    space: DiffusionSpace
-    scenes: Scenes
-    config: MaterialConfig
+    problem: MaterialProblem
     carried: Mapping[str, Tensor] = field(default_factory=dict)
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
-    picture: Picture | None = None
-    recorded: bool = False
+    record: bool = False
     note: Callable[[Step], str] = lambda step: f"loss {step.loss:.4g}, |g| {step.gradient_norm:.3g}"
 
 
@@ -85,34 +60,28 @@ class Outcome:
     interrupt: KeyboardInterrupt | None
 
 
-def run_stage(
-    stage: Stage,
-    workspace: Workspace,
-    seen: SeenTexels,
-    progress: Progress,
-) -> Outcome:
+def run_stage(stage: Stage, workspace: Workspace, progress: Progress) -> Outcome:
     """Runs a stage to its end, or to Ctrl-C.
 
     Raises:
         UserError: the optimisation diverged, or memory ran out (the state is saved then).
     """
     output, resumed, live = workspace.arguments.output, workspace.resumed, workspace.live
-    total = stage.config.optimization.steps
-    state, guide = OptimizerState(), GuideMemory(stage.guide, stage.memory)
+    problem, total = stage.problem, stage.problem.config.optimization.steps
+    state = OptimizerState(memory=problem.memory)
     if resumed is not None and resumed.state["stage"] == stage.name and "loop" in resumed.state:
-        state = OptimizerState(resumed.tensors, resumed.state["loop"])
-        seen.marks.copy_(resumed.tensors["seen"])
-        guide.restore(resumed.tensors)
+        state = OptimizerState(resumed.tensors, resumed.state["loop"], problem.memory)
+        problem.seen.marks.copy_(resumed.tensors["seen"])
         text = f"{stage.name}: goes on from step {state.index} of {total}"
         progress.console.print(text, markup=False, highlight=False)
 
     def maps() -> Tensor:
-        return maps_of(stage.theta, stage.config).detach().cpu()
+        return problem.maps().cpu()
 
     def save() -> None:
         tensors, loop = state.snapshot()
         workspace.checkpoints.save(
-            {**tensors, **guide.snapshot(state.index), **stage.carried, "seen": seen.marks},
+            {**tensors, **stage.carried, "seen": problem.seen.marks},
             {"stage": stage.name, "loop": loop},
         )
 
@@ -121,7 +90,7 @@ def run_stage(
         live.begin(stage.name, state.index, total, maps)
     interrupt = None
     saved_at = time.monotonic()
-    steps = _steps(stage, workspace, guide, seen, state)
+    steps = optimize_material(problem, state, record=stage.record)
     faults = _faults_told(stage, state, save, memory_remedy(workspace.guidance))
     with MetricsLog(workspace.out, stage.name, state.index) as log, faults:
         try:
@@ -155,20 +124,6 @@ def run_stage(
     return Outcome(state.index, state.skipped, state.seconds, interrupt)
 
 
-def _steps(
-    stage: Stage, workspace: Workspace, guide: GuideMemory, seen: SeenTexels, state: OptimizerState
-) -> Iterator[Step]:
-    renderer, theta, scenes, space = workspace.renderer, stage.theta, stage.scenes, stage.space
-    if stage.recorded:
-        assert isinstance(stage.guide, RecordableGuide)
-        return optimize_recorded_material(
-            theta, renderer, scenes, space, stage.guide, stage.config, seen, state
-        )
-    return optimize_material(
-        theta, renderer, scenes, space, guide, stage.config, seen, state, stage.picture
-    )
-
-
 @contextmanager
 def _faults_told(
     stage: Stage, state: OptimizerState, save: Callable[[], None], remedy: str
@@ -188,7 +143,7 @@ def _faults_told(
         yield
     except FloatingPointError as error:
         saved = ""
-        if all(parameter.isfinite().all() for parameter in stage.theta.parameters()):
+        if all(parameter.isfinite().all() for parameter in stage.problem.theta.parameters()):
             save()
             saved = f"; the material before step {state.index} is saved"
         raise UserError(f"{stage.name}: {error}{saved}") from error
@@ -198,7 +153,7 @@ def _faults_told(
             raise
         if state.begun:
             save()
-            where = f"step {state.index} of {stage.config.optimization.steps}"
+            where = f"step {state.index} of {stage.problem.config.optimization.steps}"
             message += f" ({where} is saved: the same command goes on from there)"
         raise UserError(f"{stage.name}: {message}") from error
 

@@ -18,12 +18,12 @@ from sdslab.denoisers.unet import PIXEL_KINDS, GuidanceModel, check_stage, load_
 from sdslab.denoisers.view_prompts import OTHER_SIDES, VIEW_NAMES, view_of, view_prompts
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.errors import UserError
-from sdslab.optimization.material_optimization import MaterialConfig, maps_of
+from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import Cameras
-from sdslab.rendering.texels import SeenTexels, fill_unseen
+from sdslab.rendering.texels import fill_unseen
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.program import Textured
 from sdslab.texture.stage import Outcome, Stage, run_stage
@@ -175,24 +175,24 @@ def _stage(
     )
     render_size = arguments.rendering.render_size or max(RENDER_SIZE, model.size)
     workspace.record["config"]["stages"][NAMES[number]]["render_size"] = render_size
+    optimization = OptimizeConfig(
+        settings.steps,
+        learning_rate=settings.learning_rate,
+        learning_rate_schedule=settings.learning_rate_schedule,
+    )
     return Stage(
         NAMES[number],
-        theta,
-        guide,
-        model.space,
-        workspace.scenes(render_size, number),
-        MaterialConfig(
-            settings.views,
-            OptimizeConfig(
-                settings.steps,
-                learning_rate=settings.learning_rate,
-                learning_rate_schedule=settings.learning_rate_schedule,
-            ),
-            arguments.optimization.held,
-            initial,
+        MaterialProblem(
+            theta,
+            workspace.renderer,
+            workspace.scenes(render_size, number),
+            model.space,
+            guide,
+            MaterialConfig(settings.views, optimization, arguments.optimization.held, initial),
+            workspace.unseen(),
         ),
         carried={"stage_one": initial} if number == 2 else {},
-        recorded=arguments.model.graph,
+        record=arguments.model.graph,
     )
 
 
@@ -212,11 +212,9 @@ def _run(
     stage: Stage, workspace: Workspace, outcomes: dict[str, Outcome], progress: Progress
 ) -> Tensor:
     """The stage's maps on the CPU; what no view saw takes the nearest's colours."""
-    seen = SeenTexels((workspace.texture_size, workspace.texture_size), workspace.device)
-    outcomes[stage.name] = run_stage(stage, workspace, seen, progress)
-    with torch.no_grad():
-        maps = maps_of(stage.theta, stage.config).detach().cpu().clone()
-    return fill_unseen(maps, seen.texels().cpu(), workspace.mesh)
+    outcomes[stage.name] = run_stage(stage, workspace, progress)
+    maps = stage.problem.maps().cpu().clone()
+    return fill_unseen(maps, stage.problem.seen.texels().cpu(), workspace.mesh)
 
 
 def _textured(materials: dict[str, Tensor], outcomes: dict[str, Outcome]) -> Textured:

@@ -28,7 +28,7 @@ from sdslab.rendering.preview import Previewer
 from sdslab.rendering.render_backend import RenderBackend
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
-from sdslab.rendering.texels import covered_texels
+from sdslab.rendering.texels import SeenTexels, covered_texels
 from sdslab.report.at_the_end import reported
 from sdslab.runs.checkpoint import Checkpoint, Checkpoints, OtherCodeError
 from sdslab.runs.lock import RunLock
@@ -149,6 +149,10 @@ class Workspace:
         """[size, size] bool on the CPU: texels that a face covers."""
         size = (self.texture_size, self.texture_size)
         return covered_texels(self.mesh, size, make_backend("cpu", CPU))
+
+    def unseen(self) -> SeenTexels:
+        """Marks of the maps' texels, none of which was looked at."""
+        return SeenTexels((self.texture_size, self.texture_size), self.device)
 
     def scenes(self, render_size: int, stage: int = 1) -> SceneSampler:
         """Views, lights and backgrounds; each stage has its own."""

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from sdslab.optimization.material_optimization import Guide
+from sdslab.optimization.material_optimization import MaterialProblem
 from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.texture import runner, stage, workspace
 from tests.texture_runs import (
@@ -40,19 +42,16 @@ def broken(
     """Lets ``damage`` change the gradient that the guide gives in some steps."""
     original = stage.optimize_material
 
-    def optimized(*values: object):
-        theta, renderer, scenes, space, guide, *others = values
-        whole: Guide = guide  # type: ignore[assignment]
-
-        def damaged(z: torch.Tensor, index: int, *sight: object):
-            result = whole(z, index, *sight)  # type: ignore[arg-type]
+    def optimized(problem: MaterialProblem, *others: Any, **options: Any):
+        def damaged(z: torch.Tensor, index: int, *sight: Any):
+            result = problem.guide(z, index, *sight)
             if first <= index <= last:
                 damage(result.gradient)
                 count = (~result.gradient.isfinite()).flatten(1).sum(1)
                 result = result._replace(nonfinite=count)
             return result
 
-        return original(theta, renderer, scenes, space, damaged, *others)  # type: ignore[arg-type]
+        return original(replace(problem, guide=damaged), *others, **options)
 
     monkeypatch.setattr(stage, "optimize_material", optimized)
 

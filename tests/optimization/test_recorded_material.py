@@ -17,12 +17,17 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.optimization.cuda_graph import held, refill
-from sdslab.optimization.material_optimization import MaterialConfig, maps_of, optimize_material
+from sdslab.optimization.cuda_graph import copy_into, static_copy
+from sdslab.optimization.material_optimization import (
+    MaterialConfig,
+    MaterialProblem,
+    maps_of,
+    optimize_material,
+    padded_length,
+)
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimize_config import OptimizeConfig, Optimizer
 from sdslab.optimization.optimizer_state import OptimizerState
-from sdslab.optimization.recorded_material import optimize_recorded_material, padded_length
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
@@ -122,11 +127,11 @@ class Run:
         self.seen = SeenTexels((maps.shape[0], maps.shape[1]), device)
 
     def steps(self, *, recorded: bool, state: OptimizerState | None = None) -> Iterator[Step]:
-        take = optimize_recorded_material if recorded else optimize_material
-        return take(
+        problem = MaterialProblem(
             self.theta, self.renderer, self.scenes, PixelSpace(24), self.guide, self.config,
-            self.seen, state,
+            self.seen,
         )  # fmt: skip
+        return optimize_material(problem, state, record=recorded)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -270,15 +275,15 @@ def test_memory_is_filled_with_values_like_the_first():
         name: str = "a"
 
     first = Outer(Inner(torch.zeros(1).expand(3)), None)
-    memory = held(first, torch.device("cpu"))
+    memory = static_copy(first, torch.device("cpu"))
     where = memory.inner.value.data_ptr()
-    refill(memory, Outer(Inner(torch.arange(3.0)), None))
+    copy_into(memory, Outer(Inner(torch.arange(3.0)), None))
     assert memory.inner.value.tolist() == [0, 1, 2]
     assert memory.inner.value.data_ptr() == where
     assert first.inner.value.tolist() == [0, 0, 0]
-    with pytest.raises(ValueError, match=r"given \[3\] as at first, got \[4\]; record it anew"):
-        refill(memory, Outer(Inner(torch.zeros(4)), None))
+    with pytest.raises(ValueError, match=r"given \[3\] as at first, got \[4\]; capture it anew"):
+        copy_into(memory, Outer(Inner(torch.zeros(4)), None))
     with pytest.raises(ValueError, match="given None as at first, got tensor"):
-        refill(memory, Outer(Inner(torch.zeros(3)), torch.zeros(1)))
+        copy_into(memory, Outer(Inner(torch.zeros(3)), torch.zeros(1)))
     with pytest.raises(ValueError, match="given 'a' as at first, got 'b'"):
-        refill(memory, Outer(Inner(torch.zeros(3)), None, "b"))
+        copy_into(memory, Outer(Inner(torch.zeros(3)), None, "b"))

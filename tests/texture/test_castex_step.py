@@ -21,12 +21,11 @@ from sdslab.denoisers.unet import UNetDenoiser
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, philox_normal, philox_uniform
 from sdslab.kernels.philox import TIMESTEP_STREAM
-from sdslab.optimization.material_optimization import maps_of, optimize_material
+from sdslab.optimization.material_optimization import optimize_material
 from sdslab.rendering.lighting import Environment
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene
 from sdslab.rendering.shading import directional_albedo
-from sdslab.rendering.texels import SeenTexels
 from sdslab.texture import two_stages
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.runner import run
@@ -69,14 +68,12 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> list[Watched]:
     models = (save_deepfloyd_one(folder / "if-1"), save_deepfloyd_two(folder / "if-2"))
     watched: list[Watched] = []
 
-    def watch(stage: Stage, workspace: Workspace, seen: SeenTexels, _: object) -> Outcome:
-        first = maps_of(stage.theta).detach().clone()
+    def watch(stage: Stage, workspace: Workspace, _: object) -> Outcome:
+        first = stage.problem.maps().clone()
         watched.append(Watched(stage, workspace.renderer, first))
-        theta, scenes, space = stage.theta, stage.scenes, stage.space
-        renderer, guide, config = workspace.renderer, stage.guide, stage.config
-        for step in optimize_material(theta, renderer, scenes, space, guide, config, seen):
+        for step in optimize_material(stage.problem):
             watched[-1].losses.append(step.loss)
-        watched[-1].last = maps_of(stage.theta).detach().clone()
+        watched[-1].last = stage.problem.maps().clone()
         if len(watched) == 2:
             raise EnoughError
         return Outcome(STEPS, 0, 0.0, None)
@@ -99,7 +96,7 @@ class PaperStage:
 
     def __init__(self, watched: Watched) -> None:
         self.stage, self.renderer = watched.stage, watched.renderer
-        guide = self.stage.guide
+        guide = self.stage.problem.guide
         assert isinstance(guide, DiffusionGuide)
         guidance = guide.denoiser
         assert isinstance(guidance, ClassifierFreeGuidance)
@@ -136,7 +133,7 @@ class PaperStage:
 
     def loss(self, theta: Tensor, index: int) -> Tensor:
         """½ w Σ (x − sg(x̂_0))² / B."""
-        scene = self.stage.scenes.sample(index, 4, self.renderer.extreme_points)
+        scene = self.stage.problem.scenes.sample(index, 4, self.renderer.extreme_points)
         surface = self.renderer.see(scene.cameras, 32)
         x = 2 * picture(theta, surface, scene) - 1
         x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
@@ -267,7 +264,9 @@ def test_the_papers_scenes_and_numbers_can_be_had(number: int, stages: list[Watc
     paper = PaperStage(stages[number])
     assert paper.scale == (25, 20)[number]
     assert paper.seed % 2**41 == 42
-    scenes = [paper.stage.scenes.sample(i, 4, paper.renderer.extreme_points) for i in range(2)]
+    scenes = [
+        paper.stage.problem.scenes.sample(i, 4, paper.renderer.extreme_points) for i in range(2)
+    ]
     for scene in scenes:
         assert scene.lighting is not None
         assert scene.lighting.intensity.tolist() == [2] * 4
