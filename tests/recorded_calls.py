@@ -41,7 +41,7 @@ def watch_recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """
     # What is given is looked at on a CPU only.
     monkeypatch.setattr(NoiseKey, "__post_init__", lambda _: None)
-    for op in ("perturb", "sds_gradient", "sr_condition"):
+    for op in ("perturb", "sds_gradients", "sr_condition"):
         module = sys.modules[f"sdslab.kernels.{op}"]
         monkeypatch.setattr(module, "require_alpha_bar", lambda *_: None)
     monkeypatch.setattr(CpuBackend, "sample_texture", _nearest_texel)

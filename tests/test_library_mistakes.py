@@ -61,7 +61,7 @@ MISTAKES = {
     'sds(t=500)': "",
     'sds(t=torch.tensor(500))': "",
     'sr(t=500)': "",
-    'exact.epsilon_hat(x, 500)': "",
+    'exact.x0_hat(x, 500)': "",
     'sds(t=1000)': "t must be from 0 to 999, got [1000, 1000]",
     'sds(t=-1)': "t must be from 0 to 999, got [-1, -1]",
     'sds(t=0.5)': "t must be an integer, got 0.5",

@@ -2,7 +2,8 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from sdslab.denoisers.denoiser import x0_from
+from sdslab.denoisers.degenerate import DegenerateDenoiser
+from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.diffusion_space import PixelSpace
 
 
@@ -10,4 +11,6 @@ def test_shapes_in_signatures_are_checked_while_testing():
     with pytest.raises(TypeCheckError):
         PixelSpace().encode(torch.zeros(4, 8, 8))
     with pytest.raises(TypeCheckError):
-        x0_from("v", torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), torch.ones(2))
+        DegenerateDenoiser(torch.zeros(1, 3, 4), NoiseSchedule.deepfloyd_if()).predict(
+            torch.zeros(2, 3, 4), torch.zeros(3, dtype=torch.int64)
+        )

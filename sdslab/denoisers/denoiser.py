@@ -1,4 +1,4 @@
-"""The contract of every guidance model, and the one place where predictions are converted."""
+"""The contract of every guidance model."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from sdslab.denoisers.noise_schedule import NoiseSchedule, timesteps_for
-from sdslab.kernels import PredictionType
+from sdslab.kernels.perturb import signal_and_noise_rates
+from sdslab.kernels.sds_gradients import PredictionType, guided_output, x0_from
 from sdslab.kernels.validation import require_one_of, require_type
-from sdslab.tensor_types import Diffused, PerSample, Timesteps
+from sdslab.tensor_types import Diffused, Timesteps
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said, before any conversion: kernels take it as it is.
+    """What a model said, before any conversion: the fused gradient reads both halves as they are.
 
     Attributes:
         output: [b or 2b, c or 2c, *spatial]. Twice the batch: the unconditional half, then the
@@ -110,18 +111,10 @@ class Denoiser(ABC):
         """x̂_0(x_t; y, t), whatever the model predicts."""
         t = timesteps_for(t, x_t)
         prediction = self.checked_prediction(x_t, t, condition)
-        guided = guided_output(prediction, x_t)
-        return x0_from(prediction.prediction_type, guided, x_t, self.schedule.alpha_bar(t))
-
-    @final
-    def epsilon_hat(
-        self, x_t: Diffused, t: Timesteps | int, condition: Condition | None = None
-    ) -> Diffused:
-        """ε̂(x_t; y, t), whatever the model predicts."""
-        t = timesteps_for(t, x_t)
-        alpha_bar = _like(self.schedule.alpha_bar(t), x_t)
-        x0_hat = self.x0_hat(x_t, t, condition)
-        return (x_t - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
+        output = guided_output(prediction.output, x_t, prediction.guidance_scale)
+        rates = signal_and_noise_rates(self.schedule.alpha_bar(t), x_t)
+        signal, sigma = (rate.to(x_t) for rate in rates)
+        return x0_from(prediction.prediction_type, output, x_t, signal, sigma)
 
 
 @final
@@ -172,40 +165,3 @@ def require_denoiser(name: str, denoiser: object) -> None:
     schedule = getattr(denoiser, "schedule", None)
     advice = "set self.schedule = NoiseSchedule.deepfloyd_if(), or another, in __init__"
     require_type(f"{name}.schedule", schedule, NoiseSchedule, advice)
-
-
-def guided_output(prediction: Prediction, x_t: Diffused) -> Diffused:
-    """Drops learned variance channels and combines the unconditional and conditional halves."""
-    output = prediction.output[:, : x_t.shape[1]]
-    if len(output) == len(x_t):
-        return output
-    unconditional, conditional = output.chunk(2)
-    return unconditional + prediction.guidance_scale * (conditional - unconditional)
-
-
-def x0_from(
-    prediction_type: PredictionType, output: Diffused, x_t: Diffused, alpha_bar: PerSample
-) -> Diffused:
-    """Converts an ε̂, v̂, x̂_0 or flow prediction to x̂_0.
-
-    A flow-matching model walks the straight line (1 − σ) x_0 + σ ε. Here its picture is
-    x_t / (√ᾱ + √(1−ᾱ)), at σ = √(1−ᾱ) / (√ᾱ + √(1−ᾱ)): its denoiser scales x_t and asks at that σ.
-
-    Source: Salimans & Ho 2022 (arXiv 2202.00512) for v = √ᾱ ε − √(1−ᾱ) x_0; Lipman et al. 2023
-    (arXiv 2210.02747) for the flow ε − x_0.
-    """
-    alpha_bar = _like(alpha_bar, x_t)
-    match prediction_type:
-        case "epsilon":
-            return (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
-        case "v":
-            return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output
-        case "flow":
-            signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-            return (x_t - sigma * output) / (signal + sigma)
-        case "x0":
-            return output
-
-
-def _like(per_sample: Tensor, x: Tensor) -> Tensor:
-    return per_sample.to(x).view(-1, *[1] * (x.ndim - 1))

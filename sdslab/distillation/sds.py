@@ -10,9 +10,9 @@ from sdslab.kernels import (
     SDSResult,
     degenerate_sds_gradient,
     perturb,
-    philox_normal,
+    sds_gradient_from_output,
 )
-from sdslab.kernels import sds_gradient as sds_gradient_kernel
+from sdslab.kernels.philox import checked_noise, drawn_noise
 from sdslab.kernels.validation import require_samples, require_type
 from sdslab.tensor_types import Diffused, Timesteps
 
@@ -54,13 +54,12 @@ def sds_gradient(
     t, weighting = timesteps_for(t, z), weighting_named(weighting)
     alpha_bar = denoiser.schedule.alpha_bar(t)
     require_samples("z", z, min_dims=2)
-    if isinstance(noise, NoiseKey) and z.device.type == "cpu":
+    if z.device.type == "cpu":
         # To draw it twice costs more there than to keep it.
-        dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-        noise = philox_normal(noise, tuple(z.shape[1:]), dtype, z.device)
+        noise = drawn_noise(checked_noise(noise, z), z)
     z_t = perturb(z, alpha_bar, noise)
     prediction = denoiser.checked_prediction(z_t, t, condition)
-    return sds_gradient_kernel(
+    return sds_gradient_from_output(
         z,
         prediction.output,
         alpha_bar,

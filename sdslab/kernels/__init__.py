@@ -1,7 +1,5 @@
 """Fused operations: each has a plain torch body, a Triton body and, but for two, a CPU's own."""
 
-from sdslab.kernels.backend import Backend
-from sdslab.kernels.degenerate_sds_gradient import degenerate_sds_gradient
 from sdslab.kernels.perturb import perturb
 from sdslab.kernels.philox import (
     NOISE_STREAM,
@@ -12,8 +10,15 @@ from sdslab.kernels.philox import (
     philox_normal,
     philox_uniform,
 )
-from sdslab.kernels.sds_gradient import Form, PredictionType, SDSResult, sds_gradient
+from sdslab.kernels.sds_gradients import (
+    Form,
+    PredictionType,
+    SDSResult,
+    degenerate_sds_gradient,
+    sds_gradient_from_output,
+)
 from sdslab.kernels.sr_condition import SRMode, sr_condition
+from sdslab.kernels.validation import Backend
 
 __all__ = [
     "NOISE_STREAM",
@@ -30,6 +35,6 @@ __all__ = [
     "philox_bits",
     "philox_normal",
     "philox_uniform",
-    "sds_gradient",
+    "sds_gradient_from_output",
     "sr_condition",
 ]

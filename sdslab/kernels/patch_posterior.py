@@ -1,13 +1,10 @@
 """The posterior mean over the patches of an exemplar: attention of noisy patches to clean ones."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.kernels.backend import Backend, choose_body, compute_dtype
-from sdslab.kernels.validation import require_no_graph
+from sdslab.kernels.validation import Backend, body_for, compute_dtype, require_no_graph
 
 SIGMA_FLOOR = 0.02  # below it float32 rounds the logits away, and the nearest patch wins anyway
 ANY_BIN = -1
@@ -92,49 +89,6 @@ def _reference(
     return means
 
 
-_op = torch.library.custom_op("sdslab::patch_posterior", _reference, mutates_args=())
-
-
-@_op.register_kernel("cuda")
-def _(
-    y: Tensor,
-    keys: Tensor,
-    alpha_bar: Tensor,
-    values: Tensor | None,
-    bias: Tensor | None,
-    query_bin: Tensor | None,
-    key_bin: Tensor | None,
-    context: Tensor | None,
-    key_context: Tensor | None,
-    context_scale: float,
-    sigma_floor: float,
-) -> Tensor:
-    return _load_triton()(
-        y,
-        keys,
-        alpha_bar,
-        values,
-        bias,
-        query_bin,
-        key_bin,
-        context,
-        key_context,
-        context_scale,
-        sigma_floor,
-    )
-
-
-@_op.register_fake
-def _(y: Tensor, keys: Tensor, alpha_bar: Tensor, values: Tensor | None, *_: object) -> Tensor:  # noqa: ARG001
-    return y.new_empty(len(y), (keys if values is None else values).shape[1])
-
-
-def _load_triton() -> Callable[..., Tensor]:
-    from sdslab.kernels.triton_patch_posterior import patch_posterior_triton
-
-    return patch_posterior_triton
-
-
 def patch_posterior(
     y: Tensor,
     keys: Tensor,
@@ -212,7 +166,10 @@ def patch_posterior(
     require_no_graph(
         y=y, keys=keys, alpha_bar=alpha_bar, **{k: v for k, v in optional.items() if v is not None}
     )
-    body = choose_body(backend, y.device, auto=_op, reference=_reference, triton=_load_triton)
+    if body_for(backend, y.device) == "triton":
+        from sdslab.kernels.triton_patch_posterior import patch_posterior_triton as body
+    else:
+        body = _reference
     if not len(y):
         return y.new_empty(0, (keys if values is None else values).shape[1])
     return body(

@@ -1,14 +1,16 @@
 """The forward process: noise a clean batch to its timesteps."""
 
-from collections.abc import Callable, Sequence
-
-import torch
 from torch import Tensor
 
-from sdslab.kernels.backend import Backend, choose_body, compute_dtype
-from sdslab.kernels.noise_argument import draw_noise, flatten_noise
-from sdslab.kernels.philox import NoiseKey
-from sdslab.kernels.validation import require_alpha_bar, require_no_graph, require_samples
+from sdslab.kernels.philox import NoiseKey, checked_noise, drawn_noise, launch_arguments
+from sdslab.kernels.validation import (
+    Backend,
+    body_for,
+    compute_dtype,
+    require_alpha_bar,
+    require_no_graph,
+    require_samples,
+)
 
 
 def signal_and_noise_rates(alpha_bar: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,49 +28,9 @@ def signal_and_noise_rates(alpha_bar: Tensor, x: Tensor) -> tuple[Tensor, Tensor
     return alpha_bar.sqrt().to(compute_dtype(x)), (1 - alpha_bar).sqrt().to(compute_dtype(x))
 
 
-def _reference(
-    x: Tensor, alpha_bar: Tensor, noise: Tensor | None, sample: Tensor | None, words: Sequence[int]
-) -> Tensor:
-    dtype = compute_dtype(x)
-    eps = draw_noise(noise, sample, words, x, dtype)
+def _reference(x: Tensor, alpha_bar: Tensor, eps: Tensor) -> Tensor:
     signal, sigma = signal_and_noise_rates(alpha_bar, x)
-    return (signal * x.to(dtype)).add_(sigma * eps).to(x.dtype)
-
-
-_op = torch.library.custom_op("sdslab::perturb", _reference, mutates_args=())
-
-
-@_op.register_kernel("cpu")
-def _(
-    x: Tensor, alpha_bar: Tensor, noise: Tensor | None, sample: Tensor | None, words: Sequence[int]
-) -> Tensor:
-    from sdslab.kernels.cpu_bodies import perturb_cpu
-
-    return perturb_cpu(x, alpha_bar, noise, sample, words)
-
-
-@_op.register_kernel("cuda")
-def _(
-    x: Tensor, alpha_bar: Tensor, noise: Tensor | None, sample: Tensor | None, words: Sequence[int]
-) -> Tensor:
-    return _load_triton()(x, alpha_bar, noise, sample, words)
-
-
-@_op.register_fake
-def _(
-    x: Tensor,
-    alpha_bar: Tensor,  # noqa: ARG001
-    noise: Tensor | None,  # noqa: ARG001
-    sample: Tensor | None,  # noqa: ARG001
-    words: Sequence[int],  # noqa: ARG001
-) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _load_triton() -> Callable[..., Tensor]:
-    from sdslab.kernels.triton_bodies import perturb_triton
-
-    return perturb_triton
+    return (signal * x.to(eps.dtype)).add_(sigma * eps).to(x.dtype)
 
 
 def perturb(
@@ -98,5 +60,16 @@ def perturb(
     require_samples("x", x)
     require_alpha_bar(alpha_bar, x, "[0, 1]")
     require_no_graph(x=x, alpha_bar=alpha_bar)
-    body = choose_body(backend, x.device, auto=_op, reference=_reference, triton=_load_triton)
-    return body(x.contiguous(), alpha_bar.contiguous(), *flatten_noise(noise, x))
+    noise = checked_noise(noise, x)
+    body = body_for(backend, x.device)
+    x, alpha_bar = x.contiguous(), alpha_bar.contiguous()
+    if body == "triton":
+        from sdslab.kernels.triton_bodies import perturb_triton
+
+        return perturb_triton(x, alpha_bar, *launch_arguments(noise, x.device))
+    eps = drawn_noise(noise, x)
+    if body == "cpu":
+        from sdslab.kernels.cpu_bodies import perturb_cpu
+
+        return perturb_cpu(x, alpha_bar, eps)
+    return _reference(x, alpha_bar, eps)

@@ -1,14 +1,21 @@
 """Counter-based noise: a value depends on seed, step, sample, stream and element, and no more."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sdslab.kernels.backend import Backend, choose_body
-from sdslab.kernels.validation import require_integer, require_type
+from sdslab.kernels.validation import (
+    Backend,
+    body_for,
+    compute_dtype,
+    require_integer,
+    require_like,
+    require_no_graph,
+    require_type,
+)
 
 NOISE_STREAM = 0
 TIMESTEP_STREAM = 1
@@ -175,61 +182,6 @@ def _normal_reference(sample: Tensor, words: Sequence[int], n: int, dtype: torch
     return lanes[:, :n].contiguous()
 
 
-_bits_op = torch.library.custom_op("sdslab::philox_bits", _bits_reference, mutates_args=())
-_normal_op = torch.library.custom_op("sdslab::philox_normal", _normal_reference, mutates_args=())
-
-
-@_bits_op.register_kernel("cpu")
-def _(sample: Tensor, words: Sequence[int], n: int) -> Tensor:
-    from sdslab.kernels.philox_cpu import bits_cpu
-
-    return bits_cpu(sample, words, n)
-
-
-@_normal_op.register_kernel("cpu")
-def _(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
-    from sdslab.kernels.philox_cpu import normal_cpu
-
-    return normal_cpu(sample, words, n, dtype)
-
-
-@_bits_op.register_kernel("cuda")
-def _(sample: Tensor, words: Sequence[int], n: int) -> Tensor:
-    return _load_bits_triton()(sample, words, n)
-
-
-@_bits_op.register_fake
-def _(sample: Tensor, words: Sequence[int], n: int) -> Tensor:  # noqa: ARG001
-    return sample.new_empty(len(sample), n)
-
-
-@_normal_op.register_kernel("cuda")
-def _(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
-    return _load_normal_triton()(sample, words, n, dtype)
-
-
-@_normal_op.register_fake
-def _(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG001
-    return sample.new_empty(len(sample), n, dtype=dtype)
-
-
-def _load_bits_triton() -> Callable[..., Tensor]:
-    from sdslab.kernels.triton_bodies import philox_bits_triton
-
-    return philox_bits_triton
-
-
-def _load_normal_triton() -> Callable[..., Tensor]:
-    from sdslab.kernels.triton_bodies import philox_normal_triton
-
-    return philox_normal_triton
-
-
-def flat_normal(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
-    """`philox_normal`, flat and by the device's own body: [b, n] from a `NoiseKey`'s parts."""
-    return _normal_op(sample, words, n, dtype)
-
-
 def philox_bits(key: NoiseKey, n: int, *, backend: Backend = "auto") -> Tensor:
     """Random 32-bit words, n for each sample.
 
@@ -250,13 +202,13 @@ def philox_bits(key: NoiseKey, n: int, *, backend: Backend = "auto") -> Tensor:
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.
     """
     _require_count("n", n)
-    body = choose_body(
-        backend,
-        key.sample.device,
-        auto=_bits_op,
-        reference=_bits_reference,
-        triton=_load_bits_triton,
-    )
+    match body_for(backend, key.sample.device):
+        case "triton":
+            from sdslab.kernels.triton_bodies import philox_bits_triton as body
+        case "cpu":
+            from sdslab.kernels.philox_cpu import bits_cpu as body
+        case "reference":
+            body = _bits_reference
     return body(key.counters, key.words, n)
 
 
@@ -332,13 +284,13 @@ def philox_normal(
     for size in shape:
         _require_count("every dimension of shape", size)
     sample = key.counters.to(device or key.sample.device)
-    body = choose_body(
-        backend,
-        sample.device,
-        auto=_normal_op,
-        reference=_normal_reference,
-        triton=_load_normal_triton,
-    )
+    match body_for(backend, sample.device):
+        case "triton":
+            from sdslab.kernels.triton_bodies import philox_normal_triton as body
+        case "cpu":
+            from sdslab.kernels.philox_cpu import normal_cpu as body
+        case "reference":
+            body = _normal_reference
     return body(sample, key.words, math.prod(shape), dtype).reshape(len(sample), *shape)
 
 
@@ -347,3 +299,40 @@ def _require_count(name: str, value: int) -> None:
         raise ValueError(
             f"{name} must be 0 or more, got {value}; pass the number of elements wanted"
         )
+
+
+def checked_noise(noise: Tensor | NoiseKey, x: Tensor) -> Tensor | NoiseKey:
+    """Noise as an op takes it: a contiguous tensor like x, or a key with a sample for each of x's.
+
+    Raises:
+        ValueError: The noise does not match x.
+    """
+    if isinstance(noise, NoiseKey):
+        if len(noise.sample) != len(x):
+            raise ValueError(
+                f"noise.sample must hold one index per sample of x, {len(x)}, "
+                f"got {len(noise.sample)}; index the key's samples as you index x"
+            )
+        return noise
+    require_type("noise", noise, Tensor, "or a NoiseKey(seed, step, sample=torch.arange(b))")
+    require_like(
+        "noise", noise, x, (list(x.shape),), "draw it for every sample, or pass a NoiseKey"
+    )
+    require_no_graph(noise=noise)
+    return noise.contiguous()
+
+
+def drawn_noise(noise: Tensor | NoiseKey, x: Tensor) -> Tensor:
+    """Noise as a tensor like x, in the precision that x is computed in."""
+    if isinstance(noise, NoiseKey):
+        return philox_normal(noise, x.shape[1:], compute_dtype(x), x.device)
+    return noise.to(compute_dtype(x))
+
+
+def launch_arguments(
+    noise: Tensor | NoiseKey | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None, list[int]]:
+    """Noise as the Triton bodies take it: a tensor or the key's counters, and the key's words."""
+    if isinstance(noise, NoiseKey):
+        return None, noise.counters.to(device), noise.words
+    return noise, None, []

@@ -1,17 +1,17 @@
 """The condition of super-resolution guidance: a render, made small and large again, and noised."""
 
-from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.kernels.backend import Backend, choose_body, compute_dtype
-from sdslab.kernels.noise_argument import FlatNoise, draw_noise, flatten_noise
 from sdslab.kernels.perturb import signal_and_noise_rates
-from sdslab.kernels.philox import NoiseKey
+from sdslab.kernels.philox import NoiseKey, checked_noise, drawn_noise, launch_arguments
 from sdslab.kernels.validation import (
+    Backend,
+    body_for,
+    compute_dtype,
     require_alpha_bar,
     require_no_graph,
     require_one_of,
@@ -41,57 +41,16 @@ def _resample(x: Tensor, mode: str, size: int, low_size: int) -> Tensor:
 def _reference(
     render: Tensor,
     alpha_bar: Tensor | None,
-    noise: Tensor | None,
-    sample: Tensor | None,
-    words: Sequence[int],
-    mode: str,
+    noise: Tensor | NoiseKey | None,
+    mode: SRMode,
     size: int,
     low_size: int,
 ) -> Tensor:
-    dtype = compute_dtype(render)
-    condition = 2 * _resample(render.to(dtype), mode, size, low_size) - 1
-    if alpha_bar is not None:
-        eps = draw_noise(noise, sample, words, condition, dtype)
+    condition = 2 * _resample(render.to(compute_dtype(render)), mode, size, low_size) - 1
+    if alpha_bar is not None and noise is not None:
         signal, sigma = signal_and_noise_rates(alpha_bar, condition)
-        condition = signal * condition + sigma * eps
+        condition = signal * condition + sigma * drawn_noise(noise, condition)
     return condition.to(render.dtype)
-
-
-_op = torch.library.custom_op("sdslab::sr_condition", _reference, mutates_args=())
-
-
-@_op.register_kernel("cuda")
-def _(
-    render: Tensor,
-    alpha_bar: Tensor | None,
-    noise: Tensor | None,
-    sample: Tensor | None,
-    words: Sequence[int],
-    mode: str,
-    size: int,
-    low_size: int,
-) -> Tensor:
-    return _load_triton()(render, alpha_bar, noise, sample, words, mode, size, low_size)
-
-
-@_op.register_fake
-def _(
-    render: Tensor,
-    alpha_bar: Tensor | None,  # noqa: ARG001
-    noise: Tensor | None,  # noqa: ARG001
-    sample: Tensor | None,  # noqa: ARG001
-    words: Sequence[int],  # noqa: ARG001
-    mode: str,  # noqa: ARG001
-    size: int,
-    low_size: int,  # noqa: ARG001
-) -> Tensor:
-    return render.new_empty(*render.shape[:2], size, size)
-
-
-def _load_triton() -> Callable[..., Tensor]:
-    from sdslab.kernels.triton_sr_condition import sr_condition_triton
-
-    return sr_condition_triton
 
 
 def sr_condition(
@@ -140,29 +99,24 @@ def sr_condition(
     require_samples("render", render)
     _require_sizes(render, size, low_size)
     require_no_graph(render=render)
-    body = choose_body(backend, render.device, auto=_op, reference=_reference, triton=_load_triton)
-    render = render.contiguous()
-    return body(
-        render, *_flat_noising(render, alpha_bar, noise, size), mode, int(size), int(low_size)
-    )
-
-
-def _flat_noising(
-    render: Tensor, alpha_bar: Tensor | None, noise: Tensor | NoiseKey | None, size: int
-) -> tuple[Tensor | None, *FlatNoise]:
-    """What a custom op takes in place of ᾱ and the noise."""
-    if alpha_bar is None and noise is None:
-        return None, None, None, []
-    if alpha_bar is None or noise is None:
+    if alpha_bar is not None and noise is not None:
+        condition = render[:, :, :1, :1].expand(-1, -1, size, size)  # its shape, not its memory
+        require_alpha_bar(alpha_bar, condition, "[0, 1]")
+        require_no_graph(alpha_bar=alpha_bar)
+        alpha_bar, noise = alpha_bar.contiguous(), checked_noise(noise, condition)
+    elif alpha_bar is not None or noise is not None:
         given, missing = ("noise", "alpha_bar") if alpha_bar is None else ("alpha_bar", "noise")
         raise ValueError(
             f"alpha_bar and noise must come together, got {given} without {missing}; "
             "pass both, or neither for a clean condition"
         )
-    condition = render[:, :, :1, :1].expand(-1, -1, size, size)  # its shape, without its memory
-    require_alpha_bar(alpha_bar, condition, "[0, 1]")
-    require_no_graph(alpha_bar=alpha_bar)
-    return alpha_bar.contiguous(), *flatten_noise(noise, condition)
+    render, size, low_size = render.contiguous(), int(size), int(low_size)
+    if body_for(backend, render.device) != "triton":
+        return _reference(render, alpha_bar, noise, mode, size, low_size)
+    from sdslab.kernels.triton_sr_condition import sr_condition_triton
+
+    noise_arguments = launch_arguments(noise, render.device)
+    return sr_condition_triton(render, alpha_bar, *noise_arguments, mode, size, low_size)
 
 
 def _require_sizes(render: Tensor, size: int, low_size: int) -> None:

@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdslab.kernels.backend import compute_dtype
 from sdslab.kernels.triton_kernels import (
     bits_kernel,
     degenerate_sds_gradient_kernel,
@@ -22,6 +21,7 @@ from sdslab.kernels.triton_kernels import (
     perturb_kernel,
     sds_gradient_kernel,
 )
+from sdslab.kernels.validation import compute_dtype
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 # Unfused arithmetic rounds as the reference does; these kernels wait for memory anyway.

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdslab.kernels.backend import compute_dtype
 from sdslab.kernels.triton_posterior_kernels import patch_posterior_kernel, sum_of_shares_kernel
+from sdslab.kernels.validation import compute_dtype
 
 # Columns of a tile: wider patches are multiplied piece by piece, wider values take more programs.
 WIDEST = 32

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdslab.kernels.backend import compute_dtype
 from sdslab.kernels.triton_noise import KEY_WORDS, box_muller, normals, philox_lanes, rates
+from sdslab.kernels.validation import compute_dtype
 
 # Wide rows where nothing is shared between them, squares where small pixels are.
 TILES = {"castex": (8, 128), "pipeline": (32, 32)}

@@ -1,13 +1,50 @@
-"""Argument checks shared by the ops: each error says what must hold, what came and what to do."""
+"""What the ops' arguments must be, and which body and precision follow from them.
+
+Each error says what must hold, what came and what to do.
+"""
 
 import operator
-from typing import Literal
+import os
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 # Which ends of [0, 1] an equation can stand: those that it does not divide by.
 Interval = Literal["[0, 1]", "(0, 1]", "(0, 1)"]
+
+# What a caller may ask for (tests and the kernel study compare bodies), and what that comes to.
+Backend = Literal["auto", "reference", "triton"]
+Body = Literal["reference", "cpu", "triton"]
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64 inputs, float32 for everything narrower."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def body_for(backend: Backend, device: torch.device) -> Body:
+    """The body that `backend` names; never another one in its place.
+
+    Args:
+        backend: "auto" (by device), "reference" (plain torch) or "triton".
+        device: Where the op's inputs live.
+
+    Raises:
+        ValueError: The name is unknown, or Triton cannot run on `device`.
+    """
+    require_one_of("backend", backend, get_args(Backend))
+    if backend == "auto":
+        bodies: dict[str, Body] = {"cpu": "cpu", "cuda": "triton"}
+        return bodies.get(device.type, "reference")
+    # Triton's own switch: its interpreter is what runs a kernel on CPU tensors.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if backend == "triton" and device.type != "cuda" and not interpreted:
+        raise ValueError(
+            f"backend='triton' needs CUDA tensors, got tensors on {device}; move them to a GPU, "
+            "pass backend='reference', or interpret the kernel (TRITON_INTERPRET=1 python ...)"
+        )
+    return backend
 
 
 def require_one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

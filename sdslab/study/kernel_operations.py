@@ -12,7 +12,7 @@ from sdslab.kernels import (
     degenerate_sds_gradient,
     perturb,
     philox_normal,
-    sds_gradient,
+    sds_gradient_from_output,
     sr_condition,
 )
 from sdslab.study.kernel_posterior import patch_posterior_problem
@@ -50,7 +50,9 @@ def sds_gradient_problem(case: KernelCase, batch: int, side: int, device: torch.
         return _eager_sds_gradient(*given, scale=scale)
 
     return Problem(
-        lambda: sds_gradient(x, output, alpha_bar, weight, noise, guidance_scale=scale, clamp=1.0),
+        lambda: sds_gradient_from_output(
+            x, output, alpha_bar, weight, noise, guidance_scale=scale, clamp=1.0
+        ),
         eager,
         arguments,
         arguments,  # eager code keeps the noise that it drew for x_t

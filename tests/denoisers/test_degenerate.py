@@ -20,16 +20,15 @@ def test_x0_hat_is_x_star_whatever_the_noise_and_the_timestep(schedule, predicti
     )
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "x0"])
-def test_epsilon_hat_is_equation_3(prediction_type):
+def test_its_output_is_equation_3():
     x_star = random_image(1, 3, 4, 4, dtype=torch.float64)
     schedule = NoiseSchedule.deepfloyd_if()
-    denoiser = DegenerateDenoiser(x_star, schedule, prediction_type)
-    t = torch.tensor([700])
     alpha_bar = schedule.alpha_bars[700]
     x_t = random_image(1, 3, 4, 4, seed=1, dtype=torch.float64)
     expected = (x_t - alpha_bar.sqrt() * x_star) / (1 - alpha_bar).sqrt()
-    torch.testing.assert_close(denoiser.epsilon_hat(x_t, t), expected)
+    prediction = DegenerateDenoiser(x_star, schedule).predict(x_t, torch.tensor([700]))
+    assert prediction.prediction_type == "epsilon"
+    torch.testing.assert_close(prediction.output, expected)
 
 
 def test_it_is_the_score_of_the_noised_point_mass():
@@ -42,5 +41,6 @@ def test_it_is_the_score_of_the_noised_point_mass():
         alpha_bar.sqrt() * x_star, (1 - alpha_bar).sqrt()
     ).log_prob(x_t)
     (score,) = torch.autograd.grad(log_density.sum(), x_t)
-    eps_hat = DegenerateDenoiser(x_star, schedule).epsilon_hat(x_t.detach(), torch.tensor([400]))
+    denoiser = DegenerateDenoiser(x_star, schedule)
+    eps_hat = denoiser.predict(x_t.detach(), torch.tensor([400])).output
     torch.testing.assert_close(eps_hat, -(1 - alpha_bar).sqrt() * score)

@@ -7,10 +7,9 @@ from sdslab.denoisers.denoiser import (
     Condition,
     Denoiser,
     Prediction,
-    guided_output,
-    x0_from,
 )
 from sdslab.denoisers.noise_schedule import NoiseSchedule
+from sdslab.kernels.sds_gradients import guided_output, x0_from
 from tests.conftest import random_image
 
 
@@ -38,7 +37,7 @@ def test_every_prediction_type_leads_to_the_same_x0(prediction_type):
     alpha_bar = torch.tensor([0.1, 0.5, 0.9]).double()
     a, s = (rate.sqrt().view(-1, 1, 1, 1) for rate in (alpha_bar, 1 - alpha_bar))
     output = {"epsilon": eps, "v": a * eps - s * x0, "x0": x0, "flow": eps - x0}[prediction_type]
-    torch.testing.assert_close(x0_from(prediction_type, output, a * x0 + s * eps, alpha_bar), x0)
+    torch.testing.assert_close(x0_from(prediction_type, output, a * x0 + s * eps, a, s), x0)
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
@@ -51,8 +50,11 @@ def test_guidance_runs_both_halves_and_extrapolates(low_memory):
     prediction = guided.predict(x_t, t, condition)
     assert model.batches == ([2, 2] if low_memory else [4])
     expected = torch.tensor([1 + 7.5 * 2, 1 + 7.5 * 4]).view(2, 1, 1, 1).expand_as(x_t)
-    torch.testing.assert_close(guided_output(prediction, x_t), expected)
-    torch.testing.assert_close(guided.epsilon_hat(x_t, t, condition), expected)
+    output = guided_output(prediction.output, x_t, prediction.guidance_scale)
+    torch.testing.assert_close(output, expected)
+    alpha_bar = model.schedule.alpha_bar(t).view(2, 1, 1, 1)
+    x0_hat = -((1 - alpha_bar) / alpha_bar).sqrt() * expected  # of x_t = 0
+    torch.testing.assert_close(guided.x0_hat(x_t, t, condition), x0_hat.float())
 
 
 def test_guidance_without_a_prompt_is_refused():
@@ -64,5 +66,4 @@ def test_guidance_without_a_prompt_is_refused():
 
 def test_learned_variance_channels_are_dropped():
     output = random_image(2, 6, 4, 4)
-    prediction = Prediction(output, "epsilon")
-    assert guided_output(prediction, torch.zeros(2, 3, 4, 4)).equal(output[:, :3])
+    assert guided_output(output, torch.zeros(2, 3, 4, 4), 1.0).equal(output[:, :3])

@@ -86,13 +86,12 @@ def by_definition(
 def test_one_patch_as_large_as_the_one_image_is_equation_3(side, dtype):
     x_star = random_image(3, side, side, dtype=dtype) * 2 - 1
     denoiser = ExemplarDenoiser(PatchBank.of([x_star], patch=side))
-    equation_3 = DegenerateDenoiser(x_star[None], denoiser.schedule)
     x_t = noisy(x_star, T)
     x0_hat = denoiser.x0_hat(x_t, T)
     torch.testing.assert_close(x0_hat, x_star.expand_as(x_t), rtol=0, atol=1e-6)
-    if dtype == torch.float64:  # ε̂ of Eq. 3 divides by √(1−ᾱ)
-        expected = equation_3.epsilon_hat(x_t, T)
-        torch.testing.assert_close(denoiser.epsilon_hat(x_t, T), expected, rtol=0, atol=1e-6)
+    if dtype == torch.float64:  # Eq. 3's ε̂ divides by √(1−ᾱ)
+        equation_3 = DegenerateDenoiser(x_star[None], denoiser.schedule).x0_hat(x_t, T)
+        torch.testing.assert_close(x0_hat, equation_3, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -285,9 +284,9 @@ def test_guidance_by_tag_goes_from_the_union_through_the_tag(tagged: ExemplarDen
 
     def guided(w: float) -> Tensor:
         model = ClassifierFreeGuidance(tagged, tagged.unconditional, w, low_memory=low_memory)
-        return model.epsilon_hat(x_t, T, condition)
+        return model.x0_hat(x_t, T, condition)
 
-    union, own = tagged.epsilon_hat(x_t, T), tagged.epsilon_hat(x_t, T, condition)
+    union, own = tagged.x0_hat(x_t, T), tagged.x0_hat(x_t, T, condition)
     torch.testing.assert_close(guided(0.0), union)
     torch.testing.assert_close(guided(1.0), own)
     torch.testing.assert_close(guided(3.0), union + 3 * (own - union))

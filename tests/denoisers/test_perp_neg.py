@@ -7,11 +7,11 @@ from sdslab.denoisers.denoiser import (
     Condition,
     Denoiser,
     Prediction,
-    guided_output,
 )
 from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.denoisers.perp_neg import PerpendicularNegatives, perpendicular
 from sdslab.denoisers.view_prompts import BACK, FRONT, OTHER_SIDES, VIEW_NAMES
+from sdslab.kernels.sds_gradients import guided_output
 from tests.conftest import random_image
 
 OTHERS = torch.tensor([[1, 2], [0, 2], [0, 1]])
@@ -40,7 +40,7 @@ def guided(weight: float, low_memory: bool = False) -> tuple[Tensor, Tensor, lis
     denoiser = PerpendicularNegatives(model, 3, OTHERS, 7.0, weight, low_memory=low_memory)
     x_t = torch.zeros(2, 3, 5, 5)
     prediction = denoiser.predict(x_t, torch.tensor([100, 200]), Condition(torch.tensor([0, 2])))
-    return guided_output(prediction, x_t), rows, model.batches
+    return prediction.output, rows, model.batches
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
@@ -62,7 +62,8 @@ def test_without_weight_it_is_classifier_free_guidance():
     actual, rows, _ = guided(0.0)
     x_t, t = torch.zeros(2, 3, 5, 5), torch.tensor([100, 200])
     free = ClassifierFreeGuidance(Table(rows), 3, 7.0)
-    expected = guided_output(free.predict(x_t, t, Condition(torch.tensor([0, 2]))), x_t)
+    prediction = free.predict(x_t, t, Condition(torch.tensor([0, 2])))
+    expected = guided_output(prediction.output, x_t, prediction.guidance_scale)
     torch.testing.assert_close(actual, expected)
 
 

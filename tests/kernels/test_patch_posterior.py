@@ -296,15 +296,6 @@ def test_what_is_not_finite_stays_in_its_row(body):
     assert torch.equal(actual[rest], clean[rest])
 
 
-def test_op_is_registered_correctly():
-    (y, keys, alpha_bar), options = problem((5, 63, 7, 3, 4), VARIANTS[-1])
-    names = ("values", "bias", "query_bin", "key_bin", "context", "key_context")
-    torch.library.opcheck(
-        torch.ops.sdslab.patch_posterior.default,
-        (y, keys, alpha_bar, *(options[name] for name in names), 0.5, SIGMA_FLOOR),
-    )
-
-
 def test_no_queries_give_no_rows(body):
     keys = torch.ones(3, 4)
     assert posterior(body, torch.empty(0, 4), keys, torch.empty(0)).shape == (0, 4)

@@ -100,13 +100,6 @@ def test_inputs_are_left_alone():
     assert all(torch.equal(a, b) for a, b in zip(copies, (x, alpha_bar, eps), strict=True))
 
 
-@pytest.mark.parametrize("noise", ["tensor", "key"])
-def test_op_is_registered_correctly(noise):
-    x, alpha_bar, eps = batch((2, 3, 5))
-    arguments = (eps, None, []) if noise == "tensor" else (None, torch.arange(2), [1, 2, 3, 4])
-    torch.library.opcheck(torch.ops.sdslab.perturb.default, (x, alpha_bar, *arguments))
-
-
 ERRORS = {
     "integer x": (
         {"x": torch.zeros(2, 3, dtype=torch.int64)},

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdslab.kernels import NoiseKey, SDSResult, perturb, philox_normal, sds_gradient
+from sdslab.kernels import (
+    NoiseKey,
+    SDSResult,
+    perturb,
+    philox_normal,
+    sds_gradient_from_output,
+    sds_gradients,
+)
 
 SHAPES = [(1, 1, 1), (3, 3, 7, 5), (2, 4, 63), (5, 3, 17, 31), (2, 3, 50, 50), (1, 3, 80, 80)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -73,7 +80,7 @@ def run(body, inputs: dict[str, Any], **options: Any) -> SDSResult:
         name: value.to(body.device) if isinstance(value, Tensor) else value
         for name, value in inputs.items()
     }
-    return sds_gradient(**moved, **options, backend=body.backend)
+    return sds_gradient_from_output(**moved, **options, backend=body.backend)
 
 
 def compare(assert_within_budget, actual: SDSResult, inputs: dict[str, Any], options) -> None:
@@ -158,9 +165,9 @@ def test_x_t_is_what_perturb_made(body):
 def test_gradient_is_the_derivative_of_the_loss(form, prediction_type, clamp):
     inputs = batch((2, 4, 63), torch.float64)
     options = {"guidance_scale": 2.0, "prediction_type": prediction_type, "clamp": clamp}
-    result = sds_gradient(**inputs, **options, form=form)
+    result = sds_gradient_from_output(**inputs, **options, form=form)
     ones = {**inputs, "weight": torch.ones(2, dtype=torch.float64)}
-    x0_hat = inputs["x"] - sds_gradient(**ones, **options).gradient
+    x0_hat = inputs["x"] - sds_gradient_from_output(**ones, **options).gradient
     x = inputs["x"].clone().requires_grad_()
     alpha_bar = inputs["alpha_bar"].double()
     factor = 1 if form == "x0" else (alpha_bar / (1 - alpha_bar)).sqrt()
@@ -175,7 +182,10 @@ def test_castex_weight_in_x0_form_is_dreamfusions_in_epsilon_form():
     alpha_bar = inputs["alpha_bar"].double()
     castex = {**inputs, "weight": (alpha_bar * (1 - alpha_bar)).sqrt()}
     dreamfusion = {**inputs, "weight": 1 - alpha_bar}
-    a, b = sds_gradient(**castex), sds_gradient(**dreamfusion, form="epsilon")
+    a, b = (
+        sds_gradient_from_output(**castex),
+        sds_gradient_from_output(**dreamfusion, form="epsilon"),
+    )
     torch.testing.assert_close(a.gradient, b.gradient, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(a.loss, b.loss, rtol=1e-12, atol=0)
 
@@ -246,7 +256,8 @@ def test_the_compiled_body_of_a_cpu_rounds_as_plain_torch_does(
             "clamp": clamp,
         }
         reference, actual = (
-            sds_gradient(**inputs, **options, backend=backend) for backend in ("reference", "auto")
+            sds_gradient_from_output(**inputs, **options, backend=backend)
+            for backend in ("reference", "auto")
         )
         assert torch.equal(actual.nonfinite, reference.nonfinite), value
         # Torch's square root of a float64 may be off by a rounding, which float32 hides.
@@ -265,7 +276,7 @@ def test_the_number_of_threads_does_not_matter():
     try:
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
-            results.append(sds_gradient(**inputs, guidance_scale=7.5, clamp=1.0))
+            results.append(sds_gradient_from_output(**inputs, guidance_scale=7.5, clamp=1.0))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
@@ -275,9 +286,11 @@ def test_the_number_of_threads_does_not_matter():
 
 def test_a_sample_does_not_depend_on_its_batch():
     inputs = batch((5, 3, 50, 31), rows=1)
-    whole = sds_gradient(**inputs)
+    whole = sds_gradient_from_output(**inputs)
     for first, last in ((0, 2), (2, 5)):
-        part = sds_gradient(**{name: value[first:last] for name, value in inputs.items()})
+        part = sds_gradient_from_output(
+            **{name: value[first:last] for name, value in inputs.items()}
+        )
         for name in SDSResult._fields:
             assert torch.equal(getattr(part, name), getattr(whole, name)[first:last]), name
 
@@ -301,21 +314,11 @@ def test_what_requires_a_gradient_may_be_passed_where_none_is_recorded(body):
 )
 def test_gradient_and_loss_are_linear_in_the_weight(b, c, spatial, scale, factor):
     inputs = {**batch((b, c, *spatial), torch.float64), "noise": key(b)}
-    once = sds_gradient(**inputs, guidance_scale=scale)
+    once = sds_gradient_from_output(**inputs, guidance_scale=scale)
     inputs["weight"] = factor * inputs["weight"].double()
-    scaled = sds_gradient(**inputs, guidance_scale=scale)
+    scaled = sds_gradient_from_output(**inputs, guidance_scale=scale)
     torch.testing.assert_close(scaled.gradient, factor * once.gradient, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(scaled.loss, factor * once.loss, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("noise", ["tensor", "key"])
-def test_op_is_registered_correctly(noise):
-    inputs = list(batch((2, 3, 5)).values())
-    arguments = (inputs.pop(), None, []) if noise == "tensor" else (None, torch.arange(2), [1] * 4)
-    inputs = inputs[:4]
-    torch.library.opcheck(
-        torch.ops.sdslab.sds_gradient.default, (*inputs, *arguments, 2.0, "epsilon", "x0", 1.0)
-    )
 
 
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
@@ -373,11 +376,24 @@ def test_errors_say_what_must_hold_and_what_came(name):
     changes, message = ERRORS[name]
     arguments = batch((2, 3, 5), rows=1, channels=1)
     with pytest.raises(ValueError, match=message):
-        sds_gradient(**{**arguments, **changes})
+        sds_gradient_from_output(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("clamp", [None, 0.5], ids=["unclamped", "clamped"])
+def test_an_x0_prediction_in_x0_form_draws_no_noise(monkeypatch, clamp):
+    inputs = {**batch((2, 3, 5)), "noise": key(2)}
+    options = {"guidance_scale": 2.0, "prediction_type": "x0", "clamp": clamp}
+    drawing = sds_gradient_from_output(**{**inputs, "noise": torch.zeros(2, 3, 5)}, **options)
+    monkeypatch.setattr(sds_gradients, "drawn_noise", None)
+    for backend in ("reference", "auto"):
+        result = sds_gradient_from_output(**inputs, **options, backend=backend)
+        assert torch.equal(result.gradient, drawing.gradient)
+    with pytest.raises(TypeError, match="not callable"):
+        sds_gradient_from_output(**inputs, **options, form="epsilon")
 
 
 @pytest.mark.parametrize("prediction_type", ["v", "x0", "flow"])
 def test_pure_noise_is_allowed_where_nothing_divides_by_the_signal(prediction_type):
     inputs = {**batch((2, 3, 5)), "alpha_bar": torch.tensor([0.0, 1.0])}
-    result = sds_gradient(**inputs, prediction_type=prediction_type)
+    result = sds_gradient_from_output(**inputs, prediction_type=prediction_type)
     assert result.nonfinite.tolist() == [0, 0]

@@ -164,18 +164,6 @@ def test_a_sample_does_not_depend_on_its_batch(split, size, mode):
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("noise", ["tensor", "key", "none"])
-def test_op_is_registered_correctly(noise, mode):
-    render, alpha_bar = batch((2, 3, 10, 12))
-    arguments = {
-        "tensor": (alpha_bar, torch.randn(2, 3, 8, 8), None, []),
-        "key": (alpha_bar, None, torch.arange(2), [1, 2, 3, 4]),
-        "none": (None, None, None, []),
-    }[noise]
-    torch.library.opcheck(torch.ops.sdslab.sr_condition.default, (render, *arguments, mode, 8, 4))
-
-
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "an image without a batch": (
         {"render": torch.zeros(3, 8, 8)},
