@@ -1,7 +1,6 @@
 __version__: str
 
 from .denoisers.degenerate import DegenerateDenoiser as DegenerateDenoiser
-from .denoisers.denoiser import ClassifierFreeGuidance as ClassifierFreeGuidance
 from .denoisers.denoiser import Condition as Condition
 from .denoisers.denoiser import Denoiser as Denoiser
 from .denoisers.denoiser import Prediction as Prediction
@@ -9,6 +8,7 @@ from .denoisers.exemplar import ExemplarDenoiser as ExemplarDenoiser
 from .denoisers.noise_schedule import NoiseSchedule as NoiseSchedule
 from .denoisers.patch_bank import PatchBank as PatchBank
 from .denoisers.unet import UNetDenoiser as UNetDenoiser
+from .denoisers.wrappers import ClassifierFreeGuidance as ClassifierFreeGuidance
 from .diffusion_space import LatentSpace as LatentSpace
 from .diffusion_space import PixelSpace as PixelSpace
 from .distillation.sds import sds_gradient as sds_gradient

@@ -12,7 +12,8 @@ import pytest
 SET_UP = """
     import numpy as np, torch
     from sdslab.denoisers.degenerate import DegenerateDenoiser
-    from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Denoiser, Prediction
+    from sdslab.denoisers.denoiser import Denoiser, Prediction
+    from sdslab.denoisers.wrappers import ClassifierFreeGuidance
     from sdslab.denoisers.noise_schedule import WEIGHTINGS, NoiseSchedule, UniformTimesteps
     from sdslab.diffusion_space import LatentSpace, PixelSpace
     from sdslab.distillation.sds import exact_sds_gradient, sds_gradient

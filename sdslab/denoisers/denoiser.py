@@ -117,43 +117,6 @@ class Denoiser(ABC):
         return x0_from(prediction.prediction_type, output, x_t, signal, sigma)
 
 
-@final
-class ClassifierFreeGuidance(Denoiser):
-    """Guides ``model`` by ε_u + s (ε_c − ε_u).
-
-    Args:
-        model: a denoiser that takes prompts.
-        unconditional: the row of the empty (or negative) prompt.
-        scale: s. Codes that write ε_c + s (ε_c − ε_u) mean s + 1.
-        low_memory: run the two halves one after the other instead of in one batch.
-
-    Source: Ho & Salimans 2022 (arXiv 2207.12598).
-    """
-
-    def __init__(
-        self, model: Denoiser, unconditional: int, scale: float, *, low_memory: bool = False
-    ) -> None:
-        require_denoiser("model", model)
-        self.model, self.unconditional, self.scale = model, unconditional, scale
-        self.low_memory = low_memory
-        self.schedule = model.schedule
-
-    def predict(
-        self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
-    ) -> Prediction:
-        if condition is None or condition.prompt is None:
-            raise ValueError("classifier-free guidance needs a condition with a prompt, got none")
-        empty = condition.with_prompt(self.unconditional)
-        if self.low_memory:
-            halves = [self.model.predict(x_t, t, half) for half in (empty, condition)]
-            output = torch.cat([half.output for half in halves])
-            return Prediction(output, halves[0].prediction_type, self.scale)
-        both = self.model.predict(
-            torch.cat((x_t, x_t)), torch.cat((t, t)), empty.and_then(condition)
-        )
-        return Prediction(both.output, both.prediction_type, self.scale)
-
-
 def require_denoiser(name: str, denoiser: object) -> None:
     """`denoiser` is one, with a schedule.
 

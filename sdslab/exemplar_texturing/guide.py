@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition
+from sdslab.denoisers.denoiser import Condition
 from sdslab.denoisers.exemplar import ExemplarDenoiser, timestep
 from sdslab.denoisers.noise_schedule import WEIGHTINGS
 from sdslab.denoisers.patch_bank import low_pass
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.exemplar_texturing.tangent_field import TangentField, on_screen

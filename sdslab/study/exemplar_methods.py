@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sdslab.denoisers.band_energy import BandEnergy
 from sdslab.denoisers.ddim import ddim_sample
-from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition, Denoiser
+from sdslab.denoisers.denoiser import Condition, Denoiser
 from sdslab.denoisers.exemplar import ExemplarDenoiser, timestep
 from sdslab.denoisers.noise_schedule import WEIGHTINGS, UniformTimesteps
 from sdslab.denoisers.patch_bank import PatchBank
-from sdslab.denoisers.tempered import TemperedDenoiser
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance, TemperedDenoiser
 from sdslab.diffusion_space import PixelSpace, resize
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import sr_sds_gradient

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition, Denoiser, Prediction
+from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.noise_schedule import (
     NoiseSchedule,
     SqrtAnnealedTimesteps,
@@ -16,6 +16,7 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.denoisers.prompts import Prompts
 from sdslab.denoisers.unet import GuidanceModel
 from sdslab.denoisers.view_prompts import VIEW_NAMES, view_of
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
 from sdslab.meshes.material import constant_material

@@ -7,15 +7,18 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Denoiser
-from sdslab.denoisers.dynamic_thresholding import DynamicThresholding
+from sdslab.denoisers.denoiser import Denoiser
 from sdslab.denoisers.model_table import StageSettings
 from sdslab.denoisers.noise_schedule import weighting_named
-from sdslab.denoisers.perp_neg import PerpendicularNegatives
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.prompts import Prompts, encode_prompts
 from sdslab.denoisers.unet import PIXEL_KINDS, GuidanceModel, check_stage, load_guidance
 from sdslab.denoisers.view_prompts import OTHER_SIDES, VIEW_NAMES, view_of, view_prompts
+from sdslab.denoisers.wrappers import (
+    ClassifierFreeGuidance,
+    DynamicThresholding,
+    PerpendicularNegatives,
+)
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.errors import UserError
 from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem

@@ -3,12 +3,12 @@ import torch
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import (
-    ClassifierFreeGuidance,
     Condition,
     Denoiser,
     Prediction,
 )
 from sdslab.denoisers.noise_schedule import NoiseSchedule
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance
 from sdslab.kernels.sds_gradients import guided_output, x0_from
 from tests.conftest import random_image
 

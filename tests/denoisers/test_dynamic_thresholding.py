@@ -4,8 +4,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
-from sdslab.denoisers.dynamic_thresholding import DynamicThresholding
 from sdslab.denoisers.noise_schedule import NoiseSchedule
+from sdslab.denoisers.wrappers import DynamicThresholding
 
 SCHEDULE = NoiseSchedule.deepfloyd_if()
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sdslab.denoisers.band_energy import BandEnergy
 from sdslab.denoisers.degenerate import DegenerateDenoiser
-from sdslab.denoisers.denoiser import ClassifierFreeGuidance, Condition
+from sdslab.denoisers.denoiser import Condition
 from sdslab.denoisers.exemplar import ExemplarDenoiser, cosine_schedule, timestep
 from sdslab.denoisers.patch_bank import PatchBank, low_pass
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance
 from sdslab.exemplar_texturing.exemplars import turned
 from sdslab.pictures.image_io import load_image
 from tests.conftest import random_image

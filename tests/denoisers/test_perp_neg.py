@@ -3,14 +3,13 @@ import torch
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import (
-    ClassifierFreeGuidance,
     Condition,
     Denoiser,
     Prediction,
 )
 from sdslab.denoisers.noise_schedule import NoiseSchedule
-from sdslab.denoisers.perp_neg import PerpendicularNegatives, perpendicular
 from sdslab.denoisers.view_prompts import BACK, FRONT, OTHER_SIDES, VIEW_NAMES
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance, PerpendicularNegatives, perpendicular
 from sdslab.kernels.sds_gradients import guided_output
 from tests.conftest import random_image
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from sdslab.denoisers.exemplar import ExemplarDenoiser, cosine_schedule
 from sdslab.denoisers.patch_bank import PatchBank
-from sdslab.denoisers.tempered import TemperedDenoiser
+from sdslab.denoisers.wrappers import TemperedDenoiser
 from tests.denoisers.test_exemplar import T, noisy
 from tests.denoisers.test_patch_bank import smooth_photo
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import (
-    ClassifierFreeGuidance,
     Condition,
     Denoiser,
     Prediction,
 )
 from sdslab.denoisers.noise_schedule import WEIGHTINGS, NoiseSchedule
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import NOISE_LEVELS, sr_sds_gradient
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, philox_normal, sr_condition

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import ClassifierFreeGuidance
 from sdslab.denoisers.unet import UNetDenoiser
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, philox_normal, philox_uniform
 from sdslab.kernels.philox import TIMESTEP_STREAM
