@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError, first_line
-from sdslab.files.pickles import refuse_pickle
+from sdslab.files.hub import ask_hub, not_available, require_hub_id
+from sdslab.files.pickles import require_safetensors
 from sdslab.kernels.validation import require_integer, require_layout
 from sdslab.tensor_types import Diffused, Image, Maps
 
@@ -141,16 +142,7 @@ class LatentSpace(DiffusionSpace):
             folder = folder / "vae"
         if folder.is_dir():
             return cls._of_model(_from_folder(folder, dtype).to(device), str(source))
-        refuse_pickle(folder)
-        if (
-            folder.is_absolute()
-            or str(source).startswith((".", "~"))
-            or str(source).count("/") != 1
-        ):
-            raise UserError(
-                f"--vae must be an existing folder or a hub id like stabilityai/sd-vae-ft-mse, got "
-                f"{str(source)!r}, which is neither; check the path"
-            )
+        require_hub_id("--vae", str(source), "stabilityai/sd-vae-ft-mse")
         return cls._of_model(_from_hub(str(source), dtype).to(device), str(source))
 
     @classmethod
@@ -235,13 +227,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Autoencoder:
             f"a VAE folder must hold config.json and safetensors weights, got no config.json in "
             f"{str(folder)!r}; save the model there with save_pretrained"
         )
-    if not any(folder.glob("*.safetensors")):
-        for file in sorted(folder.iterdir()):
-            refuse_pickle(file)
-        raise UserError(
-            f"a VAE folder must hold safetensors weights (pickles are never read), got none in "
-            f"{str(folder)!r}; convert them with model.save_pretrained(folder)"
-        )
+    require_safetensors(f"the VAE in {str(folder)!r}", folder)
     try:
         name = json.loads(config_path.read_text(encoding="utf-8")).get("_class_name", "")
         model_class = _model_class(name, str(folder))
@@ -258,15 +244,10 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Autoencoder:
 
 def _from_hub(hub_id: str, dtype: torch.dtype) -> Autoencoder:
     from diffusers import AutoencoderKL
-    from huggingface_hub import HfApi
 
-    unreachable = None
-    try:  # asked first, because a download retries for half a minute before it gives up
-        HfApi().model_info(hub_id, timeout=10)
-    except Exception as error:  # offline, gated, missing: the hub and its transport have many types
-        unreachable = error
+    answer = ask_hub(hub_id)
+    local = isinstance(answer, Exception)  # then a copy that was downloaded before will do
     try:
-        local = unreachable is not None  # then a copy that was downloaded before will do
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # diffusers' own calls to the hub are deprecated ones
             config: Any = AutoencoderKL.load_config(hub_id, local_files_only=local)
@@ -275,8 +256,5 @@ def _from_hub(hub_id: str, dtype: torch.dtype) -> Autoencoder:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"--vae {hub_id} is no folder here and cannot be fetched from the hub: "
-            f"{first_line(unreachable or error)}; connect to the network, or download it "
-            f"elsewhere and give its folder"
-        ) from error
+        cause = answer if isinstance(answer, Exception) else error
+        raise not_available("--vae", hub_id, cause) from error

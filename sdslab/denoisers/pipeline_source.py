@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdslab.errors import UserError, first_line
+from sdslab.errors import UserError
 from sdslab.files.disk_cache import content_hash
-from sdslab.files.pickles import refuse_pickle
-
-TIMEOUT_SECONDS = 10
+from sdslab.files.hub import ask_hub, not_available, require_hub_id
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class PipelineSource:
         if self.is_local:
             folder = Path(self.name).expanduser()
         else:
-            self._require_hub_id()
+            require_hub_id(self.option, self.name, "DeepFloyd/IF-I-XL-v1.0")
             folder = self._download(parts, half)
         if not (folder / "model_index.json").is_file():
             raise UserError(
@@ -87,43 +85,30 @@ class PipelineSource:
         ]
         return content_hash(str(folder.resolve()), files)
 
-    def _require_hub_id(self) -> None:
-        path = Path(self.name)
-        if path.is_file():
-            refuse_pickle(path)
-        if path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") != 1:
-            raise UserError(
-                f"{self.option} must be an existing folder or a hub id like "
-                f"DeepFloyd/IF-I-XL-v1.0, got {self.name!r}, which is neither; check the path"
-            )
-
     def _download(self, parts: Sequence[str], half: bool) -> Path:
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub import snapshot_download
 
-        unreachable = None
+        answer = ask_hub(self.name, self.revision)
         patterns = ["model_index.json"]
-        try:  # asked first, because a download retries for half a minute before it gives up
-            api = HfApi()
-            info = api.model_info(self.name, revision=self.revision, timeout=TIMEOUT_SECONDS)
-            files = [sibling.rfilename for sibling in info.siblings or ()]
-            for part in parts:
-                patterns += self._files_of(part, files, half)
-        except UserError:
-            raise
-        except Exception as error:  # offline, gated, missing: the hub and its transport have many
-            unreachable = error
-            patterns += [f"{part}/*" for part in parts]
+        for part in parts:
+            unknown = isinstance(answer, Exception)
+            patterns += [f"{part}/*"] if unknown else self._files_of(part, answer, half)
         try:
             return Path(
                 snapshot_download(
                     self.name,
                     revision=self.revision,
                     allow_patterns=patterns,
-                    local_files_only=unreachable is not None,
+                    local_files_only=isinstance(answer, Exception),
                 )
             )
         except Exception as error:
-            raise UserError(self._explanation(unreachable or error)) from error
+            raise not_available(
+                self.option,
+                self.name,
+                answer if isinstance(answer, Exception) else error,
+                "; without weights, --exemplar PHOTO textures a mesh like a photo",
+            ) from error
 
     def _files_of(self, part: str, files: Sequence[str], half: bool) -> list[str]:
         own = [file for file in files if file.startswith(f"{part}/")]
@@ -141,22 +126,3 @@ class PipelineSource:
             if file.endswith((".json", ".txt", ".model")) and file not in weights
         ]
         return [*small, *(chosen or weights)]
-
-    def _explanation(self, error: Exception) -> str:
-        kind = type(error).__name__
-        if kind == "GatedRepoError":
-            return (
-                f"{self.option} {self.name} is gated: accept its licence at "
-                f"https://huggingface.co/{self.name}, then run: hf auth login"
-            )
-        if kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):
-            return (
-                f"{self.option} {self.name} is not on the hub (or private, or gated without a "
-                f"login: hf auth login); check its name"
-            )
-        return (
-            f"{self.option} {self.name} is no folder here and cannot be fetched from the hub: "
-            f"{first_line(error)}; connect to the network, or download it elsewhere with: hf "
-            f"download {self.name} --local-dir FOLDER, and give that folder; without weights, "
-            f"--exemplar PHOTO textures a mesh like a photo"
-        )

@@ -1,4 +1,4 @@
-"""Prompts as embeddings: encoded once, in a step of their own, and kept between runs."""
+"""Prompts: one for each side of the object, and their embeddings, kept between runs."""
 
 import gc
 from collections.abc import Sequence
@@ -15,11 +15,17 @@ from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.errors import UserError, first_line
 from sdslab.files.atomic_write import atomic_write
 from sdslab.files.disk_cache import cached_tensors, content_hash
-from sdslab.files.pickles import refuse_pickle, refuse_pickled_weights
+from sdslab.files.pickles import refuse_pickle, require_safetensors
 
 _CACHE_VERSION = 1  # raise it whenever encoding changes
 T5_LENGTH = 77  # tokens, of diffusers' IFPipeline
 LONGEST_PROMPT = 100_000  # characters; an encoder reads the first 77 tokens or so
+
+VIEW_NAMES = ("front view", "side view", "backside view", "top view", "bottom view")
+FRONT, SIDE, BACK, TOP, BOTTOM = range(5)
+STEEP_DEG = 45.0
+# The sides that a view must not show, for each of the five: what a model likes to put everywhere.
+OTHER_SIDES = ((SIDE, BACK), (FRONT, BACK), (FRONT, SIDE), (FRONT, BACK), (FRONT, BACK))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +99,38 @@ class Prompts:
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def view_prompts(prompt: str, names: Sequence[str] = VIEW_NAMES) -> list[str]:
+    """The prompt with each of five names after a comma; an empty name adds nothing."""
+    if len(names) != len(VIEW_NAMES):
+        raise ValueError(f"names must be {len(VIEW_NAMES)}, got {len(names)}")
+    return [f"{prompt}, {name.strip()}" if name.strip() else prompt for name in names]
+
+
+def view_of(eye: Tensor) -> Tensor:
+    """Which of `VIEW_NAMES` each eye sees.
+
+    The azimuth is that around the *object*: it stays where it is here, and the light turns.
+
+    Args:
+        eye: [b, 3] around the origin in world space; azimuth φ = 90° is +Z, the front.
+
+    Returns:
+        [b] int64: top at an elevation of 45° and above, bottom at −45° and below; else front within
+        45° of azimuth 90°, back within 45° of 270°, and side.
+
+    Source: CasTex's public code (arXiv 2504.06856), which takes the world's azimuth.
+    """
+    x, y, z = eye.double().unbind(-1)
+    elevation = torch.rad2deg(torch.atan2(y, torch.hypot(x, z)))
+    azimuth = torch.rad2deg(torch.atan2(z, x)) % 360
+    view = torch.full_like(azimuth, SIDE, dtype=torch.int64)
+    view[(azimuth >= 45) & (azimuth <= 135)] = FRONT
+    view[(azimuth >= 225) & (azimuth <= 315)] = BACK
+    view[elevation >= STEEP_DEG] = TOP
+    view[elevation <= -STEEP_DEG] = BOTTOM
+    return view
+
+
 def encode_prompts(
     source: PipelineSource,
     prompts: Sequence[str],
@@ -135,16 +173,13 @@ def encode_prompts(
             f"give --embeddings FILE"
         )
     key = content_hash(source.digest(parts), str(dtype), kind, texts, _CACHE_VERSION)
-    encode = {"StableDiffusionXLPipeline": _encode_sdxl}.get(
-        kind, _encode_t5 if kind.startswith("IF") else _encode_clip
-    )
     tensors = cached_tensors(
-        "prompts", key, lambda: encode(source, parts, index, texts, device, dtype)._tensors()
+        "prompts", key, lambda: _encode(source, parts, index, texts, device, dtype)._tensors()
     )
     return Prompts(tensors["embeddings"], tensors.get("pooled"))
 
 
-def _encode_t5(
+def _encode(
     source: PipelineSource,
     parts: Sequence[str],
     index: dict[str, Any],
@@ -152,84 +187,40 @@ def _encode_t5(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Prompts:
-    """As diffusers' IFPipeline does: lower case, 77 tokens, padded, with the padding masked."""
-    del index
-    folder = source.folder(parts, half=dtype != torch.float32)
-    tokenizer = _tokenizer(folder / "tokenizer", source)
-    encoder = _encoder("T5EncoderModel", folder / "text_encoder", source, device, dtype)
-    tokens = tokenizer(
-        [text.lower().strip() for text in texts],
-        padding="max_length",
-        max_length=T5_LENGTH,
-        truncation=True,
-        add_special_tokens=True,
-        return_tensors="pt",
-    ).to(device)
-    with torch.no_grad():
-        states = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-    result = Prompts(states.float().cpu())
-    del encoder, states
-    _free()
-    return result
+    """Encodes as the kind's own pipeline of diffusers does.
 
-
-def _encode_clip(
-    source: PipelineSource,
-    parts: Sequence[str],
-    index: dict[str, Any],
-    texts: Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Prompts:
-    """As diffusers' StableDiffusionPipeline does: the last hidden state, padding included."""
-    del index
-    folder = source.folder(parts, half=dtype != torch.float32)
-    tokenizer = _tokenizer(folder / "tokenizer", source)
-    encoder = _encoder("CLIPTextModel", folder / "text_encoder", source, device, dtype)
-    with torch.no_grad():
-        states = encoder(_clip_tokens(tokenizer, texts).to(device))[0]
-    result = Prompts(states.float().cpu())
-    del encoder, states
-    _free()
-    return result
-
-
-def _encode_sdxl(
-    source: PipelineSource,
-    parts: Sequence[str],
-    index: dict[str, Any],
-    texts: Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Prompts:
-    """As diffusers' StableDiffusionXLPipeline does: both encoders' last but one hidden states."""
+    DeepFloyd: T5, in lower case, 77 tokens, the padding masked. Stable Diffusion: CLIP's last
+    hidden state, padding included. SDXL: both encoders' last but one, and the second's projection.
+    """
+    kind = index["_class_name"]
+    deepfloyd, sdxl = kind.startswith("IF"), kind == "StableDiffusionXLPipeline"
+    names = ["T5EncoderModel" if deepfloyd else "CLIPTextModel"]
+    if sdxl:
+        names.append("CLIPTextModelWithProjection")
     folder = source.folder(parts, half=dtype != torch.float32)
     states, pooled = [], None
-    for suffix, name in (("", "CLIPTextModel"), ("_2", "CLIPTextModelWithProjection")):
+    for name, suffix in zip(names, ("", "_2"), strict=False):
         tokenizer = _tokenizer(folder / f"tokenizer{suffix}", source)
         encoder = _encoder(name, folder / f"text_encoder{suffix}", source, device, dtype)
+        tokens = tokenizer(
+            [text.lower().strip() for text in texts] if deepfloyd else list(texts),
+            padding="max_length",
+            max_length=T5_LENGTH if deepfloyd else tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(device)
+        mask = {"attention_mask": tokens.attention_mask} if deepfloyd else {}
         with torch.no_grad():
-            output = encoder(_clip_tokens(tokenizer, texts).to(device), output_hidden_states=True)
-        states.append(output.hidden_states[-2].float().cpu())
-        pooled = output[0].float().cpu()
+            output = encoder(tokens.input_ids, output_hidden_states=sdxl, **mask)
+        states.append((output.hidden_states[-2] if sdxl else output[0]).float().cpu())
+        pooled = output[0].float().cpu() if sdxl else None
         del encoder, output
         _free()
     embeddings = torch.cat(states, dim=-1)
-    assert pooled is not None
-    if not texts[-1] and index.get("force_zeros_for_empty_prompt", False):
+    if pooled is not None and not texts[-1] and index.get("force_zeros_for_empty_prompt", False):
         embeddings[-1] = 0
         pooled[-1] = 0
     return Prompts(embeddings, pooled)
-
-
-def _clip_tokens(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    return tokenizer(
-        list(texts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
 
 
 def _tokenizer(folder: Path, source: PipelineSource) -> Any:
@@ -255,12 +246,7 @@ def _encoder(
         # 15 GB instead of 20: T5-XXL fits a 16 GB card, if only to encode one prompt.
         options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
     variant = "fp16" if any(folder.glob("*.fp16.safetensors")) and dtype != torch.float32 else None
-    refuse_pickled_weights(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{source.option} {source.name} must have safetensors weights (pickles are never "
-            f"read), got none in {folder.name}; save the pipeline with save_pretrained"
-        )
+    require_safetensors(f"{source.option} {source.name}", folder)
     try:
         encoder, loading = getattr(transformers, name).from_pretrained(
             folder,

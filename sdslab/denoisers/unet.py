@@ -16,7 +16,7 @@ from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.prompts import Prompts
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace, load_whole
 from sdslab.errors import UserError, first_line
-from sdslab.files.pickles import refuse_pickled_weights
+from sdslab.files.pickles import require_safetensors
 from sdslab.kernels import PredictionType
 from sdslab.tensor_types import Diffused, Timesteps
 
@@ -224,12 +224,7 @@ def _load_unet(source: PipelineSource, folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import UNet2DConditionModel
 
     weights = folder / "unet"
-    refuse_pickled_weights(weights)
-    if not any(weights.glob("*.safetensors")):
-        raise UserError(
-            f"{source.option} {source.name} must have safetensors weights (pickles are never "
-            f"read), got none in unet; save the pipeline with save_pretrained"
-        )
+    require_safetensors(f"{source.option} {source.name}", weights)
     whole = any(file for file in weights.glob("*.safetensors") if ".fp16." not in file.name)
     variant = (
         "fp16"

@@ -26,16 +26,24 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def refuse_pickled_weights(folder: Path) -> None:
-    """Refuses a model's folder that holds pickles and no safetensors; others pass.
+def require_safetensors(owner: str, folder: Path) -> None:
+    """Refuses a model's folder without safetensors.
+
+    Args:
+        owner: whose weights they are, for the message.
+        folder: of the weights and their config.
 
     Raises:
-        UserError: with the line that converts the first of them.
+        UserError: with the line that converts the first pickle there, if there is one.
     """
     if any(folder.glob("*.safetensors")):
         return
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         refuse_pickle(path)
+    raise UserError(
+        f"{owner} must have safetensors weights (pickles are never read), got none in "
+        f"{folder.name}; save it there with save_pretrained"
+    )
 
 
 def conversion_line(path: Path) -> str:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.denoisers.noise_schedule import SqrtAnnealedTimesteps
-from sdslab.denoisers.view_prompts import view_of
+from sdslab.denoisers.prompts import view_of
 from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND
 from sdslab.rendering.renderer import Surface
 from sdslab.rendering.scene import Scene

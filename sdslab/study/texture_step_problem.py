@@ -13,9 +13,8 @@ from sdslab.denoisers.noise_schedule import (
     SqrtAnnealedTimesteps,
     weighting_named,
 )
-from sdslab.denoisers.prompts import Prompts
+from sdslab.denoisers.prompts import VIEW_NAMES, Prompts, view_of
 from sdslab.denoisers.unet import GuidanceModel
-from sdslab.denoisers.view_prompts import VIEW_NAMES, view_of
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sdslab.denoisers.model_table import Preset
-from sdslab.denoisers.view_prompts import VIEW_NAMES
+from sdslab.denoisers.prompts import VIEW_NAMES
 from sdslab.exemplar_texturing.pyramid import ExemplarConfig
 from sdslab.texture.arguments import (
     DEFAULT_EXEMPLAR,

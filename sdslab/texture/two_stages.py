@@ -11,9 +11,15 @@ from sdslab.denoisers.denoiser import Denoiser
 from sdslab.denoisers.model_table import StageSettings
 from sdslab.denoisers.noise_schedule import weighting_named
 from sdslab.denoisers.pipeline_source import PipelineSource
-from sdslab.denoisers.prompts import Prompts, encode_prompts
+from sdslab.denoisers.prompts import (
+    OTHER_SIDES,
+    VIEW_NAMES,
+    Prompts,
+    encode_prompts,
+    view_of,
+    view_prompts,
+)
 from sdslab.denoisers.unet import PIXEL_KINDS, GuidanceModel, check_stage, load_guidance
-from sdslab.denoisers.view_prompts import OTHER_SIDES, VIEW_NAMES, view_of, view_prompts
 from sdslab.denoisers.wrappers import (
     ClassifierFreeGuidance,
     DynamicThresholding,

@@ -8,7 +8,7 @@ from sdslab.denoisers.denoiser import (
     Prediction,
 )
 from sdslab.denoisers.noise_schedule import NoiseSchedule
-from sdslab.denoisers.view_prompts import BACK, FRONT, OTHER_SIDES, VIEW_NAMES
+from sdslab.denoisers.prompts import BACK, FRONT, OTHER_SIDES, VIEW_NAMES
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance, PerpendicularNegatives, perpendicular
 from sdslab.kernels.sds_gradients import guided_output
 from tests.conftest import random_image
