@@ -1,4 +1,4 @@
-"""Where the diffusion model lives: pixels in [−1, 1], or the latents of an autoencoder."""
+"""Spaces that a diffusion model works in: pixels in [−1, 1], or the latents of an autoencoder."""
 
 import json
 import warnings
@@ -132,7 +132,7 @@ class LatentSpace(DiffusionSpace):
             source: a folder with ``config.json`` and safetensors weights, a pipeline's folder with
                 such a ``vae`` folder in it, or a hub id such as ``stabilityai/sd-vae-ft-mse``.
             device: where the weights go.
-            dtype: of the weights, and so of the latents.
+            dtype: precision of the weights, and so of the latents.
 
         Raises:
             UserError: nothing there, not an autoencoder, or the hub cannot be reached.

@@ -31,7 +31,7 @@ class BandEnergy:
 
     @property
     def memory(self) -> dict[str, Tensor]:
-        """What it carries from call to call, changed in place: for a checkpoint to hold."""
+        """State carried from call to call, changed in place, for a checkpoint to hold."""
         return {"band_scales": self.scales, "band_calls": self._calls}
 
     def __call__(self, x0_hat: Tensor, foreground: Tensor | None) -> Tensor:

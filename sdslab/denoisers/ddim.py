@@ -18,10 +18,10 @@ def ddim_sample(
     """Follows the probability flow from noise to a sample.
 
     Args:
-        denoiser: of z.
+        denoiser: any denoiser.
         noise: standard normal, [b, c, *spatial]; counts as x_t of the first timestep.
         timesteps: falling, such as 999, 979, …, 19.
-        condition: of the b samples.
+        condition: conditions of the b samples.
 
     Returns:
         x̂_0 at the last timestep.

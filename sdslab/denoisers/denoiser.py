@@ -16,12 +16,12 @@ from sdslab.tensor_types import Diffused, Timesteps
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said, before any conversion: the fused gradient reads both halves as they are.
+    """A model's raw output, unconverted because the fused gradient reads both halves as they are.
 
     Attributes:
         output: [b or 2b, c or 2c, *spatial]. Twice the batch: the unconditional half, then the
             conditional one. Twice the channels: a learned variance, which distillation drops.
-        prediction_type: what the first c channels are: ε̂, v̂, x̂_0 or the flow ε − x_0.
+        prediction_type: meaning of the first c channels: ε̂, v̂, x̂_0 or the flow ε − x_0.
         guidance_scale: s of ε_u + s (ε_c − ε_u); without effect on a single batch.
     """
 
@@ -37,7 +37,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What each of b samples is conditioned on; a model leaves aside what it has no use for.
+    """Conditions of b samples; a model ignores those that it does not use.
 
     Attributes:
         prompt: [b] int64, a row of the prompts that the model was made with.
@@ -85,14 +85,14 @@ class Denoiser(ABC):
         Args:
             x_t: noisy samples [b, c, *spatial], as the schedule's forward process makes them.
             t: a timestep per sample, [b].
-            condition: of the same b samples.
+            condition: conditions of the same b samples.
         """
 
     @final
     def checked_prediction(
         self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
     ) -> Prediction:
-        """What `predict` says.
+        """`predict`, with its arguments' and its result's types checked.
 
         Raises:
             TypeError: it is no `Prediction`, or the condition no `Condition`.

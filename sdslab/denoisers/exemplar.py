@@ -24,7 +24,7 @@ def cosine_schedule() -> NoiseSchedule:
 
 
 def timestep(u: float) -> int:
-    """T of `cosine_schedule` nearest to u in (0, 1)."""
+    """Timestep of `cosine_schedule` nearest to u in (0, 1)."""
     return min(TIMESTEPS - 1, max(0, round(u * TIMESTEPS - 0.5)))
 
 
@@ -123,7 +123,7 @@ class ExemplarDenoiser(Denoiser):
     def _poses_of(
         self, condition: Condition, padding: list[int], tagged: Tensor | slice
     ) -> list[tuple[Tensor, Tensor | slice]]:
-        """Which places [b, rows, columns] bool look at which keys of a tag.
+        """Pairs of places [b, rows, columns] bool and the keys of a tag that they look at.
 
         A place sees the photograph turned as the surface is there, to the nearest pose.
         """
@@ -138,7 +138,7 @@ class ExemplarDenoiser(Denoiser):
         return [(pose_of == pose, everyone & (poses == pose)) for pose in pose_of.unique().tolist()]
 
     def _keys_of(self, condition: Condition, batch: int) -> list[tuple[Tensor, Tensor | slice]]:
-        """Which samples [b] bool look at which keys."""
+        """Pairs of samples [b] bool and the keys that they look at."""
         device = self.bank.keys.device
         everyone = torch.ones(batch, dtype=torch.bool, device=device)
         if condition.prompt is None:

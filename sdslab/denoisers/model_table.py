@@ -18,7 +18,7 @@ class KnownModel:
     id: str
     stage: Literal[1, 2]
     parameters: str
-    """Of the UNet."""
+    """Number of the UNet's parameters."""
     download_gb: float
     """UNet in half precision, with the VAE where there is one; without the text encoder."""
     licence: str
@@ -38,7 +38,7 @@ KNOWN_MODELS = (
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What a stage does unless told otherwise."""
+    """Default settings of a stage."""
 
     model: str | None
     """A hub id; None leaves the stage out."""
@@ -52,11 +52,11 @@ class StageSettings:
     views: int = 8
     weighting: str = "x0_castex"
     x0_bound: X0Bound = "clamp"
-    """How x̂_0 is kept within [−1, 1]: CasTex's clamp, DeepFloyd's thresholding, or not at all."""
+    """Bound of x̂_0 to [−1, 1]: CasTex's clamp, DeepFloyd's thresholding, or none."""
     gradient_clamp: float | None = None
     """Bound of each element of the gradient."""
     sr_mode: SRMode = "castex"
-    """How stage I's render becomes the condition of stage II."""
+    """Resampling of stage I's render to the condition of stage II."""
 
 
 @dataclass(frozen=True)

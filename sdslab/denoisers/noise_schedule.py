@@ -219,7 +219,7 @@ class Weighting:
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, alpha_bar: PerSample) -> PerSample:
-        """W of its own form, at each ᾱ [b]."""
+        """Weight of its own form at each ᾱ [b]."""
         return self.function(alpha_bar)
 
 

@@ -21,7 +21,7 @@ class PatchBank:
         basis: [r, c, P, P], orthonormal.
         keys: [k, r], patch − mean in coordinates of the basis.
         tags: [k] int64, from which exemplar a patch comes.
-        factor: of the low-resolution pictures, for super-resolution; 1 without.
+        factor: reduction of the low-resolution pictures, for super-resolution; 1 without.
         context_mean: [c, 5, 5], like ``mean``, of low-resolution patches.
         context_basis: [m, c, 5, 5].
         key_context: [k, m], of the low-resolution patch around each key; None without.
@@ -43,12 +43,12 @@ class PatchBank:
 
     @property
     def patch(self) -> int:
-        """P."""
+        """Side of a patch in pixels, P."""
         return self.mean.shape[-1]
 
     @property
     def channels(self) -> int:
-        """How many channels, c."""
+        """Number of channels, c."""
         return self.mean.shape[0]
 
     @classmethod
@@ -75,8 +75,8 @@ class PatchBank:
                 both ends included, so that rare ones (the brightest, the darkest) are there.
             factor: super-resolution from pictures that are smaller by it; 1 without.
             masks: [1, h, w] bool each or None; only patches wholly inside are keys.
-            tags: of each exemplar; its place in the list where None.
-            poses: of each exemplar, in [0, ``pose_count``); all 0 where None.
+            tags: a tag for each exemplar; its place in the list where None.
+            poses: a pose for each exemplar, in [0, ``pose_count``); all 0 where None.
             pose_count: how many poses there are.
 
         Returns:
@@ -226,13 +226,13 @@ def _principal(rows: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     else:
         vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors  # ascending
         basis = vectors.T.flip(0)[:rank].contiguous()
-    # LAPACK leaves the signs open; which keys are taken must not hang on it.
+    # LAPACK leaves the signs open; which keys are taken must not depend on it.
     basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
     return mean, basis, centred @ basis.T
 
 
 def _pad_for_context(low_resolution: Tensor, patch: int, factor: int) -> Tensor:
-    """So that a dilated 5 × 5 window around each patch's middle lies within the picture."""
+    """Pads so that a dilated 5 × 5 window around each patch's middle lies within the picture."""
     before = CONTEXT_PATCH // 2 * factor - patch // 2
     after = CONTEXT_PATCH // 2 * factor - (patch - 1) // 2  # an even patch's middle is its later
     mode = "replicate" if after > 0 else "constant"

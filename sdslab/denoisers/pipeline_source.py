@@ -1,4 +1,4 @@
-"""Where a diffusers pipeline comes from: a local folder, or the hub through its cache."""
+"""Source of a diffusers pipeline: a local folder, or the hub through its cache."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class PipelineSource:
 
     Attributes:
         name: a local folder in diffusers' format, or a hub id such as DeepFloyd/IF-I-XL-v1.0.
-        option: of the command line, for messages.
+        option: command-line option that gave the name, for messages.
         revision: a branch, tag or commit on the hub.
     """
 
@@ -27,7 +27,7 @@ class PipelineSource:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder here."""
+        """Whether the name is a local folder."""
         return Path(self.name).expanduser().is_dir()
 
     def folder(self, parts: Sequence[str] = (), half: bool = False) -> Path:

@@ -107,7 +107,7 @@ def view_prompts(prompt: str, names: Sequence[str] = VIEW_NAMES) -> list[str]:
 
 
 def view_of(eye: Tensor) -> Tensor:
-    """Which of `VIEW_NAMES` each eye sees.
+    """Index in `VIEW_NAMES` of the side that each eye sees.
 
     The azimuth is that around the *object*: it stays where it is here, and the light turns.
 
@@ -148,7 +148,7 @@ def encode_prompts(
         prompts: texts.
         negative: what guidance leads away from; may be empty.
         device: where the encoders run.
-        dtype: of their weights.
+        dtype: precision of their weights.
 
     Raises:
         UserError: an empty prompt, or the encoders cannot be had.

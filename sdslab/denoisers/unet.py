@@ -46,14 +46,14 @@ class GuidanceModel:
     """A diffusion model, loaded, and what its pictures are like.
 
     Attributes:
-        kind: of pipeline.
+        kind: kind of pipeline.
         unet: frozen, in evaluation mode.
-        schedule: of x_t.
-        condition_schedule: of a super-resolution condition's noise; ``schedule`` for the others.
+        schedule: schedule of x_t.
+        condition_schedule: that of a super-resolution condition's noise; else ``schedule``.
         prediction_type: what the UNet says.
-        space: from pictures to x_0.
-        size: of the pictures that it was trained on.
-        low_size: of the low-resolution picture, in stage II.
+        space: diffusion space of x_0.
+        size: side of the pictures that it was trained on.
+        low_size: side of the low-resolution picture, in stage II.
         thresholds: quantile and largest bound of the sampler's dynamic thresholding.
         device: where it runs.
         offload: whether the UNet is on the GPU only while it runs.
@@ -144,7 +144,7 @@ class UNetDenoiser(Denoiser):
 
 
 def check_stage(source: PipelineSource, stage: Literal[1, 2]) -> Kind:
-    """What kind of pipeline it is, from its ``model_index.json`` alone.
+    """Kind of a pipeline, from its ``model_index.json`` alone.
 
     Raises:
         UserError: it cannot be had, is of an unknown kind, or serves the other stage.
@@ -177,9 +177,9 @@ def load_guidance(
 
     Args:
         source: a local folder or a hub id.
-        stage: that it is to serve.
+        stage: the stage that it is to serve.
         device: where it runs.
-        dtype: of its weights.
+        dtype: precision of its weights.
         offload: keep the UNet on the CPU but while it runs.
         compile: compile the UNet at its first call.
 
@@ -247,7 +247,7 @@ def _scheduler_config(folder: Path) -> dict[str, Any]:
 
 
 def _thresholds(folder: Path) -> tuple[float, float]:
-    """DeepFloyd's own where the scheduler names none."""
+    """Quantile and largest bound of x̂_0; DeepFloyd's where the scheduler names none."""
     config = _scheduler_config(folder)
     if not config.get("thresholding"):
         return 0.95, 1.5

@@ -103,9 +103,9 @@ class DynamicThresholding(Denoiser):
     s is at least 1 and at most ``largest``: pictures within [−1, 1] stay as they are.
 
     Args:
-        model: guidance included, for guided pictures are the ones that leave the range.
+        model: any denoiser, guidance included: guided pictures are what leaves the range.
         ratio: the quantile; DeepFloyd IF's schedulers say 0.95.
-        largest: of s; DeepFloyd IF's say 1.5.
+        largest: upper bound of s; DeepFloyd IF's say 1.5.
 
     Source: Saharia et al. 2022 (arXiv 2205.11487), section 2.3.
     """
@@ -161,7 +161,7 @@ class TemperedDenoiser(Denoiser):
 def _predict_each(
     model: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition], low_memory: bool
 ) -> Prediction:
-    """What the model says under each of n conditions, [n · b, …]: in one batch or one by one."""
+    """The model's output under each of n conditions, [n · b, …]: in one batch or one by one."""
     if low_memory:
         parts = [model.checked_prediction(x_t, t, condition) for condition in conditions]
         return replace(parts[0], output=torch.cat([part.output for part in parts]))
@@ -173,6 +173,6 @@ def _predict_each(
 
 
 def perpendicular(a: Tensor, b: Tensor) -> Tensor:
-    """What is left of each sample of ``a`` without its part along ``b``; both [n, *]."""
+    """Component of each sample of ``a`` perpendicular to ``b``; both [n, *]."""
     along = (a * b).flatten(1).sum(1) / b.square().flatten(1).sum(1).clamp_min(1e-20)
     return a - along.view(-1, *[1] * (a.ndim - 1)) * b

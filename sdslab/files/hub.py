@@ -12,7 +12,7 @@ def require_hub_id(option: str, name: str, example: str) -> None:
     """Refuses what is neither a folder nor a hub id; called when there is no such folder.
 
     Args:
-        option: of the command line, for the message.
+        option: command-line option that gave the name, for the message.
         name: what the option was given.
         example: a hub id that it could be given.
 
@@ -43,7 +43,7 @@ def ask_hub(name: str, revision: str | None = None) -> list[str] | Exception:
 
 
 def not_available(option: str, name: str, error: Exception, otherwise: str = "") -> UserError:
-    """What to say of a model that cannot be had, and ``otherwise`` what would do without it."""
+    """The error for a model that cannot be had; ``otherwise`` says what would do without it."""
     kind = type(error).__name__
     if kind == "GatedRepoError":
         return UserError(

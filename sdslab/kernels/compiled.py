@@ -22,11 +22,11 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _nothing() -> None:
-    """For a trial."""
+    """Does nothing; compiled as a trial."""
 
 
 def _cache_folder() -> str | None:
-    """Where numba keeps what it compiles; None where it has no place for it."""
+    """Folder that numba caches compiled code in; None where it cannot write one."""
     try:
         return numba.njit(cache=True)(_nothing).stats.cache_path
     except (OSError, RuntimeError):

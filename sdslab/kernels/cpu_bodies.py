@@ -37,7 +37,7 @@ def _plus(a, b):
 
 @njit(nogil=True, cache=True)
 def _clamped(value, bound):
-    """NaN is neither less nor greater, and stays."""
+    """Clamps to [-bound, bound]; NaN stays NaN."""
     if value < -bound:
         return -bound
     return bound if value > bound else value
@@ -86,7 +86,7 @@ def _sds_gradient_kernel(
         eps: [b, n].
         alpha_bar: [b] float64.
         weight: [b].
-        scale: Of guidance.
+        scale: Guidance scale.
         clamp: Bound of |x̂_0|, infinite for none.
         choices: One of `_PREDICTIONS`, whether the form is x0, whether x̂_0 is clamped.
         gradient: [b, n].
@@ -180,7 +180,7 @@ def _run(kernel: Callable[..., None], x: np.ndarray, *arguments: Any) -> None:
 
 
 def _chunks(x: np.ndarray) -> int:
-    """Of one sample."""
+    """Number of chunks of one sample."""
     return -(-x.shape[1] // _CHUNK)
 
 

@@ -161,7 +161,7 @@ def _normal_reference(sample: Tensor, words: Sequence[int], n: int, dtype: torch
         sample: `NoiseKey.counters`.
         words: `NoiseKey.words`.
         n: Elements of one sample.
-        dtype: Of the result.
+        dtype: Data type of the result.
 
     Returns:
         [b, n] standard normals.
@@ -266,7 +266,7 @@ def philox_normal(
         key: Names the draw; its samples may be on any device.
         shape: Dimensions of one sample.
         dtype: float32, float64, bfloat16 or float16.
-        device: Of the result; by default that of `key.sample`.
+        device: Device of the result; by default that of `key.sample`.
         backend: "auto" by device (on a CPU a compiled loop with the reference's own bits),
             "reference" (plain torch) or "triton".
 

@@ -75,7 +75,7 @@ def _fill_words(samples, words, blocks, first, u, v):
     Args:
         samples: [b] int64, `NoiseKey.counters`.
         words: [4] uint64: seed (low, high), stream, step.
-        blocks: Of each sample.
+        blocks: Number of blocks of each sample.
         first: Which of all samples' blocks comes first.
         u: Floats, for the radii.
         v: Floats, for the angles.

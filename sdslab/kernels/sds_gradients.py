@@ -26,7 +26,7 @@ Form = Literal["x0", "epsilon"]
 
 
 class SDSResult(NamedTuple):
-    """What one distillation step yields.
+    """Result of one distillation step.
 
     Attributes:
         gradient: [b, c, *spatial] float32 (float64 for a float64 x), contiguous: what the paper
@@ -134,7 +134,7 @@ def _count_nonfinite(used: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _alpha_bar_interval(prediction_type: PredictionType, form: Form) -> Interval:
-    """Where the equations of this form and prediction type do not divide by zero."""
+    """The interval on which this form and prediction type do not divide by zero."""
     if form == "epsilon":
         return "(0, 1)"
     return "(0, 1]" if prediction_type == "epsilon" else "[0, 1]"
@@ -153,7 +153,7 @@ def sds_gradient_from_output(
     clamp: float | None = None,
     backend: Backend = "auto",
 ) -> SDSResult:
-    """From the raw model output to the distillation gradient, in one pass.
+    """Computes the distillation gradient from the raw model output, in one pass.
 
     With x_t = √ᾱ x + √(1 - ᾱ) ε, recomputed here in full precision, and m the guided output, the
     model's x̂_0 is

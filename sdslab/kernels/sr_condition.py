@@ -25,7 +25,7 @@ _LARGEST_SIDE = 2**14
 
 
 def _nearest(size: int, low_size: int, source_size: int, device: torch.device) -> Tensor:
-    """Which of `source_size` pixels each of `size` shows, through `low_size`: [size] int64."""
+    """Index of the source pixel that each of `size` shows, through `low_size`: [size] int64."""
     index = torch.arange(size, device=device)
     return index * low_size // size * source_size // low_size
 
@@ -63,7 +63,7 @@ def sr_condition(
     low_size: int = 64,
     backend: Backend = "auto",
 ) -> Tensor:
-    """From a stage-I render to what a super-resolution model is conditioned on, in one pass.
+    """Makes a super-resolution model's condition from a stage-I render, in one pass.
 
     The render is made small (low_size²) and large again (size²), mapped to c = 2x - 1 and noised:
     √ᾱ c + √(1 - ᾱ) ε.

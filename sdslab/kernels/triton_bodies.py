@@ -31,13 +31,13 @@ SMALL_BLOCK, MOST_TILES = 4096, 4
 
 
 def launch_with_sums(n: int, dtype: torch.dtype) -> dict[str, Any]:
-    """How a kernel with sums over a sample is launched.
+    """Launch options of a kernel with sums over a sample.
 
     A small sample is a single program's, whose sums need no second launch to add them up.
 
     Args:
         n: Elements of a sample.
-        dtype: Of the computation.
+        dtype: Precision of the computation.
     """
     tiles = triton.cdiv(n, SMALL_BLOCK)
     if dtype == torch.float64 or n <= _LAUNCH["BLOCK"] or tiles > MOST_TILES:

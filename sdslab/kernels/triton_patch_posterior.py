@@ -109,7 +109,7 @@ def constants_of(
     """Compile-time arguments, such that no register spills (the ahead-of-time tests see to it).
 
     Args:
-        dtype: Of the computation.
+        dtype: Precision of the computation.
         r: Columns of the keys.
         d: Columns of the values.
         m: Columns of the context, 0 without one.
@@ -144,7 +144,7 @@ def _width(size: int) -> int:
 
 
 def precision_of(*dtypes: torch.dtype) -> str:
-    """What `tl.dot` must do so that products of such factors are exact, or as float32's."""
+    """Input precision of `tl.dot` that keeps products of such factors exact, or as float32's."""
     if torch.float64 in dtypes or os.environ.get("TRITON_INTERPRET") == "1":
         return "ieee"
     if torch.float32 not in dtypes:
@@ -156,7 +156,7 @@ def precision_of(*dtypes: torch.dtype) -> str:
 
 
 def keys_per_share(tiles: int, k: int, columns: int, processors: int) -> int:
-    """How many keys a program takes: whole tiles, and two programs for each multiprocessor."""
+    """Number of keys for each program: whole tiles, and two programs for each multiprocessor."""
     key_tiles = triton.cdiv(k, columns)
     shares = min(triton.cdiv(2 * processors, tiles), triton.cdiv(key_tiles, SHORTEST_SHARE))
     return triton.cdiv(key_tiles, shares) * columns

@@ -58,7 +58,7 @@ def _products(
 def _accumulate(logits, values, peak, total, mean, PRECISION: tl.constexpr, DTYPE: tl.constexpr):
     """One step of the online softmax: the largest logit, the weights' sum, the weighted sum."""
     higher = tl.maximum(peak, tl.max(logits, axis=1))
-    # A query that has seen no key yet subtracts nothing, lest −inf − (−inf) be NaN.
+    # A query that has seen no key yet subtracts nothing: −inf − (−inf) would be NaN.
     shift = tl.where(higher == -float("inf"), 0.0, higher)
     weights = tl.exp2(logits - shift[:, None])
     decay = tl.exp2(peak - shift)

@@ -34,7 +34,7 @@ def _nearest(index, size, low_size, side):
 
 @triton.jit
 def _taps(side, low_size):
-    """How many pixels a small pixel may weigh, counted from `_first_tap`."""
+    """Number of pixels that a small pixel may weigh, counted from `_first_tap`."""
     return 2 * tl.maximum(side, low_size) // low_size + 2
 
 

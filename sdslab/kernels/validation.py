@@ -1,4 +1,4 @@
-"""What the ops' arguments must be, and which body and precision follow from them.
+"""Checks of the ops' arguments, and the body and precision that follow from them.
 
 Each error says what must hold, what came and what to do.
 """

@@ -54,7 +54,7 @@ class DeepImagePrior(Parameterization):
     Args:
         shape: (b, c, h, w) of the output; each sample has its own noise input. h and w must be
             divisible by 32.
-        seed: of the weights and of the input.
+        seed: seed of the weights and of the input.
         network: a name of ``ARCHITECTURES``.
         width: channels of the down, up and (paint-it) skip convolutions; None keeps the network's.
 

@@ -1,4 +1,4 @@
-"""What every parameterization is: a module whose parameters are θ and whose output is an image."""
+"""Base of the parameterizations: a module whose parameters are θ and whose output is an image."""
 
 from abc import ABC, abstractmethod
 
