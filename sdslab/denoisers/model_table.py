@@ -8,8 +8,6 @@ from sdslab.kernels import SRMode
 
 X0Bound = Literal["clamp", "dynamic", "none"]
 
-DEEPFLOYD_LICENCE = "DeepFloyd IF licence (gated: accept it on the model's page, then log in)"
-
 
 @dataclass(frozen=True)
 class KnownModel:
@@ -21,18 +19,17 @@ class KnownModel:
     """Number of the UNet's parameters."""
     download_gb: float
     """UNet in half precision, with the VAE where there is one; without the text encoder."""
-    licence: str
 
 
 KNOWN_MODELS = (
-    KnownModel("DeepFloyd/IF-I-M-v1.0", 1, "0.4 B", 0.8, DEEPFLOYD_LICENCE),
-    KnownModel("DeepFloyd/IF-I-L-v1.0", 1, "0.9 B", 1.9, DEEPFLOYD_LICENCE),
-    KnownModel("DeepFloyd/IF-I-XL-v1.0", 1, "4.3 B", 8.6, DEEPFLOYD_LICENCE),
-    KnownModel("DeepFloyd/IF-II-M-v1.0", 2, "0.4 B", 0.9, DEEPFLOYD_LICENCE),
-    KnownModel("DeepFloyd/IF-II-L-v1.0", 2, "1.2 B", 2.5, DEEPFLOYD_LICENCE),
-    KnownModel("stable-diffusion-v1-5/stable-diffusion-v1-5", 1, "0.9 B", 1.9, "OpenRAIL-M"),
-    KnownModel("stabilityai/stable-diffusion-xl-base-1.0", 1, "2.6 B", 5.3, "OpenRAIL++-M"),
-    KnownModel("stabilityai/stable-diffusion-x4-upscaler", 2, "0.5 B", 1.0, "OpenRAIL++-M"),
+    KnownModel("DeepFloyd/IF-I-M-v1.0", 1, "0.4 B", 0.8),
+    KnownModel("DeepFloyd/IF-I-L-v1.0", 1, "0.9 B", 1.9),
+    KnownModel("DeepFloyd/IF-I-XL-v1.0", 1, "4.3 B", 8.6),
+    KnownModel("DeepFloyd/IF-II-M-v1.0", 2, "0.4 B", 0.9),
+    KnownModel("DeepFloyd/IF-II-L-v1.0", 2, "1.2 B", 2.5),
+    KnownModel("stable-diffusion-v1-5/stable-diffusion-v1-5", 1, "0.9 B", 1.9),
+    KnownModel("stabilityai/stable-diffusion-xl-base-1.0", 1, "2.6 B", 5.3),
+    KnownModel("stabilityai/stable-diffusion-x4-upscaler", 2, "0.5 B", 1.0),
 )
 
 
