@@ -3,8 +3,8 @@
     cd examples
     python -m sdslab.texture sphere --guidance own_denoiser:terracotta --unlit --steps 60
 
-Its posterior mean is in closed form, so that the result can be checked: every texel that is seen
-ends at the colour.
+Its posterior mean is in closed form, so that the result can be checked: the texels end around
+the colour.
 """
 
 import torch

@@ -3,8 +3,8 @@
     cd examples
     python -m sdslab.texture apple --guidance own_guide:moss_and_stone --unlit --steps 100
 
-This one moves each pixel to the nearest colour of a palette, all the more the later the step is, and
-pulls neighbouring pixels together: a posterised texture.
+This one moves each pixel to the nearest colour of a palette, all the more the later the step is,
+and pulls neighbouring pixels together: a posterised texture.
 """
 
 import torch
@@ -24,7 +24,7 @@ class Posterise:
         self.palette, self.steps = 2 * palette - 1, steps
 
     def __call__(self, z: Tensor, index: int, scene: object, surface: object) -> SDSResult:
-        """Gradient of step ``index``; z is [b, 3, h, w] in [−1, 1], as the diffusion model sees it."""
+        """Gradient of z [b, 3, h, w], the pictures of step ``index`` in [−1, 1]."""
         del scene, surface
         palette = self.palette.to(z)
         flat = z.movedim(1, -1).reshape(-1, 3)

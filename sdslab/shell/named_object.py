@@ -9,9 +9,9 @@ from typing import Any
 from sdslab.errors import UserError, one_line
 
 
-def is_named_object(given: str) -> bool:
+def is_named_object(given: str | None) -> bool:
     """Whether a text names an object of a module, rather than one of ours."""
-    module, colon, name = given.partition(":")
+    module, colon, name = (given or "").partition(":")
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name))
 
 
@@ -26,9 +26,7 @@ def named_object(given: str, option: str) -> Any:
         UserError: there is no such module, it cannot be imported, or it has no such name.
     """
     module_name, _, name = given.partition(":")
-    with_folder = str(Path.cwd())
-    if with_folder not in sys.path and "" not in sys.path:
-        sys.path.insert(0, with_folder)
+    _find_modules_here()
     must = f"{option} must name MODULE:NAME that can be imported from here, got {one_line(given)!r}"
     try:
         module = importlib.import_module(module_name)
@@ -40,13 +38,24 @@ def named_object(given: str, option: str) -> Any:
     return getattr(module, name)
 
 
-def file_of(given: str) -> Path | None:
-    """The source of the module that ``module:name`` names, without running it; None if unknown."""
-    sys.path.insert(0, str(Path.cwd()))
+def file_of(given: str) -> str | None:
+    """The source of the module that ``module:name`` names, found without running it.
+
+    Returns:
+        Its path, from the present folder where it lies below; None if there is no such file.
+    """
+    _find_modules_here()
     try:
         spec = importlib.util.find_spec(given.partition(":")[0])
     except (ImportError, ValueError, AttributeError):
         return None
-    finally:
-        sys.path.pop(0)
-    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+    if spec is None or not spec.has_location or not spec.origin:
+        return None
+    path = Path(spec.origin)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _find_modules_here() -> None:
+    folder = str(Path.cwd())
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.insert(0, folder)

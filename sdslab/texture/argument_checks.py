@@ -6,8 +6,10 @@ import socket
 from dataclasses import fields
 from pathlib import Path
 
-from sdslab.errors import UserError
-from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName, Rendering
+from sdslab.errors import UserError, one_line
+from sdslab.shell.named_inputs import did_you_mean
+from sdslab.shell.named_object import is_named_object
+from sdslab.texture.arguments import DEFAULT_EXEMPLAR, GUIDANCES, Arguments, GuidanceName, Rendering
 from sdslab.texture.input_checks import check_inputs, named_inputs
 from sdslab.texture.run_folder import own_outputs
 
@@ -35,6 +37,12 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
             f"one of --prompt, --exemplar and --target must lead, got {' and '.join(given)}; "
             f"give one"
         )
+    own = subject.guidance is not None and is_named_object(subject.guidance)
+    if subject.guidance not in (None, *GUIDANCES) and not own:
+        raise UserError(
+            f"--guidance must be one of {', '.join(GUIDANCES)}, or MODULE:NAME, got "
+            f"{one_line(subject.guidance)!r}{did_you_mean(subject.guidance, GUIDANCES)}"
+        )
     needed: dict[GuidanceName, str] = {
         "exemplar": "--exemplar",
         "deepfloyd": "--prompt",
@@ -47,7 +55,11 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
         guidance: GuidanceName = next(name for name in needed if needed[name] == asked)
     else:
         guidance = subject.guidance
-    if needed[guidance] != "--exemplar" and needed[guidance] not in given:
+    if own:
+        needed[guidance] = "--guidance MODULE:NAME"
+        if given.keys() - {"--prompt"}:
+            raise UserError(f"{next(iter(given))} is not for --guidance {guidance}; leave it out")
+    elif needed[guidance] != "--exemplar" and needed[guidance] not in given:
         what = {
             "--prompt": "the text that leads the model",
             "--target": "the material that it knows: a textured GLB or OBJ of the mesh, or a "
@@ -57,7 +69,7 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
             f"--guidance {guidance} needs {needed[guidance]}, {what[needed[guidance]]}, got "
             f"{next(iter(given), 'none')}"
         )
-    if needed[guidance] == "--exemplar" and given and "--exemplar" not in given:
+    elif needed[guidance] == "--exemplar" and given and "--exemplar" not in given:
         raise UserError(
             f"--guidance {guidance} needs --exemplar, a photo, got {next(iter(given))}; a prompt "
             f"needs --guidance deepfloyd or stable-diffusion"
@@ -143,7 +155,7 @@ def check(arguments: Arguments) -> None:
         )
     if rendering.lamp != "none" and (rendering.unlit or rendering.fixed_light):
         raise UserError("--lamp and --unlit or --fixed-light exclude each other: give one")
-    if optimization.sr_steps is not None and guidance in ("degenerate", "exemplar", "none"):
+    if optimization.sr_steps is not None and guidance not in ("deepfloyd", "stable-diffusion"):
         raise UserError(f"--sr-steps is for --prompt, got --guidance {guidance}; leave it out")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", output.device):
         raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {output.device!r}")
@@ -191,7 +203,10 @@ def default_out(arguments: Arguments) -> Path:
     elif subject.target is not None:
         what = Path(subject.target).stem
     else:
-        what = "-".join(Path(name).stem for name in subject.exemplar or (DEFAULT_EXEMPLAR,))
+        names = subject.exemplar or (DEFAULT_EXEMPLAR,)
+        if subject.guidance is not None and is_named_object(subject.guidance):
+            names = (subject.guidance.rpartition(":")[2],)
+        what = "-".join(Path(name).stem for name in names)
     stems = (Path(subject.mesh).stem, what)
     return Path("runs") / "-".join(_cut(stem) for stem in stems if stem)
 

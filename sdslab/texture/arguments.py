@@ -10,7 +10,8 @@ def _option(metavar: str, default: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
-GuidanceName = Literal["exemplar", "deepfloyd", "stable-diffusion", "degenerate", "none"]
+GuidanceName = str  # one of `GUIDANCES`, or MODULE:NAME
+GUIDANCES = ("exemplar", "deepfloyd", "stable-diffusion", "degenerate", "none")
 MapName = Literal["albedo", "roughness", "metallic", "normal"]
 WeightingName = Literal["x0_unit", "x0_castex", "epsilon_unit", "epsilon_dreamfusion"]
 
@@ -35,7 +36,8 @@ class Subject:
         GuidanceName | None, _option("NAME", "deepfloyd, exemplar or degenerate, by what is given")
     ] = None
     """exemplar, deepfloyd, stable-diffusion, degenerate (the paper's Eq. 3, for --target), or none:
-    the exemplar as --init lays it on the object, by default projected along the three axes."""
+    the exemplar as --init lays it on the object, by default projected along the three axes. Or
+    MODULE:NAME, a function of your own that makes a denoiser or a guide (examples/own_guide.py)."""
     init: Annotated[
         str | None,
         tyro.conf.arg(

@@ -16,6 +16,7 @@ from sdslab.shell.named_inputs import (
     did_you_mean,
     tag_and_file,
 )
+from sdslab.shell.named_object import file_of, is_named_object
 from sdslab.texture.arguments import Arguments
 
 STARTS = ("random", "grey", "source", "triplanar")
@@ -33,6 +34,7 @@ def named_inputs(arguments: Arguments) -> dict[str, str]:
         "--exemplar-roughness": exemplar.exemplar_roughness,
         "--exemplar-mask": exemplar.exemplar_mask,
         "--light": arguments.rendering.light,
+        "--guidance": (_own_source(subject.guidance),),
         "--embeddings": (model.embeddings,),
         "--model": (model.model,),
         "--sr-model": (model.sr_model,),
@@ -128,3 +130,7 @@ def _check_header(given: str, must: str) -> None:
         raise UserError(
             f"{must}, got {given!r}: {error}; open it in a viewer and save it again"
         ) from error
+
+
+def _own_source(guidance: str | None) -> str | None:
+    return file_of(guidance) if guidance is not None and is_named_object(guidance) else None

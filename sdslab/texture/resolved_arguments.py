@@ -21,7 +21,8 @@ from sdslab.texture.stage_settings import model_dtype, resolved_settings
 
 DEFAULT_LIGHTS = ("studio", "sky")
 RECOVERY = Optimization(steps=300, views=4, learning_rate=0.025)
-RECOVERY_RENDER_SIZE = 256
+OWN = Optimization(steps=200, views=4, learning_rate=0.025)
+RENDER_SIZE = 256
 # Sections of the command line that say nothing about a run of this guidance.
 _UNUSED: dict[GuidanceName, tuple[str, ...]] = {
     "exemplar": ("model", "distillation"),
@@ -69,9 +70,11 @@ def resolved(arguments: Arguments, guidance: GuidanceName, device: torch.device)
         case "exemplar" | "none":
             return _like_exemplars(common, guidance)
         case "degenerate":
-            return _recovery(common)
+            return _with_steps_of(RECOVERY, common)
         case "deepfloyd" | "stable-diffusion":
             return _from_prompt(arguments, common, device)
+        case _:  # the user's own
+            return _with_steps_of(OWN, common)
 
 
 def recorded_config(arguments: Arguments, guidance: GuidanceName) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def recorded_config(arguments: Arguments, guidance: GuidanceName) -> dict[str, A
         guidance: of the run.
     """
     config = dataclasses.asdict(arguments)
-    for section in _UNUSED[guidance]:
+    for section in _UNUSED.get(guidance, ("exemplar", "model", "distillation")):
         del config[section]
     for section, name in _LEFT_OUT:
         config[section].pop(name)
@@ -107,13 +110,13 @@ def _like_exemplars(arguments: Arguments, guidance: GuidanceName) -> Arguments:
     )
 
 
-def _recovery(arguments: Arguments) -> Arguments:
+def _with_steps_of(defaults: Optimization, arguments: Arguments) -> Arguments:
     subject, optimization = arguments.subject, arguments.optimization
     filled = {
-        name: getattr(optimization, name) or getattr(RECOVERY, name)
+        name: getattr(optimization, name) or getattr(defaults, name)
         for name in ("steps", "views", "learning_rate")
     }
-    size = arguments.rendering.render_size or RECOVERY_RENDER_SIZE
+    size = arguments.rendering.render_size or RENDER_SIZE
     return replace(
         arguments,
         subject=replace(subject, init=subject.init or "grey"),

@@ -112,6 +112,10 @@ def program_of(guidance: GuidanceName) -> Program:
             from sdslab.texture.two_stages import texture_from_prompt
 
             return texture_from_prompt
+        case _:
+            from sdslab.texture.own_guide import texture_by_own_guide
+
+            return texture_by_own_guide
 
 
 def _write(workspace: Workspace, textured: Textured) -> None:

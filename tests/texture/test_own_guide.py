@@ -1,0 +1,92 @@
+"""``--guidance MODULE:NAME``: the examples, and what becomes of a module that is none."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdslab.meshes.material import ALBEDO
+from sdslab.meshes.material_io import load_maps
+from sdslab.runs.schema import read_run
+from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, texture
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+OWN = """
+from sdslab import Prediction
+def nothing(setup): return None
+def a_class(setup): return dict
+class NoDenoiser: pass
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for example in EXAMPLES.glob("*.py"):
+        shutil.copy(example, tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_denoiser_of_ones_own_leads_to_its_mean(monkeypatch: pytest.MonkeyPatch):
+    from examples.own_denoiser import COLOUR
+
+    options = ("--unlit", "--steps=60", "--exr", *SMALL)
+    assert texture(monkeypatch, "sphere", "--guidance=own_denoiser:terracotta", *options) == 0
+    run = Path("runs/sphere-terracotta")
+    albedo = load_maps(run / "maps")[..., ALBEDO]
+    assert (albedo - torch.tensor(COLOUR)).abs().mean() < 0.04
+    record = read_run(run / "run.json")
+    assert record["kind"] == "own_denoiser:terracotta"
+    assert record["config"]["stages"]["own"]["steps"] == 60
+    assert "model" not in record["config"]
+    assert "own_denoiser.py" in record["details"]["inputs"]
+    assert (run / "report.html").is_file()
+
+
+def test_a_run_by_a_guide_of_ones_own_goes_on_unless_its_module_has_changed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    options = ("sphere", "--guidance=own_guide:moss_and_stone", "--unlit", "--steps=4", *SMALL)
+    assert texture(monkeypatch, *options, "--out=whole") == 0
+    with after_steps(monkeypatch, 2, interrupt):
+        assert texture(monkeypatch, *options, "--out=stopped") == 130
+    module = Path("own_guide.py")
+    content = module.read_text()
+    module.write_text(content + "\n")
+    assert texture(monkeypatch, *options, "--out=stopped") == 2
+    assert "own_guide.py" in capsys.readouterr().err
+    module.write_text(content)
+    assert texture(monkeypatch, "--resume=stopped") == 0
+    assert_same_maps(Path("whole"), Path("stopped"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("own:nothing",), "must return a Denoiser or a guide.* got a NoneType"),
+        (("own:a_class",), "got a type"),
+        (("own:number",), "got a int"),
+        (("own:missing",), "own has .*nothing"),
+        (("nowhere:guide",), "ModuleNotFoundError"),
+        (("broken:guide",), "ZeroDivisionError"),
+        (("exemplr",), "did you mean 'exemplar'"),
+        (("own:nothing", "--target=brick"), "--target is not for --guidance own:nothing"),
+        (("own:nothing", "--perp-neg=1"), "--perp-neg is for --prompt"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_what_is_no_guide_is_one_line(
+    options: tuple[str, ...], message: str, monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    before = set(Path().rglob("*"))
+    arguments = ("sphere", f"--guidance={options[0]}", *options[1:], *SMALL)
+    assert texture(monkeypatch, *arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+    assert {path for path in Path().rglob("*") if "__pycache__" not in str(path)} == before
