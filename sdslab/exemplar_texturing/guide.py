@@ -16,6 +16,7 @@ from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.exemplar_texturing.tangent_field import TangentField, on_screen
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal, philox_uniform
+from sdslab.kernels.philox import ANCHORED_NOISE_STREAM, NOISE_LEVEL_STREAM
 from sdslab.meshes.material import NORMAL
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene
@@ -50,8 +51,6 @@ class GuidedPicture:
         return surface.fill(values, scene.background.to(values))
 
 
-ANCHORED_NOISE_STREAM = 8  # of the counter-based generator
-NOISE_LEVEL_STREAM = 9
 TABLE_SIZE = 2**16
 WEIGHTING = WEIGHTINGS["x0_unit"]
 # Large primes that spread neighbouring voxels over the table (Teschner et al. 2003).

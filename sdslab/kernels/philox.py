@@ -17,9 +17,17 @@ from sdslab.kernels.validation import (
     require_type,
 )
 
+# Streams: what is drawn from one never repeats in another. All of the project's are here.
 NOISE_STREAM = 0
 TIMESTEP_STREAM = 1
-SR_CONDITION_STREAM = 6  # parameterizations and rendering have those between
+INITIALIZATION_STREAM = 2  # of θ
+CAMERA_STREAM = 3
+LIGHT_STREAM = 4
+BACKGROUND_STREAM = 5
+SR_CONDITION_STREAM = 6
+VIEW_STREAM = 7  # of points on the surface
+ANCHORED_NOISE_STREAM = 8  # of noise that moves with the surface
+NOISE_LEVEL_STREAM = 9
 
 _MASK = 2**32 - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -5,12 +5,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from sdslab.kernels.philox import NoiseKey, philox_uniform
+from sdslab.kernels.philox import INITIALIZATION_STREAM, NoiseKey, philox_uniform
 from sdslab.kernels.validation import require_layout, require_shape
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.tensor_types import Maps, Texels
-
-INITIALIZATION_STREAM = 2  # of the counter-based generator: apart from noise and timesteps
 
 
 @final

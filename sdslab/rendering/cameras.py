@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from sdslab.errors import UserError
-from sdslab.kernels.philox import NoiseKey, philox_uniform
-
-CAMERA_STREAM = 3  # of the counter-based generator
+from sdslab.kernels.philox import CAMERA_STREAM, NoiseKey, philox_uniform
 
 NEAR, FAR = 0.05, 100.0
 

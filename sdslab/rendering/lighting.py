@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdslab.errors import UserError
 from sdslab.files.disk_cache import cached_tensors, content_hash
-from sdslab.kernels.philox import NoiseKey, philox_uniform
+from sdslab.kernels.philox import LIGHT_STREAM, NoiseKey, philox_uniform
 from sdslab.rendering.environment_map import load_environment
 from sdslab.rendering.prefilter import (
     LEVELS,
@@ -25,8 +25,6 @@ from sdslab.rendering.prefilter import (
     prefilter_specular,
     sh_basis,
 )
-
-LIGHT_STREAM = 4  # of the counter-based generator
 
 Lamp = Literal["none", "point", "directional"]
 LAMP_DISTANCE = 3.0  # of a point light from the object's centre

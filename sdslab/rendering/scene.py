@@ -6,11 +6,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from sdslab.kernels.philox import NoiseKey, philox_uniform
+from sdslab.kernels.philox import BACKGROUND_STREAM, NoiseKey, philox_uniform
 from sdslab.rendering.cameras import Cameras, CameraSampler
 from sdslab.rendering.lighting import Lighting, LightSampler
-
-BACKGROUND_STREAM = 5  # of the counter-based generator
 
 Background = Literal["white", "black", "grey", "random", "shared", "checker"]
 _SOLID = {"white": 1.0, "black": 0.0, "grey": 0.5}

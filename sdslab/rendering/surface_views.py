@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.kernels.philox import NoiseKey, philox_uniform
+from sdslab.kernels.philox import VIEW_STREAM, NoiseKey, philox_uniform
 from sdslab.meshes.mesh import Mesh
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.scene import Scene
 
-VIEW_STREAM = 7  # of the counter-based generator
 DISTANCE = 8.0  # so far away that pixels are of nearly one size all over the object
 
 

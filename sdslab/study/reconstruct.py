@@ -18,6 +18,7 @@ from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace
 from sdslab.distillation.sds import exact_sds_gradient, sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
+from sdslab.kernels.philox import INITIALIZATION_STREAM
 from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.optimization.optimizer_state import OptimizerState
@@ -28,7 +29,7 @@ from sdslab.parameterizations.deep_image_prior import (
 )
 from sdslab.parameterizations.latent import LatentGrid
 from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, PixelGrid
+from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.pictures.metrics import mse, psnr_db
 from sdslab.study.specification import Cell
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_uniform
+from sdslab.kernels.philox import INITIALIZATION_STREAM
 from sdslab.machine import resolve_device
 from sdslab.material_recovery import grey_material, light_sampler
 from sdslab.meshes.material import ALBEDO, without
@@ -21,7 +22,7 @@ from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import INITIALIZATION_STREAM, TexelGrid
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError
-from sdslab.kernels.philox import NoiseKey, philox_uniform
+from sdslab.kernels.philox import LIGHT_STREAM, NoiseKey, philox_uniform
 from sdslab.rendering.environment_map import (
     directions,
     load_environment,
@@ -16,7 +16,6 @@ from sdslab.rendering.environment_map import (
     solid_angles,
 )
 from sdslab.rendering.lighting import (
-    LIGHT_STREAM,
     DirectionalLights,
     Environment,
     Lighting,
