@@ -1,13 +1,97 @@
-"""Frozen dataclasses from a file's tables: all keys and types must be the dataclass's own."""
+"""Frozen dataclasses from a file's tables: keys, types and bounds must be the dataclass's own.
 
+A bound stands beside its field, as in ``size: Annotated[int, Between(1, 8192)]``, and holds
+wherever the value comes from: a file, a saved configuration or the command line (`check_bounds`).
+"""
+
+import abc
 import dataclasses
+import tomllib
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, final
 
 from sdslab.errors import UserError
 
 T = TypeVar("T")
+
+
+class Bound(abc.ABC):
+    """What must hold of a field's value beside its type."""
+
+    @abc.abstractmethod
+    def check(self, value: Any, where: str) -> None:
+        """Raises `UserError`, which begins with ``where``, if the value is out of bounds."""
+
+
+@final
+@dataclass(frozen=True)
+class Between(Bound):
+    """A number from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+
+    def check(self, value: Any, where: str) -> None:
+        if not self.low <= value <= self.high:
+            raise UserError(f"{where} must be from {self.low:,g} to {self.high:,g}, got {value:g}")
+
+
+@final
+@dataclass(frozen=True)
+class PowerOfTwo(Bound):
+    """A power of two from ``low`` to ``high``."""
+
+    low: int
+    high: int
+
+    def check(self, value: Any, where: str) -> None:
+        if not self.low <= value <= self.high or value & (value - 1):
+            raise UserError(
+                f"{where} must be a power of two from {self.low} to {self.high}, got {value}"
+            )
+
+
+@final
+@dataclass(frozen=True)
+class Different(Bound):
+    """Texts of which none comes twice; ``what`` they are is said in the message."""
+
+    what: str
+
+    def check(self, value: Any, where: str) -> None:
+        if len(set(value)) < len(value):
+            raise UserError(f"{where} must name different {self.what}, got {', '.join(value)}")
+
+
+@final
+@dataclass(frozen=True)
+class Seeds(Bound):
+    """Different whole numbers of at most ``bits`` bits."""
+
+    bits: int
+
+    def check(self, value: Any, where: str) -> None:
+        if len(set(value)) < len(value) or min(value) < 0 or max(value) >= 2**self.bits:
+            raise UserError(
+                f"{where} must be different and within [0, 2^{self.bits}), got {list(value)}"
+            )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parses a file.
+
+    Raises:
+        UserError: it is not there, or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    # Besides its own errors tomllib lets through those of long integers and of deep nesting.
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} must be a readable TOML file: {error}") from error
 
 
 def as_table(value: Any, where: str) -> dict[str, Any]:
@@ -33,7 +117,7 @@ def build(cls: type[T], table: dict[str, Any], where: str) -> T:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in table:
             raise UserError(f"{where}: {name!r} must be given, got {', '.join(table) or 'nothing'}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {
         name: _checked(value, hints[name], f"{where}.{name}", fields[name].default == ())
         for name, value in table.items()
@@ -41,8 +125,32 @@ def build(cls: type[T], table: dict[str, Any], where: str) -> T:
     return cls(**values)
 
 
+def check_bounds(settings: Any, name_of: Callable[[str], str]) -> None:
+    """Checks the bounds of a dataclass that was changed after it was built.
+
+    Args:
+        settings: a dataclass's instance, its values of the right types.
+        name_of: from a field's name to what the user knows it as, such as an option.
+
+    Raises:
+        UserError: a value is out of its bounds.
+    """
+    for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
+        _check_bounds(getattr(settings, name), hint, name_of(name))
+
+
+def _check_bounds(value: Any, hint: Any, where: str) -> None:
+    for bound in getattr(hint, "__metadata__", ()):
+        if isinstance(bound, Bound) and value is not None:
+            bound.check(value, where)
+
+
 def _checked(value: Any, hint: Any, where: str, may_be_empty: bool = False) -> Any:
     """Returns ``value`` as ``hint``, or refuses it."""
+    if typing.get_origin(hint) is Annotated:
+        value = _checked(value, typing.get_args(hint)[0], where, may_be_empty)
+        _check_bounds(value, hint, where)
+        return value
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), as_table(value, where), where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -11,12 +11,19 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sdslab.errors import UserError, exit_on_user_error
+from sdslab.runs.from_toml import check_bounds
 from sdslab.shell.command_line import parse
 from sdslab.shell.interrupts import exit_code
 from sdslab.shell.named_inputs import MESHES, PHOTOGRAPHS, check_file_or_name
 from sdslab.shell.standard_streams import keep_streams
-from sdslab.study.kinds import SAVED_KINDS, runner, study_file
-from sdslab.study.specification import find_study, list_studies, study_kind
+from sdslab.study.study_file import (
+    experiment_of,
+    find_study,
+    list_studies,
+    load_study,
+    resumed_study,
+    study_kind,
+)
 from sdslab.study.study_folder import claim_study_folder
 
 CHANGED_OUT = "figures/custom"
@@ -127,18 +134,22 @@ def run(selection: Selection, overrides: Overrides) -> None:
     path = find_study(selection.study)
     kind = study_kind(path)
     _check_options(kind, selection, overrides)
-    study = study_file(kind).load(path, preset)
-    if kind in SAVED_KINDS:
-        study = _changed(kind, study, selection, overrides)
-        how = {"fresh": selection.fresh, "accept_code": selection.accept_code_change}
+    study = _changed(kind, load_study(path, preset), selection, overrides)
+    how = {"fresh": selection.fresh, "accept_code": selection.accept_code_change}
+    try:
         _start(kind, study, selection.only, overrides.threads, **how)
-    else:
-        _measure(kind, study, selection, overrides, quick=preset == "quick")
+    except KeyboardInterrupt as interrupt:
+        if experiment_of(kind).sources:
+            raise
+        print(  # noqa: T201
+            f"\ninterrupted: the rows so far are in {study.settings.out}/{study.name}.json; "
+            f"--only measures the others",
+            file=sys.stderr,
+        )
+        raise SystemExit(exit_code(interrupt)) from None
 
 
 def _go_on(selection: Selection, overrides: Overrides) -> None:
-    from sdslab.study.resume import resumed_study
-
     assert selection.resume is not None
     accept = selection.accept_code_change
     given = _given(selection, Selection(resume=selection.resume, accept_code_change=accept))
@@ -155,8 +166,7 @@ def _go_on(selection: Selection, overrides: Overrides) -> None:
 
 def _start(kind: str, study: Any, only: tuple[str, ...], threads: int | None, **how: bool) -> None:
     settings = study.settings
-    pictures = getattr(settings, "images", getattr(settings, "photos", ()))
-    meshes = getattr(settings, "meshes", ())
+    pictures, meshes = getattr(settings, _pictures(settings), ()), getattr(settings, "meshes", ())
     for picture in pictures:
         check_file_or_name(picture, PHOTOGRAPHS, "--image")
     for mesh in meshes:
@@ -164,105 +174,73 @@ def _start(kind: str, study: Any, only: tuple[str, ...], threads: int | None, **
     inputs = {"--image": pictures, "--mesh": meshes, "--vae": (getattr(settings, "vae", ""),)}
     named = {f"{option} {name}": name for option, names in inputs.items() for name in names}
     claim_study_folder(Path(settings.out), study.name, named)
+    # Here, so that --help and mistakes answer at once.
+    import torch
+
+    from sdslab.study.engine import run_study
+
     if threads is not None:
         if not 1 <= threads <= (os.cpu_count() or 1) * 4:
             raise UserError(f"--threads must be a positive number of CPU threads, got {threads}")
-        import torch  # here, so that --help and mistakes answer at once
-
         torch.set_num_threads(threads)
-    runner(kind)(study, only, **how)
+    run_study(kind, experiment_of(kind), study, only, **how)
 
 
 def _given(options: Selection | Overrides, unset: Selection | Overrides) -> list[str]:
     """Names of the options that differ from those of ``unset``."""
     return [
-        "STUDY" if field.name == "study" else f"--{field.name.replace('_', '-')}"
+        _option_of(field.name)
         for field in dataclasses.fields(options)
         if getattr(options, field.name) != getattr(unset, field.name)
     ]
 
 
-# Options that a kind of study has no use for.
-_FOREIGN = {
-    "reconstruction": ("--mesh",),
-    "exemplar": ("--mesh", "--size", "--vae", "--steps", "--dtype"),
-    "exemplar_mesh": ("--size", "--vae", "--steps", "--dtype"),
-}
-_FOREIGN_TO_MEASUREMENTS = (
-    "--fresh", "--accept-code-change", "--image", "--mesh", "--size", "--vae", "--steps", "--seeds",
-    "--dtype",
-)  # fmt: skip
+def _option_of(name: str) -> str:
+    """The option that sets a field of the arguments or of the settings."""
+    name = {"images": "image", "photos": "image", "meshes": "mesh"}.get(name, name)
+    return "STUDY" if name == "study" else f"--{name.replace('_', '-')}"
+
+
+def _pictures(settings: Any) -> str:
+    return "photos" if hasattr(settings, "photos") else "images"
 
 
 def _check_options(kind: str, selection: Selection, overrides: Overrides) -> None:
     """Refuses options that a kind of study has no use for."""
-    given = [*_given(selection, Selection()), *_given(overrides, Overrides())]
-    foreign = _FOREIGN.get(kind, _FOREIGN_TO_MEASUREMENTS)
-    every = [
-        f"--{field.name.replace('_', '-')}"
-        for cls in (Selection, Overrides)
-        for field in _options_of(cls)
-    ]
-    for option in given:
-        if option in foreign:
-            valid = [name for name in every if name not in (*foreign, "--quick", "--resume")]
+    experiment = experiment_of(kind)
+    kept = ("fresh", "accept_code_change") if experiment.sources else ()
+    names = ("preset", "only", *kept, *experiment.options, "device", "threads", "out")
+    valid = [_option_of(name) for name in names]
+    for option in (*_given(selection, Selection()), *_given(overrides, Overrides())):
+        if option not in ("STUDY", "--quick", *valid):
             raise UserError(
                 f"{selection.study} takes {', '.join(valid[:-1])} and {valid[-1]}, got {option}; "
                 f"copy its file to change it"
             )
 
 
-def _options_of(cls: type[Selection] | type[Overrides]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(cls) if field.name != "study"]
-
-
 def _changed(kind: str, study: Any, selection: Selection, overrides: Overrides) -> Any:
-    """The study with the command line's settings; its own figure is not overwritten by a variant.
-
-    The settings are those of `specification.Settings`, or of the exemplar's studies.
-    """
+    """The study with the command line's settings; a variant does not overwrite its own figure."""
+    settings, kept = study.settings, bool(experiment_of(kind).sources)
     replaced: dict[str, Any] = {
-        "images" if kind == "reconstruction" else "photos": overrides.image or None,
+        _pictures(settings): overrides.image or None,
         "meshes": overrides.mesh or None,
         "seeds": overrides.seeds or None,
         **{name: getattr(overrides, name) for name in ("size", "vae", "dtype", "device", "out")},
     }
     replaced = {name: value for name, value in replaced.items() if value is not None}
+    quick = not kept and study.preset == "quick"
     if selection.only or overrides.steps is not None or replaced.keys() - {"device", "out"}:
         replaced.setdefault("out", CHANGED_OUT)
-        study = dataclasses.replace(study, preset=f"{study.preset}, changed")
+        # Of a study of speeds the device is no part, and neither are the rows that are left out.
+        study = dataclasses.replace(study, preset=f"{study.preset}, changed") if kept else study
+    if quick:
+        replaced.setdefault("out", "figures/quick")
     if overrides.steps is not None:
-        cells = tuple(
-            dataclasses.replace(
-                cell,
-                optimization=dataclasses.replace(cell.optimization, steps=overrides.steps),
-            )
-            for cell in study.cells
-        )
-        study = dataclasses.replace(study, cells=cells)
-    return dataclasses.replace(study, settings=dataclasses.replace(study.settings, **replaced))
-
-
-def _measure(
-    kind: str, study: Any, selection: Selection, overrides: Overrides, *, quick: bool
-) -> None:
-    """Runs a study of speeds: a device and a folder, no images or cells."""
-    changed = {"out": "figures/quick"} if quick else {}
-    changed |= {"out": CHANGED_OUT} if selection.only else {}
-    for option in ("device", "out"):
-        if getattr(overrides, option):
-            changed[option] = getattr(overrides, option)
-    settings = dataclasses.replace(study.settings, **changed)
-    study = dataclasses.replace(study, settings=settings)
-    try:
-        _start(kind, study, selection.only, overrides.threads)
-    except KeyboardInterrupt as interrupt:
-        print(  # noqa: T201
-            f"\ninterrupted: the rows so far are in {settings.out}/{study.name}.json; --only "
-            f"measures the others",
-            file=sys.stderr,
-        )
-        raise SystemExit(exit_code(interrupt)) from None
+        study = experiment_of(kind).with_steps(study, overrides.steps)
+    settings = dataclasses.replace(settings, **replaced)
+    check_bounds(settings, lambda name: _option_of(name) if name in replaced else name)
+    return dataclasses.replace(study, settings=settings)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sdslab.denoisers.prompts import view_of
 from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND
 from sdslab.rendering.renderer import Surface
 from sdslab.rendering.scene import Scene
-from sdslab.study.phase_clock import PhaseClock
+from sdslab.study.measuring import PhaseClock
 from sdslab.study.texture_step_problem import (
     GUIDANCE_SCALE,
     LEARNING_RATE,

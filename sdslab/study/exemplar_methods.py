@@ -1,8 +1,9 @@
-"""The ways of making a picture like a photograph that the exemplar study compares."""
+"""The ways of making a picture like a photograph that the exemplar study compares, and scores."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +23,55 @@ from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import PixelGrid
-from sdslab.study.exemplar_specification import FACTOR, ExemplarCase
+from sdslab.pictures.metrics import (
+    completeness,
+    contrast,
+    fidelity,
+    gradient_energy,
+    sliced_wasserstein,
+)
+from sdslab.runs.from_toml import Between
 
+FACTOR = 4  # of the enlargement
 PATCH, SR_PATCH = 7, 5
 FIRST_U, RESTART_U, LAST_U = 0.98, 0.6, 0.03  # noise levels; √ᾱ = cos(πu/2)
 PYRAMID_SHRINKS = (4, 2, 1)
 COARSE_SHARE = 0.75  # of the finest level's steps that each coarser one takes
 LEARNING_RATE = 0.07
 WEIGHTING = WEIGHTINGS["x0_unit"]
+
+
+@dataclass(frozen=True)
+class ExemplarCase:
+    """One way of making a picture like a photograph."""
+
+    name: str
+    label: str
+    method: Literal["crop", "ddim", "sds", "pyramid", "bicubic", "sr_sds"]
+    """A real crop; samples; SDS from grey at one resolution, or from coarse to fine; enlarged."""
+    steps: Annotated[int, Between(2, 1_000_000)] = 100
+    """Of the sampler or the optimisation; a pyramid's at its finest level."""
+    noise: Literal["fixed", "fresh"] = "fixed"
+    """One ε for the whole run, or another one each step."""
+    timesteps: Literal["annealed", "random"] = "annealed"
+    """t falls evenly, or is drawn anew each step."""
+    band_energy: bool = False
+    """Whether x̂_0 gets the photograph's contrast back."""
+    temperature: float = 1.0
+    """That the posterior's log-likelihood is divided by."""
+    guidance: float | None = None
+    """w of ε_all + w (ε_photo − ε_all), among the sweeps' photographs; absent: its own alone."""
+    enlarges: str | None = None
+    """The case whose pictures are enlarged."""
+    enlarged: bool = False
+    """Whether a crop is one of the enlarged size."""
+    pictured: bool = True
+    """Whether the contact sheet shows it; the table always does."""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its pictures have the enlarged size."""
+        return self.enlarged or self.enlarges is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +108,38 @@ class Problem:
     seed: int
     size: int
     start: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How alike a picture and a photograph of the same scale are."""
+
+    sliced_wasserstein: float
+    """Between 7 × 7 patches, in pixel values of [0, 1]; 0 is alike."""
+    contrast: float
+    """Standard deviation over the photograph's; 1 is alike."""
+    gradient_energy: float
+    """Over the photograph's; below 1 is blurred."""
+    fidelity: float
+    """Distance of the picture's patches from the photograph's nearest ones."""
+    completeness: float
+    """Distance of the photograph's patches from the picture's nearest ones."""
+
+    @classmethod
+    def of(cls, picture: Tensor, photo: Tensor) -> "Scores":
+        """Compares [1, 3, h, h] with [1, 3, h', h'], both in [0, 1]."""
+        # A uniform photograph has no contrast to be compared with.
+        return cls(
+            sliced_wasserstein(picture, photo),
+            _ratio(contrast(picture), contrast(photo)),
+            _ratio(gradient_energy(picture), gradient_energy(photo)),
+            fidelity(picture, photo),
+            completeness(picture, photo),
+        )
+
+
+def _ratio(value: float, reference: float) -> float:
+    return value / reference if reference > 0 else float("nan")
 
 
 @dataclass(frozen=True, eq=False)

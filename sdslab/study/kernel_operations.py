@@ -1,11 +1,14 @@
 """The ops that the kernel study times: ours, the same in plain torch, and what each must move."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdslab.errors import UserError
 from sdslab.kernels import (
     SR_CONDITION_STREAM,
     NoiseKey,
@@ -15,9 +18,90 @@ from sdslab.kernels import (
     sds_gradient_from_output,
     sr_condition,
 )
-from sdslab.study.kernel_posterior import patch_posterior_problem
-from sdslab.study.kernel_problem import Problem
-from sdslab.study.kernel_specification import KernelCase
+from sdslab.kernels.patch_posterior import patch_posterior
+from sdslab.runs.from_toml import Bound
+
+# Queries that a user would take at a time: more logits would fill the memory.
+_CHUNK = 1024
+# What the eager code of a user would be: few lines, no in-place tricks, results in a tuple.
+Eager = Callable[..., tuple[Tensor, ...]]
+
+
+@final
+class BatchAndSide(Bound):
+    """Pairs [batch, height = width] of pictures."""
+
+    def check(self, value: Any, where: str) -> None:
+        for size in value:
+            if len(size) != 2 or size[0] < 1 or size[1] < 4:
+                raise UserError(
+                    f"{where} must be pairs [batch, side] with a side of at least 4, got "
+                    f"{list(size)}"
+                )
+
+
+Sizes = Annotated[tuple[tuple[int, ...], ...], BatchAndSide()]
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """An op with its options, timed at every size."""
+
+    name: str
+    label: str
+    operation: Literal[
+        "perturb", "sds_gradient", "degenerate_sds_gradient", "sr_condition", "patch_posterior"
+    ]
+    """A name of ``OPERATIONS``."""
+    channels: int = 3
+    """Of the picture; of patch_posterior the coordinates of a patch."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the picture; of sds_gradient the model's output, beside a float32 picture."""
+    noise: Literal["key", "tensor"] = "key"
+    """Drawn from a key by the op, or given."""
+    guided: bool = False
+    """Whether a model's output has an unconditional half."""
+    mode: Literal["castex", "pipeline"] = "castex"
+    """Of sr_condition, which takes a render twice as large, and its quarter as the small size."""
+    keys: int = 4096
+    """Of patch_posterior, which has a query for each pixel."""
+    cpu_sizes: Sizes = ()
+    """Instead of the settings', where there are any."""
+    cuda_sizes: Sizes = ()
+    """The same on a GPU."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One op at one size.
+
+    Attributes:
+        ours: The op, its inputs bound.
+        eager: The same in plain torch, in the precision of its arguments.
+        arguments: What ``eager`` takes, noise as a tensor, so that it computes what ours does.
+        timed_arguments: What it takes when it is timed: with None for noise it draws its own.
+        bytes: What must be read and written once, whatever computes it.
+        flops: Of the printed equations; drawing noise is not counted.
+        rivals: Other ways to the same result, inputs bound; with any, the row is about arithmetic
+            and memory instead of bandwidth, and torch.compile is left out.
+    """
+
+    ours: Callable[[], tuple[Tensor, ...]]
+    eager: Eager
+    arguments: tuple[Tensor, ...]
+    timed_arguments: tuple[Tensor | None, ...]
+    bytes: int
+    flops: int
+    rivals: Mapping[str, Callable[[], tuple[Tensor, ...]]] = field(default_factory=dict)
+
+    @property
+    def contenders(self) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+        """Ours, eager code and the rivals, inputs bound."""
+        return {
+            "ours": self.ours,
+            "eager": lambda: self.eager(*self.timed_arguments),
+            **self.rivals,
+        }
 
 
 def perturb_problem(case: KernelCase, batch: int, side: int, device: torch.device) -> Problem:
@@ -109,6 +193,61 @@ def sr_condition_problem(case: KernelCase, batch: int, side: int, device: torch.
         (read + written) * render.element_size(),
         resampling + 5 * condition.numel(),
     )
+
+
+def patch_posterior_problem(
+    case: KernelCase, batch: int, side: int, device: torch.device
+) -> Problem:
+    """A query of `channels` coordinates for each of batch × side² pixels, against `keys` keys."""
+    n, k, r = batch * side**2, case.keys, case.channels
+    dtype = getattr(torch, case.dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    keys = torch.randn(k, r, generator=generator, device=device) / r**0.5
+    noise = torch.randn(n, r, generator=generator, device=device)
+    alpha_bar = torch.linspace(0.1, 0.9, n, device=device)
+    origin = torch.arange(n, device=device) % k
+    y = alpha_bar.sqrt()[:, None] * keys[origin] + (1 - alpha_bar).sqrt()[:, None] * noise
+    arguments = (y.to(dtype), keys.to(dtype), alpha_bar)
+    return Problem(
+        lambda: (patch_posterior(*arguments),),
+        by_products,
+        arguments,
+        arguments,
+        sum(x.numel() * x.element_size() for x in (*arguments, arguments[0])),
+        n * k * (4 * r + 8),  # two products, the logits' terms and the softmax
+        {
+            "sdpa": lambda: by_attention(*arguments),
+            "cdist": lambda: by_distances(*arguments),
+        },
+    )
+
+
+def by_products(y: Tensor, keys: Tensor, alpha_bar: Tensor) -> tuple[Tensor, ...]:
+    """The square expanded into a product of matrices, some queries at a time."""
+    squares = keys.square().sum(1) / 2
+    means = []
+    for some, a in zip(y.split(_CHUNK), alpha_bar.to(y.dtype)[:, None].split(_CHUNK), strict=True):
+        logits = (a.sqrt() * (some @ keys.T) - a * squares) / (1 - a)
+        means.append(logits.softmax(1) @ keys)
+    return (torch.cat(means),)
+
+
+def by_distances(y: Tensor, keys: Tensor, alpha_bar: Tensor) -> tuple[Tensor, ...]:
+    """The equation as it is printed, with torch.cdist: all logits at once."""
+    a = alpha_bar.to(y.dtype)[:, None]
+    # ‖y − √ᾱ p‖² / (1−ᾱ) = ‖y/√ᾱ − p‖² ᾱ/(1−ᾱ)
+    squares = torch.cdist(y / a.sqrt(), keys).square()
+    return ((-squares * a / (2 * (1 - a))).softmax(1) @ keys,)
+
+
+def by_attention(y: Tensor, keys: Tensor, alpha_bar: Tensor) -> tuple[Tensor, ...]:
+    """As attention: |p|² is one more coordinate of the keys."""
+    a = alpha_bar.to(y.dtype)[:, None]
+    q = torch.cat((y * a.sqrt() / (1 - a), -a / (2 * (1 - a))), dim=1)
+    k = torch.cat((keys, keys.square().sum(1, keepdim=True)), dim=1)
+    v = F.pad(keys, (0, 1))
+    mean = F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None], scale=1.0)
+    return (mean[0, 0, :, :-1].contiguous(),)
 
 
 OPERATIONS: dict[str, Callable[[KernelCase, int, int, torch.device], Problem]] = {

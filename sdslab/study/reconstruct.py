@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +31,51 @@ from sdslab.parameterizations.latent import LatentGrid
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.pictures.metrics import mse, psnr_db
-from sdslab.study.specification import Cell
+from sdslab.study.experiment import Result, Step
 
 MEASUREMENTS = 60  # points of a convergence curve, spread evenly over log(step)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Fields of ``OptimizeConfig``, which explains and checks them."""
+
+    steps: int
+    optimizer: str = "adam"
+    learning_rate: float = 0.01
+    learning_rate_schedule: str = "constant"
+    gradient_norm_limit: float = float("inf")
+    converged_below: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of recovering an image: where diffusion happens, what θ is, how it is optimised."""
+
+    name: str
+    """For ``--only`` and file names: lower-case letters, digits and underscores."""
+    label: str
+    """For the table and the figure."""
+    diffusion: Literal["pixel", "latent"]
+    """The space of the diffusion model."""
+    parameterization: Literal["pixel", "dip", "latent"]
+    """What θ is."""
+    optimization: Optimization
+    """How θ moves."""
+    initialization: Literal["grey", "noise", "image", "network"] = "network"
+    """θ at the start; "image" is the original itself, "network" a DIP's random weights."""
+    network: str = "paint-it"
+    """The DIP network."""
+    width: int | None = None
+    """The DIP network's channels; absent: its own."""
+    weighting: str = "x0_unit"
+    """w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``."""
+    noise: Literal["cancelled", "sampled"] = "cancelled"
+    """Eq. 3 in closed form, or through a drawn ε, x_t and the printed ε̂."""
+    pictured: bool = True
+    """Whether the figure shows it; the table always does."""
+    paper_psnr_db: dict[str, float] = field(default_factory=dict)
+    """The paper's numbers by read-out: theta, decoded."""
 
 
 @dataclass(frozen=True)
@@ -66,58 +108,6 @@ class Problem:
         return self.vae
 
 
-@dataclass(frozen=True)
-class Readout:
-    """One picture of θ, against the original.
-
-    Attributes:
-        image: [1, 3, h, w], not clamped.
-        psnr_db: of the picture as it is.
-        psnr_clamped_db: of the picture clamped to [0, 1].
-    """
-
-    image: Tensor
-    psnr_db: float
-    psnr_clamped_db: float
-
-    @classmethod
-    def of(cls, image: Tensor, original: Tensor) -> "Readout":
-        """Measures ``image``."""
-        clamped = psnr_db(image.clamp(0, 1), original)
-        return cls(image.detach(), psnr_db(image, original), clamped)
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """What one (cell, image, seed) gave.
-
-    Attributes:
-        readouts: by name: "theta" always, "decoded" for latent diffusion.
-        latent_mse: mean squared error of z against enc(x*), in scaled latents; None in pixel space.
-        latent_mse_start: the same before the first step.
-        vae_ceiling_db: PSNR of dec(enc(x*)); None in pixel space.
-        steps: updates of θ.
-        seconds: of the loop, measurements included.
-        curve: (step, PSNR of θ) while it ran.
-    """
-
-    readouts: dict[str, Readout]
-    latent_mse: float | None
-    latent_mse_start: float | None
-    vae_ceiling_db: float | None
-    steps: int
-    seconds: float
-    curve: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Where a running cell is, for a progress bar."""
-
-    step: int
-    psnr_db: float
-
-
 class CellProgress:
     """What a cell that was stopped goes on from, bit for bit on the CPU.
 
@@ -148,6 +138,12 @@ class CellProgress:
         return tensors, numbers
 
 
+def with_steps(cell: Cell, steps: int) -> Cell:
+    """The cell that takes so many steps."""
+    optimization = dataclasses.replace(cell.optimization, steps=steps)
+    return dataclasses.replace(cell, optimization=optimization)
+
+
 def check_cell(cell: Cell, size: int, vae: LatentSpace | None) -> None:
     """Refuses, before anything runs or is written, a cell that cannot run at this size.
 
@@ -168,14 +164,18 @@ def check_cell(cell: Cell, size: int, vae: LatentSpace | None) -> None:
 
 def run_cell(
     cell: Cell, problem: Problem, seed: int, progress: CellProgress | None = None
-) -> Iterator[Measurement | CellResult]:
-    """Runs one cell: several `Measurement`s and, last, the `CellResult`.
+) -> Iterator[Step | Result]:
+    """Runs one cell.
 
     Args:
         cell: what to run.
         problem: what to recover.
         seed: of θ and of the noise.
-        progress: what to go on from; it follows the run, and can be saved after any measurement.
+        progress: what to go on from; it follows the run, and can be saved after any step.
+
+    Yields:
+        Steps and, last, the result: pictures of θ [1, 3, h, w], not clamped, by read-out ("theta"
+        always, "decoded" for latent diffusion), and the numbers that `_measured` describes.
     """
     progress = progress or CellProgress()
     theta = initial_theta(cell, problem, seed)
@@ -205,42 +205,47 @@ def run_cell(
             with torch.no_grad():
                 image = theta() if latest_image is None else latest_image
             curve.append((step.index, psnr_db(image, problem.image)))
-        yield Measurement(steps, curve[-1][1])
-        converged = step.gradient_norm <= config.converged_below
-        if converged:
+        yield Step(steps, f"{curve[-1][1]:.2f} dB", progress.snapshot)
+        if step.gradient_norm <= config.converged_below:
             steps = step.index
-    yield _measure(theta, problem, space, z_star, steps, seconds, curve, progress.latent_mse_start)
+    yield _measured(theta, problem, space, z_star, {"steps": steps, "seconds": seconds}, progress)
 
 
 @torch.no_grad()
-def _measure(
+def _measured(
     theta: Parameterization,
     problem: Problem,
     space: DiffusionSpace,
     z_star: Tensor,
-    steps: int,
-    seconds: float,
-    curve: list[tuple[int, float]],
-    latent_mse_start: float | None,
-) -> CellResult:
-    image = theta()
-    readouts = {"theta": Readout.of(image, problem.image)}
-    curve = [*curve, (steps, readouts["theta"].psnr_db)]
-    if not isinstance(space, LatentSpace):
-        return CellResult(readouts, None, None, None, steps, seconds, curve)
-    assert problem.vae_ceiling is not None
-    encoded = space.encode(image)
-    z = theta.latents if isinstance(theta, LatentGrid) else encoded
-    readouts["decoded"] = Readout.of(space.decode(encoded), problem.image)
-    return CellResult(
-        readouts=readouts,
-        latent_mse=mse(z, z_star),
-        latent_mse_start=latent_mse_start,
-        vae_ceiling_db=psnr_db(problem.vae_ceiling, problem.image),
-        steps=steps,
-        seconds=seconds,
-        curve=curve,
-    )
+    loop: dict[str, Any],
+    progress: CellProgress,
+) -> Result:
+    """The result.
+
+    Its numbers are ``psnr``, of each picture as it is and clamped to [0, 1]; ``curve``, the PSNR of
+    θ after some numbers of steps; ``steps``, updates of θ; ``seconds`` of the loop, measurements
+    included; in latent space ``latent_mse``, mean squared error of z against enc(x*) in scaled
+    latents, ``latent_mse_start``, the same before the first step, and ``vae_ceiling_db``, the PSNR
+    of dec(enc(x*)); else those are None.
+    """
+    image, original = theta(), problem.image
+    pictures = {"theta": image}
+    numbers: dict[str, Any] = {"latent_mse": None, "latent_mse_start": None, "vae_ceiling_db": None}
+    if isinstance(space, LatentSpace):
+        assert problem.vae_ceiling is not None
+        encoded = space.encode(image)
+        z = theta.latents if isinstance(theta, LatentGrid) else encoded
+        pictures["decoded"] = space.decode(encoded)
+        numbers["latent_mse"] = mse(z, z_star)
+        numbers["latent_mse_start"] = progress.latent_mse_start
+        numbers["vae_ceiling_db"] = psnr_db(problem.vae_ceiling, original)
+    psnr = {
+        name: [psnr_db(picture, original), psnr_db(picture.clamp(0, 1), original)]
+        for name, picture in pictures.items()
+    }
+    curve = [*progress.curve, (loop["steps"], psnr["theta"][0])]
+    pictures = {name: picture.detach() for name, picture in pictures.items()}
+    return Result(pictures, numbers | loop | {"curve": curve, "psnr": psnr})
 
 
 def gradient_of(

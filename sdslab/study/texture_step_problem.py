@@ -1,8 +1,8 @@
-"""A texture step as the program takes it, with a clock at its seams."""
+"""A texture step as data, and as the program takes it, with a clock at its seams."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import Scene, Scenes, SceneSampler
 from sdslab.rendering.texels import SeenTexels
-from sdslab.study.phase_clock import WHOLE, PhaseClock
-from sdslab.study.texture_step_specification import StepCase, TextureStepSettings
+from sdslab.runs.from_toml import Between, PowerOfTwo
+from sdslab.study.measuring import WHOLE, PhaseClock
 from sdslab.study.unet_configurations import STAGE_TWO, build_unet
 from sdslab.tensor_types import Diffused, Timesteps
 
@@ -45,6 +45,42 @@ STEPS = 500  # of the stage whose beginning is timed
 TOKENS = 77
 # CasTex's cameras at the middle of their range: steps of equal work, so that a few tell the time.
 MEAN_DISTANCE = CameraSampler(radius=(4.4, 4.4))
+
+
+@dataclass(frozen=True)
+class TextureStepSettings:
+    """What every row shares."""
+
+    mesh: str = "torus"
+    """A file, or a built-in mesh."""
+    light: str = "studio"
+    """A built-in environment, or a panorama."""
+    device: str = "auto"
+    """"auto" is cuda where there is one."""
+    repeats: int = 15
+    """Timed steps of each row, after two that are not."""
+    out: str = "figures"
+    """Folder for the results."""
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A step of one stage, ours and plain eager."""
+
+    name: str
+    label: str
+    device: Literal["cpu", "cuda"]
+    """The kind of device that it is meant for; on another it is left out."""
+    unet: Literal["IF-I-M", "IF-I-XL", "IF-II-L", "tiny-I", "tiny-II"]
+    """A name of ``sdslab.study.unet_configurations.CONFIGURATIONS``; it decides the stage."""
+    views: Annotated[int, Between(1, 1024)]
+    render_size: Annotated[int, Between(1, 8192)]
+    texture_size: Annotated[int, PowerOfTwo(1, 8192)]
+
+    @property
+    def shape(self) -> str:
+        """Views, picture and texture, for people."""
+        return f"{self.views} × {self.render_size}², {self.texture_size}²"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,8 @@
 """What the renderer study measures: comparisons, whole steps and recoveries, each one row."""
 
-import multiprocessing
-import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +11,6 @@ from torch import Tensor
 from sdslab.errors import UserError
 from sdslab.machine import peak_memory_mb, resolve_device
 from sdslab.material_recovery import (
-    Measurement,
     grey_material,
     light_sampler,
     measure,
@@ -32,90 +27,96 @@ from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer
+from sdslab.rendering.render_backend import RenderBackend
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texels import SeenTexels
 from sdslab.rendering.torch_reference import sample_texture
-from sdslab.study.mesh_load import LOADERS, disagreement, measure_load, write_grid
-from sdslab.study.renderer_specification import (
-    Comparison,
-    LoadTiming,
-    Recovery,
-    RendererSettings,
-    StepTiming,
-)
-from sdslab.study.timing import Quantiles, quantiles_ms, quantiles_of
+from sdslab.runs.from_toml import PowerOfTwo
+from sdslab.study.measuring import quantile_columns, quantiles_ms, quantiles_of
 
 # The share of ids that two exact methods may tell apart: pixel centres on an edge.
 ID_BUDGET = 1e-4
 TEXTURE_BUDGET = 1e-4
-LOAD_BUDGET = 1e-6  # of coordinates in [−1, 1]
 # CasTex's cameras at the middle of their range: steps of equal work, so that a few tell the time.
 MEAN_DISTANCE = CameraSampler(radius=(4.4, 4.4))
+TextureSize = Annotated[int, PowerOfTwo(1, 8192)]
+Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class ComparisonRow:
-    """Milliseconds of a call, as quantiles, and how far the two results are apart."""
+class RendererSettings:
+    """What every row shares."""
 
-    name: str
-    label: str
-    ours_ms: Quantiles
-    reference: str
-    reference_ms: Quantiles
-    disagreement: float
-    budget: float
-
-    @property
-    def accepted(self) -> bool:
-        """Whether ours equals the reference: no speed is reported of a wrong result."""
-        return self.disagreement <= self.budget
+    mesh: str = "torus"
+    """A file, or a built-in mesh."""
+    target: str = "coffee"
+    """The picture that steps and recoveries are guided to."""
+    device: str = "auto"
+    """"auto" is cuda where there is one."""
+    repeats: int = 15
+    """Timed calls of each row, after one that is not."""
+    out: str = "figures"
+    """Folder for the results."""
 
 
 @dataclass(frozen=True)
-class LoadRow:
-    """Milliseconds of CPU time of a load, as quantiles, and the most memory that one took."""
+class Comparison:
+    """One operation, ours and a reference's."""
 
     name: str
     label: str
-    faces: int
-    ours_ms: Quantiles
-    trimesh_ms: Quantiles
-    peak_mb: float
-    trimesh_peak_mb: float
-    disagreement: float
+    operation: Literal["visibility", "texture"]
+    """"visibility" against embree, "texture" against plain torch."""
+    views: int
+    render_size: int
+    texture_size: TextureSize = 1
 
 
 @dataclass(frozen=True)
-class StepRow:
-    """Milliseconds of a step, as quantiles, and the memory that the process peaked at."""
+class StepTiming:
+    """Whole optimisation steps."""
 
     name: str
     label: str
-    faces: int
-    step_ms: Quantiles
-    peak_mb: float
+    views: int
+    render_size: int
+    texture_size: TextureSize
+    subdivisions: int = 0
+    """Each turns every face into four."""
+    repeats: int | None = None
+    """In place of the settings' own."""
 
 
 @dataclass(frozen=True)
-class RecoveryRow:
-    """What a recovery reached."""
+class Recovery:
+    """A known material, recovered from grey."""
 
     name: str
     label: str
+    views: int
+    render_size: int
+    texture_size: TextureSize
     steps: int
-    seconds: float
-    measurement: Measurement
-    maps: Tensor
-    """[h, w, 8], on the CPU."""
-    pictures: list[tuple[str, Tensor]]
-    """Labelled views of it."""
-    target_pictures: list[tuple[str, Tensor]]
-    """The same views of the material to recover."""
+    learning_rate: float
+    cameras: Literal["castex", "wide"] = "castex"
+    """A name of ``sdslab.rendering.cameras.CAMERA_SAMPLERS``."""
+    lights: tuple[str, ...] = ()
+    unlit: bool = False
+    fixed_light: bool = False
+    disable: tuple[Literal["albedo", "roughness", "metallic", "normal"], ...] = ()
+    """Maps that are known to be neutral: no metal, no bumps, roughness 0.5."""
 
 
-def compare(case: Comparison, settings: RendererSettings) -> ComparisonRow:
-    """Times one operation against its reference, and compares their results."""
+def compare(case: Comparison, settings: RendererSettings) -> dict[str, Any]:
+    """Times one operation against its reference, after both gave the same.
+
+    Returns:
+        Columns of a row.
+
+    Raises:
+        UserError: they differ.
+    """
     device = resolve_device(settings.device)
     mesh = load_mesh(settings.mesh)
     backend = make_backend("auto", device)
@@ -127,43 +128,57 @@ def compare(case: Comparison, settings: RendererSettings) -> ComparisonRow:
     ids = backend.visibility(clip, faces, size)
     if case.operation == "visibility":
         trace = _embree(mesh, cameras, case.render_size)
+        seen = torch.from_numpy(trace()).view(ids.shape) + 1
         # nvdiffrast snaps vertices to 1/16 of a pixel.
         budget = ID_BUDGET if device.type == "cpu" else 0.03
-        return ComparisonRow(
-            case.name,
-            case.label,
-            quantiles_ms(lambda: backend.visibility(clip, faces, size), settings.repeats, device),
-            "embree (embreex)",
-            quantiles_ms(trace, settings.repeats, torch.device("cpu")),
-            (torch.from_numpy(trace()).view(ids.shape) + 1 != ids.cpu()).double().mean().item(),
-            budget,
+        name, disagreement = "embree (embreex)", (seen != ids.cpu()).double().mean().item()
+        _check(case, name, disagreement, budget)
+        ours = quantiles_ms(lambda: backend.visibility(clip, faces, size), settings.repeats, device)
+        theirs = quantiles_ms(trace, settings.repeats, torch.device("cpu"))
+    else:
+        look_up = _look_up(backend, case, clip, faces, ids, mesh.uv.to(device))
+        pairs = zip(look_up(backend.sample_texture), look_up(sample_texture), strict=True)
+        name = "plain torch"
+        disagreement = max(
+            ((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs
         )
-    fragments = backend.resolve(clip, faces, ids, mesh.uv.to(device))
+        _check(case, name, disagreement, TEXTURE_BUDGET)
+        repeats = settings.repeats
+        ours = quantiles_ms(lambda: look_up(backend.sample_texture), repeats, device)
+        theirs = quantiles_ms(lambda: look_up(sample_texture), max(2, repeats // 3), device)
+    return {
+        **quantile_columns("ours", ours),
+        "reference": name,
+        **quantile_columns("reference", theirs),
+        "ratio": theirs[1] / ours[1],
+        "disagreement": disagreement,
+    }
+
+
+def _check(case: Comparison, reference: str, disagreement: float, budget: float) -> None:
+    if not disagreement <= budget:  # nor is NaN
+        raise UserError(
+            f"{case.name}: ours must equal {reference} to {budget:g}, got {disagreement:.3g}; no "
+            f"speed is reported of a wrong result"
+        )
+
+
+def _look_up(
+    backend: RenderBackend, case: Comparison, clip: Tensor, faces: Tensor, ids: Tensor, uv: Tensor
+) -> Callable[[Sampler], tuple[Tensor, Tensor]]:
+    """Looks up random maps where the pixels lie, and takes a random gradient back to the maps."""
+    fragments = backend.resolve(clip, faces, ids, uv)
     uv, derivatives = fragments.attributes.contiguous(), fragments.uv_derivatives
-    maps = torch.rand(
-        case.texture_size, case.texture_size, 8, generator=torch.Generator().manual_seed(0)
-    ).to(device)
+    shape = (case.texture_size, case.texture_size, 8)
+    maps = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(uv.device)
     maps.requires_grad_()
+    cotangent = torch.randn(len(uv), 8, generator=torch.Generator().manual_seed(1)).to(uv.device)
 
-    cotangent = torch.randn(len(uv), 8, generator=torch.Generator().manual_seed(1)).to(device)
-
-    def look_up(sample: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def look_up(sample: Sampler) -> tuple[Tensor, Tensor]:
         looked_up = sample(maps, uv, derivatives)
         return looked_up.detach(), torch.autograd.grad(looked_up, maps, cotangent)[0]
 
-    pairs = zip(look_up(backend.sample_texture), look_up(sample_texture), strict=True)
-    disagreement = max(
-        ((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs
-    )
-    return ComparisonRow(
-        case.name,
-        case.label,
-        quantiles_ms(lambda: look_up(backend.sample_texture), settings.repeats, device),
-        "plain torch",
-        quantiles_ms(lambda: look_up(sample_texture), max(2, settings.repeats // 3), device),
-        disagreement,
-        TEXTURE_BUDGET,
-    )
+    return look_up
 
 
 def _embree(mesh: Mesh, cameras: Cameras, size: int) -> Callable[[], np.ndarray]:
@@ -194,37 +209,7 @@ def _rays(world_to_clip: Tensor, size: int) -> tuple[np.ndarray, np.ndarray]:
     return ends[0].float().numpy(), direction.float().numpy()
 
 
-def time_load(case: LoadTiming, settings: RendererSettings) -> LoadRow:
-    """Times loads in fresh processes, ours and trimesh's by turns, after both gave the same mesh.
-
-    Raises:
-        UserError: they differ, or there is no trimesh.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"grid.{case.file}"
-        write_grid(path, case.faces)
-        difference = disagreement(path)  # this compiles what is kept on disk, too
-        if not difference <= LOAD_BUDGET:
-            raise UserError(
-                f"{case.name}: ours must equal trimesh to {LOAD_BUDGET:g}, got {difference:.3g}; "
-                f"no speed is reported of a wrong result"
-            )
-        measured: dict[str, list[tuple[float, float]]] = {loader: [] for loader in LOADERS}
-        for _ in range(case.repeats or settings.repeats):
-            for loader, results in measured.items():
-                with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                    results.append(pool.submit(measure_load, loader, path).result())
-    (ours_ms, ours_mb), (trimesh_ms, trimesh_mb) = (
-        zip(*results, strict=True) for results in measured.values()
-    )
-    return LoadRow(
-        case.name, case.label, case.faces, quantiles_of(ours_ms), quantiles_of(trimesh_ms),
-        max(ours_mb), max(trimesh_mb), difference,
-    )  # fmt: skip
-
-
-def time_steps(case: StepTiming, settings: RendererSettings) -> StepRow:
+def time_steps(case: StepTiming, settings: RendererSettings) -> dict[str, Any]:
     """Times optimisation steps; run it in a process of its own, whose peak memory it reports."""
     repeats = case.repeats or settings.repeats
     recovery = Recovery(
@@ -245,36 +230,38 @@ def time_steps(case: StepTiming, settings: RendererSettings) -> StepRow:
     # The time between two steps' losses is one whole step; the first compiles and allocates.
     step_ms = quantiles_of(list(np.diff(seconds)[1:] * 1000))
     peaks = peak_memory_mb(run.renderer.device)
-    return StepRow(
-        case.name, case.label, len(mesh.faces), step_ms, peaks.get("gpu", peaks["process"])
-    )
+    peak = peaks.get("gpu", peaks["process"])
+    return {"faces": len(mesh.faces), **quantile_columns("ours", step_ms), "peak_mb": peak}
 
 
-def measure_recovery(
-    case: Recovery, settings: RendererSettings, progress: Callable[[int], object]
-) -> RecoveryRow:
-    """Recovers a known material and measures it on texels that were seen and on unseen views."""
+def recovery(case: Recovery, settings: RendererSettings) -> Iterator[int | tuple[Any, ...]]:
+    """Recovers a known material, and measures it on texels that were seen and on unseen views.
+
+    Yields:
+        The number of steps taken; last, the columns of a row, the maps [h, w, 8] on the CPU, and
+        labelled views of them and of the material to recover.
+    """
     run = _Run(case, settings, load_mesh(settings.mesh))
     seconds = 0.0
     for step in run.steps():
         seconds = step.seconds
-        progress(step.index + 1)
+        yield step.index + 1
     maps = maps_of(run.theta).detach()
     previewer = Previewer(
         Renderer(run.renderer.mesh, run.renderer.backend, run.renderer.device, supersampling=2),
         run.scenes.lights.environments[0] if run.scenes.lights else None,
         size=256,
     )
-    return RecoveryRow(
-        case.name,
-        case.label,
-        case.steps,
-        seconds,
-        measure(maps, run.target, run.renderer, run.scenes, run.seen.texels()),
-        maps.cpu(),
-        previewer.views(case.name, maps),
-        previewer.views("target", run.target),
-    )
+    measurement = measure(maps, run.target, run.renderer, run.scenes, run.seen.texels())
+    numbers = {
+        "steps": case.steps,
+        "seconds": seconds,
+        "view_psnr_db": measurement.view_psnr_db,
+        "white_room_psnr_db": measurement.white_room_psnr_db,
+        **{f"{name}_psnr_db": db for name, db in measurement.map_psnr_db.items()},
+    }
+    views = previewer.views(case.name, maps), previewer.views("target", run.target)
+    yield numbers, (maps.cpu(), *views)
 
 
 class _Run:

@@ -1,4 +1,4 @@
-"""Finished pieces of a study on disk: tensors and numbers in one file each, whole or not at all."""
+"""Finished pieces of a run on disk: tensors and numbers in one file each, whole or not at all."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,12 +12,29 @@ from torch import Tensor
 from sdslab.errors import one_line
 from sdslab.files.atomic_write import atomic_write
 from sdslab.files.disk_cache import content_hash
-from sdslab.runs.checkpoint import code_changes
+from sdslab.runs.checkpoint import Checkpoints, OtherCodeError, code_changes
 
+PACKAGE = Path(__file__).parents[1]
 Result = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-class ResultFiles:
+def code_of(sources: tuple[str, ...], **versions: str | None) -> dict[str, dict[str, Any]]:
+    """What makes results: digests of source files and folders, and versions of packages.
+
+    Args:
+        sources: relative to the package.
+        versions: by package.
+    """
+    return {"code": {source: _digest(PACKAGE / source) for source in sources}, "versions": versions}
+
+
+def _digest(source: Path) -> str:
+    files = [source] if source.suffix else sorted(source.rglob("*.py"))
+    texts = [[str(file.relative_to(PACKAGE)), file.read_text("utf-8")] for file in files]
+    return content_hash(texts)
+
+
+class ResultStore:
     """The files of one folder, each named by what it is, what it depends on and what made it.
 
     Args:
@@ -81,6 +98,24 @@ class ResultFiles:
             self.note(code_changes(made_by, self.code), version)
             return found if self.accept_code else None
         return None
+
+    def partial(self, path: Path, key: str) -> Checkpoints:
+        """Checkpoints of the piece whose result will lie at `path`.
+
+        Those that the piece cannot go on from are removed.
+        """
+        folder = path.with_name(path.stem.rpartition("-")[0])
+        partial = Checkpoints(folder, {"cell": key, **self.code}, accept_code=self.accept_code)
+        try:
+            saved = None if self.fresh else partial.latest()
+        except OtherCodeError as error:
+            self.note(error.changes)
+            saved = None
+        if saved is None:
+            partial.clear()
+        elif saved.code_changes:
+            self.note(saved.code_changes)
+        return partial
 
     def note(self, changes: tuple[str, ...], version: str = "another version") -> None:
         """Tells the user, once, that there are results of other code and what becomes of them."""

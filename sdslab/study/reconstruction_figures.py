@@ -1,9 +1,8 @@
-"""The study's pictures: reconstructions laid out like the paper's figure, and convergence."""
+"""Reconstructions laid out like the paper's figure, and how they converge."""
 
 import textwrap
-from pathlib import Path
+from collections.abc import Sequence
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,28 +10,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from sdslab.files.atomic_write import atomic_write
 from sdslab.shell.named_inputs import stem_of
-from sdslab.study.reconstruct import Problem
-from sdslab.study.results import GROUP_TITLES, READOUT_LABELS, Finished
-from sdslab.study.specification import Cell, Study
+from sdslab.study.experiment import Finished
+from sdslab.study.reconstruct import Cell, Problem
 
-mpl.use("Agg")
-mpl.rcParams.update({"font.size": 9, "pdf.fonttype": 42, "savefig.bbox": "tight"})
+GROUP_TITLES = {"pixel": "diffusion in pixel space", "latent": "diffusion in VAE latent space"}
+READOUT_LABELS = {"theta": "θ", "decoded": "dec(enc(θ))"}
 
 
 def reconstruction_figure(
-    study: Study, problems: list[Problem], finished: list[Finished]
+    cells: Sequence[Cell], problems: Sequence[Problem], finished: Sequence[Finished]
 ) -> Figure:
     """A row per image: the original, then each pictured cell's read-outs with PSNR below.
 
     Of several seeds the first is shown.
     """
     columns = [
-        (cell, readout)
-        for cell in study.cells
-        if cell.pictured
-        for readout in _readouts(cell, finished)
+        (cell, readout) for cell in cells if cell.pictured for readout in _readouts(cell, finished)
     ]
     figure, axes = plt.subplots(
         len(problems),
@@ -44,9 +38,13 @@ def reconstruction_figure(
     for row, problem in zip(axes, problems, strict=True):
         _show(row[0], problem.image, textwrap.shorten(stem_of(problem.image_name), 24))
         for ax, (cell, readout) in zip(row[1:], columns, strict=True):
-            item = _first(finished, cell.name, problem.image_name)
-            picture = item.result.readouts[readout]
-            _show(ax, picture.image, f"{picture.psnr_db:.2f} dB")
+            result = next(
+                done.result
+                for done in finished
+                if done.piece.about[:2] == (cell, problem.image_name)
+            )
+            psnr = result.numbers["psnr"][readout][0]
+            _show(ax, result.tensors[readout], f"{psnr:.2f} dB")
     axes[0][0].set_title("original x*\n")
     for ax, (cell, readout) in zip(axes[0][1:], columns, strict=True):
         label = textwrap.fill(cell.label, 20)
@@ -56,22 +54,24 @@ def reconstruction_figure(
     return figure
 
 
-def convergence_figure(study: Study, finished: list[Finished]) -> Figure:
+def convergence_figure(cells: Sequence[Cell], finished: Sequence[Finished]) -> Figure:
     """PSNR of θ against the step for every cell, mean over images and seeds."""
-    groups = [name for name in GROUP_TITLES if any(c.diffusion == name for c in study.cells)]
+    groups = [name for name in GROUP_TITLES if any(c.diffusion == name for c in cells)]
     figure, axes = plt.subplots(
         1, len(groups), figsize=(5.2 * len(groups), 4.4), squeeze=False, layout="constrained"
     )
     for ax, group in zip(axes[0], groups, strict=True):
-        for cell in study.cells:
-            curves = [item.result.curve for item in finished if item.cell.name == cell.name]
+        for cell in cells:
+            curves = [
+                done.result.numbers["curve"] for done in finished if done.piece.about[0] == cell
+            ]
             if cell.diffusion == group and curves:
                 steps, psnrs = _mean_curve(curves)
                 ax.plot(steps + 1, psnrs, label=cell.label, marker="o", markersize=2)
         ceilings = [
-            item.result.vae_ceiling_db
-            for item in finished
-            if item.cell.diffusion == group and item.result.vae_ceiling_db is not None
+            done.result.numbers["vae_ceiling_db"]
+            for done in finished
+            if done.piece.about[0].diffusion == group == "latent"
         ]
         if ceilings:
             ax.axhline(float(np.mean(ceilings)), color="grey", ls=":", label="dec(enc(x*))")
@@ -81,28 +81,10 @@ def convergence_figure(study: Study, finished: list[Finished]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes the figure in the format of the path's suffix, without a date, whole or not at all."""
-    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=160, metadata=metadata)
-
-
-def close_figure(figure: Figure) -> None:
-    """Frees the figure's memory."""
-    plt.close(figure)
-
-
-def _readouts(cell: Cell, finished: list[Finished]) -> list[str]:
+def _readouts(cell: Cell, finished: Sequence[Finished]) -> list[str]:
     """θ, and for an image parameterization its decoding; a latent's θ is a decoding already."""
-    names = next(list(item.result.readouts) for item in finished if item.cell.name == cell.name)
+    names = next(list(done.result.tensors) for done in finished if done.piece.about[0] == cell)
     return names[:1] if cell.parameterization == "latent" else names
-
-
-def _first(finished: list[Finished], cell_name: str, image_name: str) -> Finished:
-    return next(
-        item for item in finished if (item.cell.name, item.image_name) == (cell_name, image_name)
-    )
 
 
 def _show(ax: Axes, image: Tensor, caption: str) -> None:
