@@ -10,10 +10,10 @@ import tyro
 from PIL import Image
 
 from sdslab.study.__main__ import Arguments as StudyArguments
-from sdslab.study.specification import Study, find_study, select_cells, study_kind
+from sdslab.study.experiment import rows_of
+from sdslab.study.study_file import find_study, load_study
 from sdslab.texture.argument_checks import check
 from sdslab.texture.arguments import Arguments
-from tests.fuzz.targets import STUDY_LOADERS
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
@@ -39,9 +39,8 @@ def test_every_printed_command_is_understood(line: str):
     if not arguments.selection.study:
         return
     path, preset = find_study(arguments.selection.study), arguments.selection.preset
-    study = STUDY_LOADERS[study_kind(path)](path, preset)
-    if isinstance(study, Study):
-        assert select_cells(study, arguments.selection.only).cells
+    study = load_study(path, preset)
+    assert set(arguments.selection.only) <= {row.name for row in rows_of(study)}
 
 
 @pytest.mark.parametrize("line", TEXTURE_LINES)

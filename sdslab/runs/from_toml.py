@@ -37,7 +37,7 @@ class Between(Bound):
 
     def check(self, value: Any, where: str) -> None:
         if not self.low <= value <= self.high:
-            raise UserError(f"{where} must be from {self.low:,g} to {self.high:,g}, got {value:g}")
+            raise UserError(f"{where} must be from {self.low} to {self.high}, got {value}")
 
 
 @final

@@ -1,5 +1,6 @@
 """A page of text and tables: as Markdown, and in a terminal of any width."""
 
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,12 +28,14 @@ class Table:
         labels: columns that say what a row is of, which stay where a terminal is narrow; None: the
             first, and those whose cells begin with a letter.
         expendable: the other columns, the least needed first; None: from the right.
+        grouped: whether a narrow terminal has the first column as headings between the rows.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     labels: Sequence[str] | None = None
     expendable: Sequence[str] | None = None
+    grouped: bool = False
 
     def markdown(self) -> str:
         """A pipe table."""
@@ -66,15 +69,20 @@ class Table:
 
     def _without(self, left_out: Sequence[str], labels: Sequence[str]) -> RichTable:
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        kept = [place for place, name in enumerate(self.columns) if name not in left_out]
+        names = list(enumerate(self.columns))[int(self.grouped) :]
+        kept = [place for place, name in names if name not in left_out]
         for place in kept:
             name = self.columns[place]
             if name in labels:
                 table.add_column(name, overflow="fold")
             else:
                 table.add_column(name, justify="right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*(row[place] for place in kept))
+        for key, group in itertools.groupby(self.rows, lambda row: self.grouped and row[0]):
+            if key:
+                table.add_section()
+                table.add_row(f"[bold]{key}")
+            for row in group:
+                table.add_row(*(row[place] for place in kept))
         return table
 
 

@@ -43,7 +43,6 @@ COLUMNS = (
     "diffusion", "θ", "read-out", "PSNR, dB", "clamped", "VAE ceiling", "latent MSE", "paper",
     "difference", "steps", "seconds",
 )  # fmt: skip
-LABELS = ("diffusion", "θ", "read-out")
 # Where a terminal is narrow, the first goes first.
 EXPENDABLE = (
     "seconds", "steps", "latent MSE", "clamped", "difference", "VAE ceiling", "paper", "PSNR, dB",
@@ -266,7 +265,7 @@ def table_of(study: Study, rows: Sequence[dict[str, Any]]) -> Table:
                 _number(mean("seconds"), ".1f"),
             )
         )
-    return Table(COLUMNS, lines, LABELS, EXPENDABLE)
+    return Table(COLUMNS, lines, ("θ", "read-out"), EXPENDABLE, grouped=True)
 
 
 def notes_of(study: Study, device: str) -> list[str]:

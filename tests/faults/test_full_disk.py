@@ -18,10 +18,8 @@ from sdslab.meshes.procedural_meshes import sphere
 from sdslab.runs.checkpoint import Checkpoints
 from sdslab.runs.lock import RunLock
 from sdslab.runs.record import write_json
+from sdslab.runs.store import ResultStore
 from sdslab.study.__main__ import Overrides, Selection, run
-from sdslab.study.cell_store import CellStore
-from sdslab.study.reconstruct import CellResult, Readout
-from sdslab.study.result_file import ResultFiles
 from tests.conftest import random_image
 
 TENSORS = {"theta": torch.zeros(64, 64)}
@@ -32,11 +30,8 @@ def save_checkpoint(folder: Path) -> None:
 
 
 def save_cell(folder: Path) -> None:
-    readout = Readout(random_image(1, 3, 64, 64), 1.0, 1.0)
-    result = CellResult({"theta": readout}, None, None, None, 1, 1.0, [(0, 1.0)])
-    CellStore(ResultFiles(folder / "cells", {}, "", print)).save(
-        folder / "cells" / "one.safetensors", result
-    )
+    store = ResultStore(folder / "cells", {}, "", print)
+    store.save(folder / "cells" / "one.safetensors", {"theta": random_image(1, 3, 64, 64)}, {})
 
 
 def save_record(folder: Path) -> None:

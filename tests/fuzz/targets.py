@@ -23,14 +23,7 @@ from sdslab.runs.checkpoint import Checkpoints
 from sdslab.runs.lock import LOCK_NAME, RunLock
 from sdslab.runs.record import run_record
 from sdslab.runs.schema import read_run
-from sdslab.study.exemplar_mesh_specification import load_mesh_study
-from sdslab.study.exemplar_specification import load_exemplar_study
-from sdslab.study.figure2_speed_specification import load_figure2_speed_study
-from sdslab.study.kernel_specification import load_kernel_study
-from sdslab.study.renderer_specification import load_renderer_study
-from sdslab.study.resume import resumed_study
-from sdslab.study.specification import load_study, study_kind
-from sdslab.study.texture_step_specification import load_texture_step_study
+from sdslab.study.study_file import load_study, resumed_study
 from sdslab.texture.argument_checks import check
 from sdslab.texture.arguments import (
     Arguments,
@@ -44,15 +37,6 @@ from sdslab.texture.arguments import (
 )
 from sdslab.texture.resume import resumed_run
 
-STUDY_LOADERS: dict[str, Callable[[Path, str | None], object]] = {
-    "reconstruction": load_study,
-    "renderer": load_renderer_study,
-    "kernels": load_kernel_study,
-    "exemplar": load_exemplar_study,
-    "exemplar_mesh": load_mesh_study,
-    "texture_step": load_texture_step_study,
-    "figure2_speed": load_figure2_speed_study,
-}
 REPOSITORY = Path(__file__).parents[2]
 DEFAULTS = Arguments(
     Subject(), Exemplar(), Model(), Distillation(), Optimization(), Rendering(), Output()
@@ -79,9 +63,8 @@ def study_toml(data: bytes) -> bool:
     """A study file of any kind, with and without its presets."""
 
     def load(path: Path) -> None:
-        loader = STUDY_LOADERS[study_kind(path)]
-        loader(path, None)
-        loader(path, "quick")
+        load_study(path)
+        load_study(path, "quick")
 
     return _taken(load, "study.toml", data)
 

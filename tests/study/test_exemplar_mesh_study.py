@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from sdslab.errors import UserError
-from sdslab.study.exemplar_mesh_runner import run_mesh_study
-from sdslab.study.exemplar_mesh_specification import MeshStudy, load_mesh_study
-from sdslab.study.specification import find_study, study_kind
+from sdslab.study.engine import run_study
+from sdslab.study.exemplar_mesh import ExemplarMeshes, MeshStudy
+from sdslab.study.study_file import find_study, load_study, study_kind
 
 TINY = """
 title = "tiny"
@@ -40,14 +40,14 @@ def tiny(folder: Path, settings: str = "", method: str = "triplanar") -> MeshStu
     path = folder / "tiny.toml"
     out = f'out = "{folder / "figures"}"\n'
     path.write_text(TINY.format(settings=out + settings, method=method))
-    return load_mesh_study(path)
+    return load_study(path)
 
 
 @pytest.mark.parametrize("preset", [None, "quick"])
 def test_the_shipped_study_loads(preset: str | None):
     path = find_study("exemplar_mesh")
     assert study_kind(path) == "exemplar_mesh"
-    study = load_mesh_study(path, preset)
+    study = load_study(path, preset)
     assert [method.name for method in study.methods] == [
         "two_stages", "stage_one", "triplanar", "plain_sds",
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def test_the_shipped_study_loads(preset: str | None):
 
 def test_a_study_writes_its_table_and_goes_on_from_what_is_saved(tmp_path: Path, capsys):
     study = tiny(tmp_path)
-    run_mesh_study(study)
+    run_study("exemplar_mesh", ExemplarMeshes, study)
     figures = tmp_path / "figures"
     rows: Any = pd.read_csv(figures / "tiny.csv")
     assert len(rows) == 4  # two methods, two seeds
@@ -68,7 +68,7 @@ def test_a_study_writes_its_table_and_goes_on_from_what_is_saved(tmp_path: Path,
     assert "± " in (figures / "tiny.md").read_text()
     first = json.loads((figures / "tiny.json").read_text())["rows"]
     capsys.readouterr()
-    run_mesh_study(study)
+    run_study("exemplar_mesh", ExemplarMeshes, study)
     assert capsys.readouterr().err.count("saved from before") == 4
     assert json.loads((figures / "tiny.json").read_text())["rows"] == first
 
@@ -85,7 +85,7 @@ def test_names_are_parts_of_file_names(tmp_path: Path, name: str, message: str):
     path = tmp_path / "tiny.toml"
     path.write_text(path.read_text().replace('name = "all"', f'name = "{name}"'))
     with pytest.raises(UserError, match=message):
-        load_mesh_study(path)
+        load_study(path)
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,4 @@ def test_what_a_study_cannot_mean_is_refused(settings, method, message, tmp_path
 
 def test_a_method_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="--only must name one of"):
-        run_mesh_study(tiny(tmp_path), ("other",))
+        run_study("exemplar_mesh", ExemplarMeshes, tiny(tmp_path), ("other",))

@@ -12,12 +12,10 @@ from PIL import Image
 
 from sdslab.errors import UserError
 from sdslab.pictures.image_io import load_image
-from sdslab.study import exemplar_runner
+from sdslab.study import exemplar_methods
 from sdslab.study.__main__ import Overrides, Selection, run
-from sdslab.study.exemplar_methods import Photo, Problem, make
-from sdslab.study.exemplar_scores import Scores
-from sdslab.study.exemplar_specification import ExemplarCase, load_exemplar_study
-from sdslab.study.specification import find_study
+from sdslab.study.exemplar_methods import ExemplarCase, Photo, Problem, Scores, make
+from sdslab.study.study_file import find_study, load_study
 
 STUDY = """
 title = "A small exemplar study"
@@ -109,7 +107,7 @@ def test_every_picture_is_scored_and_written(
         assert sheet.width == 144 * 5
 
     # Again: nothing is made, and everything is written as before.
-    monkeypatch.setattr(exemplar_runner, "make", None)
+    monkeypatch.setattr(exemplar_methods, "make", None)
     (out / "small.csv").unlink()
     run(Selection(str(study)), Overrides(out="results"))
     pd.testing.assert_frame_equal(pd.read_csv(out / "small.csv"), rows)
@@ -140,7 +138,7 @@ def test_after_an_interruption_the_next_run_goes_on(
 
     selection = Selection(str(study), only=("sds",))
     with monkeypatch.context() as patch:
-        patch.setattr(exemplar_runner, "make", interrupted)
+        patch.setattr(exemplar_methods, "make", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(selection, Overrides())
     assert len(json.loads(Path("figures/custom/small.json").read_text())["rows"]) == 1
@@ -150,7 +148,7 @@ def test_after_an_interruption_the_next_run_goes_on(
         made.append(case.name)
         return make(case, problem)
 
-    monkeypatch.setattr(exemplar_runner, "make", counted)
+    monkeypatch.setattr(exemplar_methods, "make", counted)
     run(selection, Overrides())
     assert made == ["sds"]
     run(replace(selection, fresh=True), Overrides())
@@ -159,7 +157,7 @@ def test_after_an_interruption_the_next_run_goes_on(
 
 def test_the_study_s_own_file_is_valid():
     for preset in (None, "quick"):
-        study = load_exemplar_study(find_study("exemplar"), preset)
+        study = load_study(find_study("exemplar"), preset)
         assert {case.method for case in study.cases} == {
             "crop", "ddim", "sds", "pyramid", "bicubic", "sr_sds",
         }  # fmt: skip
@@ -172,7 +170,7 @@ def test_the_study_s_own_file_is_valid():
         ('enlarges = "stage_one"', 'enlarges = "nothing"', "must be one of crop, sds, stage_one"),
         ('enlarges = "stage_one"', "", "enlarges must be given for bicubic and sr_sds"),
         ('case = "sds"', 'case = "crop"', "case must be one of sds, got 'crop'"),
-        ("steps = 2", "steps = 1", "steps must be at least 2, got 1"),
+        ("steps = 2", "steps = 1", "steps must be from 2 to 1000000, got 1"),
         ("size = 32\nexemplar_size = 32", "size = 64\nexemplar_size = 32", "from 32 to exemplar"),
         ('noise = "fresh"', 'noise = "stale"', "must be one of fixed, fresh, got 'stale'"),
         ("values = [0, 3]", "value = [0, 3]", "valid keys are name, case, parameter, values"),
@@ -183,7 +181,7 @@ def test_the_study_s_own_file_is_valid():
 def test_mistakes_in_the_file_are_told(study: Path, old: str, new: str, message: str):
     study.write_text(STUDY.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
-        load_exemplar_study(study)
+        load_study(study)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from sdslab.errors import UserError
 from sdslab.kernels import SDSResult
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.pictures.image_io import load_image
-from sdslab.study import figure2_speed_benchmark
+from sdslab.study import figure2_steps
 from sdslab.study.__main__ import Overrides, Selection, run
-from sdslab.study.figure2_speed_benchmark import SHARES
-from sdslab.study.figure2_speed_specification import load_figure2_speed_study
+from sdslab.study.figure2_speed import SHARES
+from sdslab.study.figure2_steps import StraightforwardCell, as_printed, loop
 from sdslab.study.reconstruct import Problem
-from sdslab.study.straightforward_cell import StraightforwardCell, as_printed
+from sdslab.study.study_file import load_study
 
 STUDY = """
 title = "Small steps"
@@ -79,13 +79,13 @@ def test_every_row_is_written(study: Path, tmp_path: Path, capsys: pytest.Captur
 def test_a_wrong_gradient_is_reported_and_has_no_speed(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    right = figure2_speed_benchmark.gradient_of
+    right = figure2_steps.gradient_of
 
     def wrong(*arguments: Any) -> Any:
         gradient = right(*arguments)
         return lambda z, index: gradient(1.1 * z, index)
 
-    monkeypatch.setattr(figure2_speed_benchmark, "gradient_of", wrong)
+    monkeypatch.setattr(figure2_steps, "gradient_of", wrong)
     with pytest.raises(UserError, match=r"larger difference in pixel_rgb_epsilon; no speed"):
         run(Selection(str(study), only=("pixel_rgb_epsilon",)), Overrides(out="results"))
     table: Any = pd.read_csv(tmp_path / "results" / "small.csv")
@@ -96,13 +96,13 @@ def test_a_wrong_gradient_is_reported_and_has_no_speed(
 
 @pytest.mark.parametrize("name", ["pixel_rgb", "latent_rgb"])
 def test_the_straightforward_step_goes_where_the_study_goes(name: str, latent_space):
-    study = load_figure2_speed_study(Path("studies/figure2_speed.toml"))
+    study = load_study(Path("studies/figure2_speed.toml"))
     cells = {timed.name: timed.cell for timed in study.cells}
     problem = Problem.of("astronaut", load_image("astronaut", 32), latent_space)
-    steps = figure2_speed_benchmark._our_steps(cells[name], problem)
+    steps = loop(cells[name], problem)[0]
     straightforward = StraightforwardCell(cells[name], problem, seed=0)
     for _ in range(4):
-        z = steps().z
+        z = next(steps).z
         theta = straightforward.theta()
         ours = problem.space(cells[name]).encode(theta).detach()
         torch.testing.assert_close(z, ours, rtol=1e-3, atol=1e-3)
@@ -111,7 +111,7 @@ def test_the_straightforward_step_goes_where_the_study_goes(name: str, latent_sp
 
 def test_a_recording_that_goes_elsewhere_is_reported(study: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        figure2_speed_benchmark,
+        figure2_steps,
         "exact_gradient_of",
         lambda *_: lambda z, _: SDSResult(z, z.sum((1, 2, 3)), torch.zeros(len(z))),
     )
@@ -122,7 +122,7 @@ def test_a_recording_that_goes_elsewhere_is_reported(study: Path, monkeypatch: p
 def test_drawn_noise_is_not_recorded(study: Path):
     study.write_text(STUDY.replace('cell = "pixel_rgb"', 'cell = "pixel_rgb_epsilon"'))
     with pytest.raises(UserError, match="recorded: a recorded cell must have cancelled"):
-        load_figure2_speed_study(study)
+        load_study(study)
 
 
 def test_as_printed_is_the_same_function():
@@ -138,4 +138,4 @@ def test_a_cell_of_no_study_is_refused(study: Path):
     with pytest.raises(
         UserError, match=r"named one of pixel_rgb, .* as in the study that is timed, got 'pixel'"
     ):
-        load_figure2_speed_study(study)
+        load_study(study)

@@ -2,18 +2,18 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from sdslab.errors import UserError
 from sdslab.runs.schema import read_run
-from sdslab.study import mesh_load, renderer_runner
+from sdslab.study import renderer, renderer_measurements
 from sdslab.study.__main__ import Overrides, Selection, run
-from sdslab.study.renderer_benchmark import ComparisonRow
-from sdslab.study.renderer_specification import Comparison, load_renderer_study
+from sdslab.study.renderer_measurements import Comparison, RendererSettings, compare
+from sdslab.study.study_file import load_study
 
 STUDY = """
 title = "A small renderer study"
@@ -34,12 +34,6 @@ operation = "texture"
 views = 2
 render_size = 32
 texture_size = 64
-[[loads]]
-name = "load"
-label = "OBJ"
-file = "obj"
-faces = 200
-repeats = 1
 [[steps]]
 name = "step"
 label = "a step"
@@ -90,11 +84,10 @@ def test_every_row_is_written(
         "small", "small.csv", "small.json", "small.md", "small.png",
     }  # fmt: skip
     table = pd.read_csv(out / "small.csv").set_index("row")
-    assert list(table.index) == ["visibility", "texture", "load", "step", "unlit", "no_metal"]
+    assert list(table.index) == ["visibility", "texture", "step", "unlit", "no_metal"]
     assert table["disagreement"].dropna().to_numpy().max() <= 1e-4
     ratio = table.loc["texture", "reference_ms_q50"] / table.loc["texture", "ours_ms_q50"]
     assert table.loc["texture", "ratio"] == pytest.approx(ratio, rel=1e-4)
-    assert table.loc["load", "peak_mb"] > table.loc["load", "reference_peak_mb"] > 20
     assert table.loc["step", "faces"] == 4 * 3968
     assert table.loc["step", "peak_mb"] > 100
     assert table.loc["unlit", "view_psnr_db"] > 15
@@ -106,10 +99,10 @@ def test_every_row_is_written(
 
 
 def test_a_wrong_result_has_no_speed(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    wrong = ComparisonRow("texture", "x", (1, 1, 1), "plain torch", (9, 9, 9), 0.1, 1e-4)
-    monkeypatch.setattr(renderer_runner, "compare", lambda *_: wrong)
+    right = renderer_measurements.sample_texture
+    monkeypatch.setattr(renderer_measurements, "sample_texture", lambda *given: 1.1 * right(*given))
     with pytest.raises(
-        UserError, match=r"texture: ours must equal plain torch to 0\.0001, got 0\.1"
+        UserError, match=r"texture: ours must equal plain torch to 0\.0001, got 0\.09"
     ):
         run(Selection(str(study), only=("texture",)), Overrides(out=str(tmp_path / "out")))
     assert not list((tmp_path / "out").glob("*.csv"))
@@ -117,55 +110,32 @@ def test_a_wrong_result_has_no_speed(study: Path, tmp_path: Path, monkeypatch: p
     assert read_run(record)["outcome"] == "failed"
 
 
-@pytest.mark.parametrize("kind", ["obj", "ply", "glb"])
-def test_a_grid_is_loaded_as_it_was_written(kind: str, tmp_path: Path):
-    pytest.importorskip("trimesh")
-    path = tmp_path / f"grid.{kind}"
-    mesh_load.write_grid(path, 50)
-    positions, uv = mesh_load.load_ours(path)()
-    assert positions.shape == (50, 3, 3)
-    assert positions[:, :, :2] == pytest.approx(2 * uv - 1, abs=1e-6)
-    assert mesh_load.disagreement(path) <= 1e-6
-    assert all(value > 0 for value in mesh_load.measure_load("trimesh", path))
-
-
-@pytest.mark.parametrize("wrong", ["positions", "faces"])
-def test_another_mesh_has_no_speed(
-    wrong: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def load(path: Path) -> Callable[[], mesh_load.Corners]:
-        positions, uv = mesh_load.load_trimesh(path)()
-        if wrong == "positions":
-            return lambda: (positions + 0.1, uv)
-        return lambda: (positions[1:], uv[1:])
-
-    monkeypatch.setitem(mesh_load.LOADERS, "ours", load)
-    with pytest.raises(UserError, match=r"load: ours must equal trimesh to 1e-06, got (0\.1|inf)"):
-        run(Selection(str(study), only=("load",)), Overrides(out=str(tmp_path / "out")))
-
-
 def test_what_was_measured_before_an_interruption_is_kept(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    right = ComparisonRow("visibility", "x", (1, 1, 1), "embree", (9, 9, 9), 0, 1e-4)
-
-    def interrupted(case: Comparison, _: object) -> ComparisonRow:
+    def interrupted(case: Comparison, settings: RendererSettings) -> dict[str, Any]:
         if case.name == "texture":
             raise KeyboardInterrupt
-        return right
+        return compare(case, settings)
 
-    monkeypatch.setattr(renderer_runner, "compare", interrupted)
+    monkeypatch.setattr(renderer, "compare", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run(Selection(str(study)), Overrides(out=str(tmp_path / "out")))
     assert stopped.value.code == 130
     assert f"the rows so far are in {tmp_path / 'out'}/small.json" in capsys.readouterr().err
     (row,) = json.loads((tmp_path / "out" / "small.json").read_text())["rows"]
-    assert row["ratio"] == 9
+    assert row["row"] == "visibility"
+    assert row["ratio"] > 0
 
 
-def test_a_nan_is_a_wrong_result():
-    row = ComparisonRow("x", "x", (1, 1, 1), "y", (1, 1, 1), math.nan, 1e-4)
-    assert not row.accepted
+def test_a_nan_is_a_wrong_result(monkeypatch: pytest.MonkeyPatch):
+    right = renderer_measurements.sample_texture
+    monkeypatch.setattr(
+        renderer_measurements, "sample_texture", lambda *given: math.nan * right(*given)
+    )
+    case = Comparison("texture", "x", "texture", views=1, render_size=16, texture_size=16)
+    with pytest.raises(UserError, match="got nan; no speed"):
+        compare(case, RendererSettings("sphere", device="cpu", repeats=1))
 
 
 def test_options_of_other_studies_are_refused(study: Path):
@@ -175,7 +145,7 @@ def test_options_of_other_studies_are_refused(study: Path):
         run(Selection(str(study)), Overrides(steps=0))
     with pytest.raises(UserError, match="got --fresh"):
         run(Selection(str(study), fresh=True), Overrides())
-    with pytest.raises(UserError, match="--only must name one of visibility, texture, load, step"):
+    with pytest.raises(UserError, match="--only must name one of visibility, texture, step"):
         run(Selection(str(study), only=("nothing",)), Overrides())
 
 
@@ -183,25 +153,24 @@ def test_options_of_other_studies_are_refused(study: Path):
     ("old", "new", "message"),
     [
         ("repeats = 2", "repeat = 2", "valid keys are mesh, target, device"),
-        ("faces = 200", "faces = 1", "faces must be 2"),
-        ('file = "obj"', 'file = "stl"', "must be one of obj, ply, glb"),
+        ("texture_size = 16", "texture_size = 17", "texture_size must be a power of two"),
         ('operation = "texture"', 'operation = "opera"', "must be one of visibility, texture"),
         ("[[steps]]", "[[step]]", "valid keys are title, kind, settings, comparisons"),
         ("[presets.quick.recoveries.unlit]", "[presets.quick.recoveries.lit]", "valid keys are"),
         ("views = 1", 'views = "one"', "must be int"),
     ],
-    ids=["setting", "faces", "file", "operation", "section", "preset row", "type"],
+    ids=["setting", "texture", "operation", "section", "preset row", "type"],
 )
 def test_mistakes_name_what_is_valid(study: Path, old: str, new: str, message: str):
     study.write_text(STUDY.replace(old, new))
     with pytest.raises(UserError, match=message):
-        load_renderer_study(study, "quick")
+        load_study(study, "quick")
 
 
 def test_presets_reach_into_rows(study: Path):
-    assert load_renderer_study(study).recoveries[0].steps == 10
-    quick = load_renderer_study(study, "quick")
+    assert load_study(study).recoveries[0].steps == 10
+    quick = load_study(study, "quick")
     assert quick.recoveries[0].steps == 2
     assert quick.settings.repeats == 1
     with pytest.raises(UserError, match="preset must be one of quick, got 'slow'"):
-        load_renderer_study(study, "slow")
+        load_study(study, "slow")

@@ -88,10 +88,10 @@ def test_other_code_never_reuses_old_cells(
     overrides = Overrides(out=str(out), image=("chelsea",))
     run(selection, overrides)
     other, changed = ({"code": {"kernels": text}, "versions": {}} for text in ("a", "b"))
-    monkeypatch.setattr("sdslab.study.runner.code_of", lambda *_, **__: other)
+    monkeypatch.setattr("sdslab.study.engine.code_of", lambda *_, **__: other)
     run(selection, overrides)
     assert len(cells_of(out)) == 2
-    monkeypatch.setattr("sdslab.study.runner.code_of", lambda *_, **__: changed)
+    monkeypatch.setattr("sdslab.study.engine.code_of", lambda *_, **__: changed)
     run(dataclasses.replace(selection, accept_code_change=True), overrides)
     assert len(cells_of(out)) == 2
     record = json.loads((out / "small" / "run.json").read_text())
@@ -124,7 +124,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
 def test_an_interrupted_cell_goes_on_at_its_step(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    from sdslab.study import reconstruct, runner
+    from sdslab.study import reconstruct
 
     real, started_at = reconstruct.run_cell, []
 
@@ -140,7 +140,6 @@ def test_an_interrupted_cell_goes_on_at_its_step(
         return [load_file(path)["theta"] for path in cells]
 
     monkeypatch.setattr(reconstruct, "run_cell", interrupted)
-    monkeypatch.setattr(runner, "_write_results", lambda *_: None)
     first = Selection(str(study), only=("pixel_rgb",))
     with pytest.raises(KeyboardInterrupt):
         run(first, Overrides(out=str(tmp_path / "out")))

@@ -13,8 +13,8 @@ from sdslab.denoisers.noise_schedule import weighting_named
 from sdslab.errors import UserError
 from sdslab.study import texture_step_problem
 from sdslab.study.__main__ import Overrides, Selection, run
-from sdslab.study.phase_clock import PHASES, PhaseClock
-from sdslab.study.texture_step_specification import load_texture_step_study
+from sdslab.study.measuring import PHASES, PhaseClock
+from sdslab.study.study_file import load_study
 from sdslab.study.unet_configurations import CONFIGURATIONS, build_unet, parameter_count
 
 CPU = torch.device("cpu")
@@ -115,8 +115,8 @@ def test_rows_of_another_device_are_refused_by_name(study: Path):
     ("old", "new", "message"),
     [
         ('unet = "tiny-I"\n', 'unet = "tiny"\n', "must be one of IF-I-M, IF-I-XL, IF-II-L"),
-        ("texture_size = 32", "texture_size = 33", "a power of two, got 33 in one"),
-        ("views = 2", "views = 0", "must be positive in one"),
+        ("texture_size = 32", "texture_size = 33", "steps.one.texture_size must be a power of two"),
+        ("views = 2", "views = 0", "steps.one.views must be from 1 to"),
         ("repeats = 2", "repeat = 2", "valid keys are mesh, light, device, repeats"),
     ],
     ids=["unet", "texture", "views", "key"],
@@ -124,11 +124,11 @@ def test_rows_of_another_device_are_refused_by_name(study: Path):
 def test_mistakes_are_told(study: Path, old: str, new: str, message: str):
     study.write_text(STUDY.replace(old, new))
     with pytest.raises(UserError, match=message):
-        load_texture_step_study(study)
+        load_study(study)
 
 
 def test_a_preset_reaches_into_rows(study: Path):
-    quick = load_texture_step_study(study, "quick")
+    quick = load_study(study, "quick")
     assert quick.settings.repeats == 1
     assert [case.render_size for case in quick.steps] == [512, 48, 32]
 
@@ -137,7 +137,7 @@ def test_the_clock_adds_a_phase_s_turns_and_leaves_out_what_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ):
     seconds = iter([0.0, 1.0, 3.0, 3.5, 10.0, 10.25])
-    monkeypatch.setattr("sdslab.study.phase_clock.seconds_now", lambda: next(seconds))
+    monkeypatch.setattr("sdslab.study.measuring.seconds_now", lambda: next(seconds))
     clock = PhaseClock(CPU)
     for phase in ("render", "unet", "render", None, "optimizer", None):
         clock.mark(phase)

@@ -3,19 +3,8 @@ from pathlib import Path
 import pytest
 
 from sdslab.errors import UserError
-from sdslab.study.exemplar_mesh_specification import load_mesh_study
-from sdslab.study.exemplar_specification import load_exemplar_study
-from sdslab.study.figure2_speed_specification import load_figure2_speed_study
-from sdslab.study.kernel_specification import load_kernel_study
-from sdslab.study.renderer_specification import load_renderer_study
-from sdslab.study.specification import (
-    find_study,
-    list_studies,
-    load_study,
-    select_cells,
-    study_kind,
-)
-from sdslab.study.texture_step_specification import load_texture_step_study
+from sdslab.study.experiment import check_only, rows_of
+from sdslab.study.study_file import find_study, list_studies, load_study, study_kind
 
 STUDY = """
 title = "A study"
@@ -69,10 +58,11 @@ def test_a_preset_replaces_single_values(path: Path):
     assert study.cells[1].optimization.steps == 10
 
 
-def test_cells_can_be_selected(path: Path):
-    assert [c.name for c in select_cells(load_study(path), ("two",)).cells] == ["two"]
+def test_rows_that_are_not_there_are_refused(path: Path):
+    names = [row.name for row in rows_of(load_study(path))]
+    check_only(("two",), names)
     with pytest.raises(UserError, match="--only must name one of one, two, got 'three'"):
-        select_cells(load_study(path), ("three",))
+        check_only(("three",), names)
 
 
 @pytest.mark.parametrize(
@@ -130,22 +120,28 @@ def test_the_studies_that_come_with_sdslab_are_valid_in_every_preset(name: str):
     file = find_study(name)
     text = file.read_text()
     presets = [None, *(p for p in ("quick", "full", "paper") if f"[presets.{p}" in text)]
+    assert study_kind(file) == (name if "kind =" in text else "reconstruction")
     for preset in presets:
-        match study_kind(file):
-            case "renderer":
-                assert load_renderer_study(file, preset).steps
-            case "kernels":
-                assert load_kernel_study(file, preset).cases
-            case "exemplar":
-                assert load_exemplar_study(file, preset).cases
-            case "exemplar_mesh":
-                assert load_mesh_study(file, preset).methods
-            case "texture_step":
-                assert load_texture_step_study(file, preset).steps
-            case "figure2_speed":
-                assert load_figure2_speed_study(file, preset).cells
-            case _:
-                assert load_study(file, preset).cells
+        study = load_study(file, preset)
+        assert rows_of(study)
+        assert study.preset == preset or preset is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seeds = [0, 1]", "seeds = [1, 1]", r"settings.seeds must be different and within \["),
+        ("size = 64", "size = 0", "settings.size must be from 1 to 8192, got 0"),
+        ('["chelsea"]', '["a", "a"]', "settings.images must name different pictures, got a, a"),
+        ("[presets.small]\nsize = 32", "[presets.small]\nsize = 0", "must be from 1 to 8192"),
+    ],
+)
+def test_bounds_hold_in_the_file_and_in_its_presets(
+    path: Path, before: str, after: str, message: str
+):
+    path.write_text(STUDY.replace(before, after, 1))
+    with pytest.raises(UserError, match=message):
+        load_study(path)
 
 
 def test_a_study_is_of_a_known_kind(tmp_path: Path):

@@ -1,66 +1,56 @@
-import dataclasses
+"""Finished pieces come back as they were, and only where the same code made them."""
+
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from sdslab.study.cell_store import NUMERIC_SOURCES, PACKAGE, CellStore, cell_key, code_of
-from sdslab.study.reconstruct import CellResult, Readout
-from sdslab.study.result_file import ResultFiles
-from sdslab.study.specification import Cell, Optimization
+from sdslab.runs.store import ResultStore, code_of
+from sdslab.study.experiment import Experiment
+from sdslab.study.study_file import KINDS, experiment_of
 from tests.conftest import random_image
 
-CELL = Cell(
-    name="pixel_rgb",
-    label="RGB",
-    diffusion="pixel",
-    parameterization="pixel",
-    initialization="noise",
-    optimization=Optimization(steps=3),
-)
+Result = tuple[dict[str, torch.Tensor], dict]
 
 
-def result(seed: int = 0) -> CellResult:
-    image = random_image(1, 3, 4, 4, seed=seed)
-    readouts = {"theta": Readout(image, math.inf, 12.5), "decoded": Readout(image + 1, 3.0, 4.0)}
-    return CellResult(readouts, 1e-9, 0.5, 25.0, 3, 0.25, [(0, 1.5), (3, 12.5)])
+def result(seed: int = 0) -> Result:
+    numbers = {"psnr": {"theta": [math.inf, 12.5]}, "latent_mse": None, "curve": [[0, 1.5]]}
+    return {"theta": random_image(1, 3, 4, 4, seed=seed)}, numbers
 
 
 CODE = {"code": {"kernels": "1"}, "versions": {"torch": "2.13"}}
 
 
-def store_in(folder: Path, code: dict = CODE, **options: bool) -> tuple[CellStore, list[str]]:
+def store_in(folder: Path, code: dict = CODE, **options: bool) -> tuple[ResultStore, list[str]]:
     told: list[str] = []
-    return CellStore(ResultFiles(folder, code, "sdslab 1", told.append, **options)), told
+    return ResultStore(folder, code, "sdslab 1", told.append, **options), told
 
 
-def assert_equal(one: CellResult, other: CellResult) -> None:
-    for name, readout in one.readouts.items():
-        assert readout.image.equal(other.readouts[name].image)
-        assert readout.psnr_db == other.readouts[name].psnr_db
-        assert readout.psnr_clamped_db == other.readouts[name].psnr_clamped_db
-    assert dataclasses.replace(one, readouts={}) == dataclasses.replace(other, readouts={})
+def assert_equal(one: Result, other: Result | None) -> None:
+    assert other is not None
+    assert one[0]["theta"].equal(other[0]["theta"])
+    assert one[1] == other[1]
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path):
     store, told = store_in(tmp_path / "cells")
-    path = store.path(CELL, "folder/photo.jpg", 7, "abc")
+    path = store.path("pixel_rgb-photo-7", "abc")
     assert path.name.startswith("pixel_rgb-photo-7-abc-")
     assert store.load(path) is None
-    store.save(path, result())
+    store.save(path, *result())
     loaded = store.load(path)
-    assert loaded is not None
     assert_equal(result(), loaded)
     assert told == []
 
 
 def test_results_of_other_code_are_told_and_taken_only_where_that_is_accepted(tmp_path: Path):
-    def path_in(store: CellStore, key: str = "abc") -> Path:
-        return store.path(CELL, "photo", 7, key)
+    def path_in(store: ResultStore, key: str = "abc") -> Path:
+        return store.path("pixel_rgb-photo-7", key)
 
     before, _ = store_in(tmp_path)
-    before.save(path_in(before), result())
+    before.save(path_in(before), *result())
     new = {"code": {"kernels": "2"}, "versions": {"torch": "2.14"}}
     strict, told = store_in(tmp_path, new)
     assert strict.load(path_in(strict)) is None
@@ -69,21 +59,19 @@ def test_results_of_other_code_are_told_and_taken_only_where_that_is_accepted(tm
         f"results in {tmp_path} were made by sdslab 1, this is sdslab 1; what changed: "
         f"sdslab/kernels, torch 2.13 → 2.14; they are made again; --accept-code-change takes them"
     ]
-    assert strict.files.changes == ()
+    assert strict.changes == ()
     lenient, told = store_in(tmp_path, new, accept_code=True)
     assert lenient.load(path_in(lenient, "other settings")) is None
     taken = lenient.load(path_in(lenient))
-    assert taken is not None
     assert_equal(result(), taken)
-    assert lenient.files.changes == ("sdslab/kernels", "torch 2.13 → 2.14")
+    assert lenient.changes == ("sdslab/kernels", "torch 2.13 → 2.14")
     assert told == [
         f"results in {tmp_path} were made by sdslab 1, this is sdslab 1; what changed: "
         f"sdslab/kernels, torch 2.13 → 2.14; they are taken all the same"
     ]
-    lenient.save(path_in(lenient), result(seed=1))
+    lenient.save(path_in(lenient), *result(seed=1))
     again, told = store_in(tmp_path, new)
     own = again.load(path_in(again))
-    assert own is not None
     assert_equal(result(seed=1), own)
     assert told == []
 
@@ -91,7 +79,7 @@ def test_results_of_other_code_are_told_and_taken_only_where_that_is_accepted(tm
 def test_where_a_cell_is_survives_other_code_only_where_that_is_accepted(tmp_path: Path):
     def partial_in(code: dict, **options: bool):
         store, told = store_in(tmp_path, code, **options)
-        return store.partial(store.path(CELL, "photo", 7, "abc"), "abc"), told
+        return store.partial(store.path("pixel_rgb-photo-7", "abc"), "abc"), told
 
     new = {"code": {"kernels": "2"}, "versions": {"torch": "2.13"}}
     for accept in (True, False):
@@ -109,11 +97,11 @@ def test_where_a_cell_is_survives_other_code_only_where_that_is_accepted(tmp_pat
 
 def test_a_fresh_study_takes_only_what_it_made_itself(tmp_path: Path):
     before, _ = store_in(tmp_path)
-    path = before.path(CELL, "photo", 7, "abc")
-    before.save(path, result())
+    path = before.path("pixel_rgb-photo-7", "abc")
+    before.save(path, *result())
     fresh, told = store_in(tmp_path, fresh=True)
     assert fresh.load(path) is None
-    fresh.save(path, result(seed=1))
+    fresh.save(path, *result(seed=1))
     assert fresh.load(path) is not None
     assert told == []
 
@@ -122,37 +110,22 @@ def test_a_fresh_study_takes_only_what_it_made_itself(tmp_path: Path):
 def test_a_damaged_file_counts_as_missing(size: int, tmp_path: Path):
     store, _ = store_in(tmp_path)
     path = tmp_path / "cell.safetensors"
-    store.save(path, result())
+    store.save(path, *result())
     content = path.read_bytes()
     path.write_bytes(content[:size])
     assert store.load(path) is None
 
 
 def test_a_foreign_file_counts_as_missing(tmp_path: Path):
-    from safetensors.torch import save_file
-
     save_file({"theta": torch.zeros(1)}, tmp_path / "a.safetensors", {"result": "[]"})
     assert store_in(tmp_path)[0].load(tmp_path / "a.safetensors") is None
 
 
-def test_the_key_depends_on_every_number_and_on_no_label():
-    key = cell_key(CELL, seed=0, image="x")
-    assert (
-        cell_key(dataclasses.replace(CELL, label="other", pictured=False), seed=0, image="x") == key
-    )
-    changed = [
-        cell_key(CELL, seed=1, image="x"),
-        cell_key(CELL, seed=0, image="y"),
-        cell_key(dataclasses.replace(CELL, weighting="x0_castex"), seed=0, image="x"),
-        cell_key(dataclasses.replace(CELL, optimization=Optimization(4)), seed=0, image="x"),
-        cell_key(dataclasses.replace(CELL, width=3), seed=0, image="x"),
-    ]
-    assert len({key, *changed}) == 6
-
-
-def test_the_code_covers_files_that_exist():
-    for source in NUMERIC_SOURCES:
-        assert (PACKAGE / source).exists(), source
-    code = code_of(NUMERIC_SOURCES, torch="2.13")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_covers_files_that_exist(kind: str):
+    experiment: type[Experiment] = experiment_of(kind)
+    code = code_of(experiment.sources, torch="2.13")
     assert code["versions"] == {"torch": "2.13"}
-    assert [len(digest) for digest in code["code"].values()] == [64] * len(NUMERIC_SOURCES)
+    assert set(code["code"]) == set(experiment.sources)
+    nothing = code_of(("study/nothing",))["code"]["study/nothing"]
+    assert nothing not in code["code"].values()
