@@ -1,14 +1,14 @@
 """Watches what a GPU would replay on a CPU, where the same calls are made unrecorded."""
 
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from sdslab.kernels import NoiseKey
+from sdslab.kernels import NoiseKey, cpu_bodies, philox_cpu
 from sdslab.optimization.cuda_graph import GraphedFunction
 from sdslab.rendering.cpu_backend import CpuBackend
 
@@ -34,6 +34,25 @@ class NothingFromTheHost(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# A GPU launches one kernel in place of each.
+CPU_BODIES = (
+    (philox_cpu, "bits_cpu"),
+    (philox_cpu, "normal_cpu"),
+    (cpu_bodies, "perturb_cpu"),
+    (cpu_bodies, "sds_gradient_cpu"),
+    (cpu_bodies, "degenerate_sds_gradient_cpu"),
+    (sys.modules["sdslab.kernels.sr_condition"], "_reference"),
+)
+
+
+def _unwatched(body: Callable[..., object]) -> Callable[..., object]:
+    def run(*arguments: object) -> object:
+        with _disable_current_modes():
+            return body(*arguments)
+
+    return run
+
+
 def watch_recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Fails a call that no graph could hold; returns a list that gets each half step's calls.
 
@@ -44,6 +63,8 @@ def watch_recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     for op in ("perturb", "sds_gradients", "sr_condition"):
         module = sys.modules[f"sdslab.kernels.{op}"]
         monkeypatch.setattr(module, "require_alpha_bar", lambda *_: None)
+    for module, name in CPU_BODIES:
+        monkeypatch.setattr(module, name, _unwatched(getattr(module, name)))
     monkeypatch.setattr(CpuBackend, "sample_texture", _nearest_texel)
     calls: list[int] = []
 
