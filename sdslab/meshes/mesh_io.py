@@ -35,6 +35,7 @@ def load_mesh(
     progress: Callable[[float], None] | None = None,
     smooth: bool = False,
     up: Up | None = None,
+    file: MeshFile | None = None,
 ) -> Mesh:
     """Reads a mesh; what is wrong with it is repaired and told in its notes, or refused.
 
@@ -49,6 +50,7 @@ def load_mesh(
         smooth: computes smooth normals even where the file has normals of its own.
         up: which of the file's axes points up. None takes +Y, and adds a note where the shape or
             the kind of file says +Z.
+        file: what `read_mesh_file` made of it already.
 
     Raises:
         UserError: there is no such file or name, it holds no mesh, or its texture coordinates
@@ -74,7 +76,7 @@ def load_mesh(
             f"convert it"
         )
     try:
-        file = _read(path, kind)
+        file = file or read_mesh_file(path, MeshFolder(path))
         if smooth:
             file = dataclasses.replace(file, normals=None)
         mesh = assemble_mesh(one_line(path.stem), file, unwrap, progress)
@@ -87,7 +89,17 @@ def load_mesh(
     return dataclasses.replace(mesh, up=up or "y", notes=mesh.notes + ((note,) if note else ()))
 
 
-def _read(path: Path, kind: str) -> MeshFile:
+def read_mesh_file(path: Path, folder: MeshFolder) -> MeshFile:
+    """What a mesh file of one of the `READERS`' kinds holds, as it stands there.
+
+    Args:
+        path: of the file.
+        folder: reads the files that it names.
+
+    Raises:
+        MeshFileError: it is not sound, or too large.
+        OSError: it cannot be read.
+    """
     size = path.stat().st_size
     if size == 0:
         raise MeshFileError("it is empty")
@@ -97,4 +109,4 @@ def _read(path: Path, kind: str) -> MeshFile:
     if content.startswith(b"PK\3\4"):
         raise MeshFileError("it is a zip archive; unpack it")
     with np.errstate(all="ignore"):
-        return READERS[kind](content, MeshFolder(path))
+        return READERS[path.suffix.lower()](content, folder)

@@ -24,7 +24,7 @@ def main() -> None:
     with exit_on_user_error(), terminations_raised():
         arguments = parse(Arguments, PROGRAM, sys.argv[1:])
         if arguments.output.resume is not None:
-            from sdslab.texture.resume import resumed_run
+            from sdslab.texture.run_folder import resumed_run
 
             resumed = resumed_run(
                 arguments, lambda own: parse(Arguments, PROGRAM, sys.argv[1:], own)

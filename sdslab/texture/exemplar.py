@@ -26,13 +26,12 @@ from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.material import NORMAL, ROUGHNESS
 from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.rendering.texels import texels_per_unit
-from sdslab.texture.program import Textured, seen_words
-from sdslab.texture.report_inputs import write_photographs
+from sdslab.texture.outputs import TextureResult, seen_words, write_photographs
 from sdslab.texture.stage import Outcome, Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
 
-def texture_like_exemplars(workspace: Workspace, progress: Progress) -> Textured:
+def texture_like_exemplars(workspace: Workspace, progress: Progress) -> TextureResult:
     """Textures the mesh like its exemplars.
 
     Raises:
@@ -150,7 +149,7 @@ def _textured(
     results: Mapping[str, Any],
     lines: tuple[str, ...],
     interrupt: KeyboardInterrupt | None,
-) -> Textured:
+) -> TextureResult:
     """The finished material; says which of its maps are estimates."""
     guided = pyramid.exemplars.guided
     given = {"albedo": True, "roughness": ROUGHNESS in guided, "normal": NORMAL.start in guided}
@@ -176,7 +175,7 @@ def _textured(
     if "estimated from the albedo" in origin.values():
         guessed = " and ".join(name for name in estimated)
         notes += (f"{guessed} are estimates from the albedo (--material albedo-only omits them)",)
-    return Textured(
+    return TextureResult(
         {"textured": maps},
         {
             **results,

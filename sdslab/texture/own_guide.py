@@ -19,7 +19,7 @@ from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer
 from sdslab.shell.named_object import named_object
-from sdslab.texture.program import Textured, seen_words
+from sdslab.texture.outputs import TextureResult, seen_words
 from sdslab.texture.stage import Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
@@ -48,7 +48,7 @@ class GuideSetup:
     prompt: str | None
 
 
-def texture_by_own_guide(workspace: Workspace, progress: Progress) -> Textured:
+def texture_by_own_guide(workspace: Workspace, progress: Progress) -> TextureResult:
     """Textures the mesh as the user's own object leads.
 
     The named function is called with a `GuideSetup` and returns a `Denoiser`, which Eq. 1 then
@@ -86,7 +86,7 @@ def texture_by_own_guide(workspace: Workspace, progress: Progress) -> Textured:
     workspace.begin()
     outcome = run_stage(Stage("own", problem), workspace, progress)
     line, share = seen_words(problem.seen.texels().cpu(), workspace.covered)
-    return Textured(
+    return TextureResult(
         {"result": problem.maps().cpu()},
         {
             "steps": outcome.steps,

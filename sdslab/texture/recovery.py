@@ -13,13 +13,12 @@ from sdslab.material_recovery import (
 )
 from sdslab.optimization.material_optimization import MaterialConfig
 from sdslab.optimization.optimize import Step
-from sdslab.texture.program import Textured
-from sdslab.texture.report_inputs import write_target
+from sdslab.texture.outputs import TextureResult, write_target
 from sdslab.texture.stage import Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
 
-def recover_target(workspace: Workspace, progress: Progress) -> Textured:
+def recover_target(workspace: Workspace, progress: Progress) -> TextureResult:
     """Recovers ``--target`` and measures how near the result is.
 
     Raises:
@@ -53,7 +52,7 @@ def recover_target(workspace: Workspace, progress: Progress) -> Textured:
         maps, target, workspace.renderer, scenes, problem.seen.texels(), rendering.held_out
     )
     results = dataclasses.asdict(measurement)
-    return Textured(
+    return TextureResult(
         {"recovered": maps.cpu(), "target": target.cpu()},
         results | {"steps": outcome.steps},
         (

@@ -3,24 +3,23 @@
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from sdslab.errors import UserError, one_line
 from sdslab.machine import out_of_memory_message, resolve_device
 from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.runs.folder import check_inputs_apart
-from sdslab.texture.argument_checks import default_out, guidance_of
+from sdslab.texture.argument_checks import default_out, guidance_of, named_inputs
 from sdslab.texture.arguments import Arguments, GuidanceName
-from sdslab.texture.input_checks import named_inputs
-from sdslab.texture.inputs import input_digests
+from sdslab.texture.inputs import Inputs
 from sdslab.texture.metrics_log import stage_seconds
-from sdslab.texture.outputs import FIXED_OUTPUTS, write_outputs
-from sdslab.texture.program import Program, Textured
-from sdslab.texture.report_inputs import write_report_inputs
+from sdslab.texture.outputs import FIXED_OUTPUTS, TextureResult, write_outputs, write_report_inputs
 from sdslab.texture.resolved_arguments import resolved
 from sdslab.texture.run_folder import own_outputs, state_of
 from sdslab.texture.stage import memory_remedy
@@ -41,15 +40,16 @@ def run(arguments: Arguments) -> None:
     out = Path(arguments.output.out or default_out(arguments))
     own_outputs(out, named_inputs(arguments))
     device = resolve_device(arguments.output.device)
-    beside: list[Path] = []
-    inputs = input_digests(arguments, beside)
-    for path in beside:
+    inputs = Inputs.of(arguments)
+    for path in inputs.beside:
         check_inputs_apart(out, {"a file of the mesh": path}, "--out")
     arguments = resolved(arguments, guidance_of(arguments), device)
     guidance = arguments.subject.guidance
     assert guidance is not None
     if not arguments.output.fresh:
-        state = state_of(out, lambda before: resolved(before, guidance, device), arguments, inputs)
+        state = state_of(
+            out, lambda before: resolved(before, guidance, device), arguments, inputs.digests
+        )
         if state == "finished":
             _say(f"{out}/ holds this run's results already; --fresh makes them again")
             return
@@ -65,7 +65,7 @@ def run(arguments: Arguments) -> None:
         raise UserError(message) from error
 
 
-def _run(arguments: Arguments, guidance: GuidanceName, out: Path, inputs: dict[str, str]) -> None:
+def _run(arguments: Arguments, guidance: GuidanceName, out: Path, inputs: Inputs) -> None:
     start = time.perf_counter()
     with ExitStack() as held:
         with progress_bar() as progress:
@@ -84,7 +84,7 @@ def _say_how_to_go_on(out: Path) -> None:
     progress_console.print(f"interrupted: {how}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _finish(workspace: Workspace, textured: Textured) -> None:
+def _finish(workspace: Workspace, textured: TextureResult) -> None:
     record = workspace.record
     record["metrics"] = dict(textured.results)
     record["seconds"] |= stage_seconds(workspace.out)
@@ -97,7 +97,7 @@ def _finish(workspace: Workspace, textured: Textured) -> None:
         workspace.checkpoints.clear()
 
 
-def program_of(guidance: GuidanceName) -> Program:
+def program_of(guidance: GuidanceName) -> Callable[[Workspace, Progress], TextureResult]:
     """What runs; imported here, for each needs libraries of its own."""
     match guidance:
         case "degenerate":
@@ -118,7 +118,7 @@ def program_of(guidance: GuidanceName) -> Program:
             return texture_by_own_guide
 
 
-def _write(workspace: Workspace, textured: Textured) -> None:
+def _write(workspace: Workspace, textured: TextureResult) -> None:
     output, record = workspace.arguments.output, workspace.record
     materials = dict(textured.materials)
     for name, maps in textured.materials.items():

@@ -11,6 +11,7 @@ from sdslab.errors import UserError
 from sdslab.meshes.material import ALBEDO, ROUGHNESS, picture_material
 from sdslab.meshes.material_io import load_maps
 from sdslab.meshes.mesh import Mesh, SourceMaterial
+from sdslab.meshes.mesh_file import MeshFile
 from sdslab.meshes.mesh_io import READERS, load_mesh
 from sdslab.meshes.texture_maps import dilate_seams, resize_maps
 from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
@@ -22,7 +23,9 @@ from sdslab.rendering.texels import covered_texels, rasterize_texels, transfer_m
 UV_TOLERANCE = 2e-4
 
 
-def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> Tensor:
+def load_target(
+    source: str, mesh: Mesh, size: int, backend: RenderBackend, file: MeshFile | None = None
+) -> Tensor:
     """Reads the material to recover, in the texture coordinates of ``mesh``.
 
     Args:
@@ -33,6 +36,7 @@ def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> T
         mesh: what is textured.
         size: height and width of the result.
         backend: for moving maps between texture coordinates.
+        file: what was read of a mesh file already.
 
     Returns:
         [size, size, 8].
@@ -47,7 +51,7 @@ def load_target(source: str, mesh: Mesh, size: int, backend: RenderBackend) -> T
     if os.path.isdir(source):
         return resize_maps(load_maps(Path(source)), size)
     if Path(source).suffix.lower() in READERS:
-        other = load_mesh(source, up=mesh.up)
+        other = load_mesh(source, up=mesh.up, file=file)
         if other.source_material is None:
             raise UserError(
                 "it must have a texture, got none; give a GLB, an OBJ with its MTL, or a picture"

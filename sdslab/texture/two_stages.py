@@ -34,9 +34,9 @@ from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.texels import fill_unseen
 from sdslab.texture.arguments import Arguments
-from sdslab.texture.program import Textured
+from sdslab.texture.outputs import TextureResult
+from sdslab.texture.resolved_arguments import model_dtype, resolved_settings, stage_record
 from sdslab.texture.stage import Outcome, Stage, run_stage
-from sdslab.texture.stage_settings import model_dtype, resolved_settings, stage_record
 from sdslab.texture.workspace import Workspace
 
 RENDER_SIZE = 512
@@ -45,7 +45,7 @@ NAMES = {1: "stage1", 2: "stage2"}
 SCALE = torch.tensor([1, 1, 1, 1, 1, 0.5, 0.5, 0.5])
 
 
-def texture_from_prompt(workspace: Workspace, progress: Progress) -> Textured:
+def texture_from_prompt(workspace: Workspace, progress: Progress) -> TextureResult:
     """Textures the mesh as a text says.
 
     Raises:
@@ -226,7 +226,7 @@ def _run(
     return fill_unseen(maps, stage.problem.seen.texels().cpu(), workspace.mesh)
 
 
-def _textured(materials: dict[str, Tensor], outcomes: dict[str, Outcome]) -> Textured:
+def _textured(materials: dict[str, Tensor], outcomes: dict[str, Outcome]) -> TextureResult:
     interrupt = next((o.interrupt for o in outcomes.values() if o.interrupt is not None), None)
     lines = []
     for name, outcome in outcomes.items():
@@ -238,4 +238,4 @@ def _textured(materials: dict[str, Tensor], outcomes: dict[str, Outcome]) -> Tex
         name: {"steps": o.steps, "skipped": o.skipped, "seconds": round(o.seconds, 2)}
         for name, o in outcomes.items()
     }
-    return Textured(materials, results, tuple(lines), interrupt)
+    return TextureResult(materials, results, tuple(lines), interrupt)

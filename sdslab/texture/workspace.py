@@ -16,10 +16,9 @@ from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_uniform
 from sdslab.kernels.philox import INITIALIZATION_STREAM
 from sdslab.machine import resolve_device
-from sdslab.material_recovery import grey_material, light_sampler
+from sdslab.material_recovery import grey_material
 from sdslab.meshes.material import ALBEDO, without
 from sdslab.meshes.mesh import Mesh
-from sdslab.meshes.mesh_io import load_mesh
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
@@ -37,6 +36,7 @@ from sdslab.runs.record import code_digests, recorded, run_record, version_of
 from sdslab.runs.schema import read_run
 from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.arguments import Arguments, GuidanceName
+from sdslab.texture.inputs import Inputs, load_lights, load_named_mesh
 from sdslab.texture.resolved_arguments import recorded_config
 from sdslab.texture.run_folder import LOG, OUTPUTS, decisive, own_outputs
 from sdslab.texture.target import load_target, own_maps, with_opacity
@@ -62,7 +62,7 @@ class Workspace:
         backend: of the renderer.
         mesh: what is textured.
         lights: of the steps, or None for unlit pictures.
-        inputs: digests of the files that it reads, by name.
+        inputs: the files that it reads.
         held: what ends with the run: its record, the report and the folder's lock.
     """
 
@@ -73,7 +73,7 @@ class Workspace:
     backend: RenderBackend
     mesh: Mesh
     lights: LightSampler | None
-    inputs: dict[str, str]
+    inputs: Inputs
     held: ExitStack
 
     @classmethod
@@ -82,7 +82,7 @@ class Workspace:
         arguments: Arguments,
         guidance: GuidanceName,
         out: Path,
-        inputs: dict[str, str],
+        inputs: Inputs,
         progress: Progress,
         held: ExitStack,
     ) -> "Workspace":
@@ -93,8 +93,8 @@ class Workspace:
         """
         device = resolve_device(arguments.output.device)
         backend = make_backend(arguments.rendering.renderer, device)
-        lights = _load_lights(arguments, device, progress)
-        mesh = _load_mesh(arguments, progress)
+        lights = load_lights(arguments, device, progress)
+        mesh = load_named_mesh(arguments, inputs, progress)
         mesh = with_opacity(mesh, arguments.optimization.texture_size, make_backend("cpu", CPU))
         return cls(arguments, guidance, out, device, backend, mesh, lights, inputs, held)
 
@@ -213,7 +213,8 @@ class Workspace:
 
     def _material(self, source: str, must: str) -> Tensor:
         try:
-            return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU))
+            file = self.inputs.meshes.get(source)
+            return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU), file)
         except UserError as error:
             raise UserError(f"{must}, got {source!r}: {error}") from error
 
@@ -238,6 +239,7 @@ class Workspace:
         Raises:
             UserError: another process works in the folder, or its checkpoint is another run's.
         """
+        self.inputs.meshes.clear()  # nothing is loaded any more
         lock = self.held.enter_context(RunLock(self.out))
         going_on = self.resumed
         changes = going_on and going_on.code_changes
@@ -287,7 +289,7 @@ class Workspace:
             "code": code_digests(WITHOUT_EFFECT),
             "versions": {name: packages[name] for name in ("torch", "numpy", "numba")},
             "device": self.device.type,
-            "inputs": self.inputs,
+            "inputs": self.inputs.digests,
             "stages": self.record["config"].get("stages"),
             **decisive(dataclasses.asdict(self.arguments)),
         }
@@ -323,7 +325,7 @@ class Workspace:
             kind=self.guidance,
             seeds=(self.arguments.optimization.seed,),
         )
-        record["details"]["inputs"] = self.inputs
+        record["details"]["inputs"] = self.inputs.digests
         record["details"]["mesh"] = {
             "name": self.mesh.name,
             "faces": len(self.mesh.faces),
@@ -337,39 +339,3 @@ class Workspace:
 def progress_bar() -> ProgressLines:
     """On stderr, gone when it ends."""
     return ProgressLines(progress_console)
-
-
-def _load_mesh(arguments: Arguments, progress: Progress) -> Mesh:
-    task = progress.add_task("loading the mesh", total=1, note="")
-    mesh = load_mesh(
-        arguments.subject.mesh,
-        arguments.subject.unwrap,
-        lambda share: progress.update(task, description="unwrapping", completed=share),
-        smooth=arguments.subject.smooth,
-        up=arguments.subject.up,
-    )
-    progress.remove_task(task)
-    text = f"{mesh.name}: {len(mesh.faces):,} faces, {len(mesh.positions):,} vertices"
-    notes = "; ".join((text, *mesh.notes))
-    progress.console.print(notes, markup=False, highlight=False, soft_wrap=True)
-    return mesh
-
-
-def _load_lights(
-    arguments: Arguments, device: torch.device, progress: Progress
-) -> LightSampler | None:
-    if arguments.rendering.unlit:
-        return None
-    names = arguments.rendering.light
-    task = progress.add_task("prefiltering the light", total=None, note="")
-    lights = light_sampler(
-        names,
-        arguments.rendering.fixed_light,
-        arguments.optimization.seed,
-        device,
-        arguments.rendering.lamp,
-        arguments.rendering.turn_light,
-        arguments.rendering.light_intensity,
-    )
-    progress.remove_task(task)
-    return lights

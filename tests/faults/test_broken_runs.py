@@ -16,7 +16,7 @@ import torch
 
 from sdslab.optimization.material_optimization import MaterialProblem
 from sdslab.parameterizations.pixel import TexelGrid
-from sdslab.texture import runner, stage, workspace
+from sdslab.texture import inputs, runner, stage, workspace
 from tests.texture_runs import (
     SMALL,
     after_steps,
@@ -170,7 +170,7 @@ def test_out_of_memory_while_loading_is_one_line_too(
     def hungry(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(workspace, "load_mesh", hungry)
+    monkeypatch.setattr(inputs, "load_mesh", hungry)
     assert texture(monkeypatch, *RUN, "--out=run") == 2
     assert "the computer's memory is not enough; free some" in capsys.readouterr().err
     assert not Path("run").exists()
@@ -187,7 +187,7 @@ def kill_now(number: int) -> None:
 def test_a_run_that_is_stopped_while_it_loads_leaves_nothing(
     place: str, number: int, code: int, monkeypatch, capsys: pytest.CaptureFixture[str]
 ):
-    owner, name = {"mesh": (workspace, "load_mesh"), "model": (workspace, "load_target")}[place]
+    owner, name = {"mesh": (inputs, "load_mesh"), "model": (workspace, "load_target")}[place]
     original = getattr(owner, name)
 
     def slow(*values: object, **options: object) -> object:

@@ -35,7 +35,7 @@ from sdslab.texture.arguments import (
     Rendering,
     Subject,
 )
-from sdslab.texture.resume import resumed_run
+from sdslab.texture.run_folder import resumed_run
 
 REPOSITORY = Path(__file__).parents[2]
 DEFAULTS = Arguments(

@@ -25,7 +25,7 @@ from sdslab.texture.arguments import (
     Rendering,
     Subject,
 )
-from sdslab.texture.program import seen_words
+from sdslab.texture.outputs import seen_words
 from sdslab.texture.runner import run
 
 RED, BLUE = (200, 40, 40), (40, 40, 200)

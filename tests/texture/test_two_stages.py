@@ -39,8 +39,8 @@ from sdslab.texture.arguments import (
     Rendering,
     Subject,
 )
+from sdslab.texture.resolved_arguments import resolved_settings
 from sdslab.texture.runner import run
-from sdslab.texture.stage_settings import resolved_settings
 from tests.recorded_calls import watch_recorded_calls
 from tests.tiny_pipelines import (
     save_deepfloyd_one,
