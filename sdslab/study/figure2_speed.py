@@ -29,11 +29,11 @@ from sdslab.study.figure2_steps import (
 from sdslab.study.measuring import (
     clock_name,
     median_ratio,
+    milliseconds,
     quantile_columns,
     quantiles_in,
     quantiles_of,
     refusal,
-    seconds_now,
     spread,
 )
 from sdslab.study.reconstruct import Cell, Problem, check_cell, with_steps
@@ -270,7 +270,7 @@ def measure_cell(
     matrix = torch.rand(side, side, device=problem.image.device)
     calls = (step, StraightforwardCell(steady, problem, SEED), lambda: matrix @ matrix)
     times = [
-        [_milliseconds(call, matrix.device, burst) for call in calls]
+        [milliseconds(call, matrix.device, burst) for call in calls]
         for _ in range(WARM_UPS + settings.repeats)
     ]
     ours, theirs, product = np.array(times)[WARM_UPS:].T
@@ -302,18 +302,6 @@ def _timed(row: SpeedCell, cells: dict[str, Cell], size: int, where: str) -> Tim
             f"draw the same one at every step; got {cells[name].noise!r}"
         )
     return TimedCell(row.name, cells[name], row.recorded, row.size or size)
-
-
-def _milliseconds(call: Callable[[], object], device: torch.device, times: int) -> float:
-    """Time of one of as many calls."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = seconds_now()
-    for _ in range(times):
-        call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (seconds_now() - start) * 1000 / times
 
 
 def _cells(timed: TimedCell, row: dict[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from sdslab.study.kernel_operations import OPERATIONS, KernelCase, Problem, Size
 from sdslab.study.measuring import (
     Quantiles,
     gpu_peak_bytes,
+    measure_limits,
     process_peak_bytes,
     quantile_columns,
     quantiles_in,
@@ -69,14 +70,6 @@ class KernelStudy:
     cases: tuple[KernelCase, ...]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the machine does at best, measured in the same run: bytes of a copy, float32 FLOP."""
-
-    copy_bytes_per_s: float
-    matmul_flops_per_s: float
-
-
 @final
 class KernelSpeeds(Experiment):
     """Times every op at every size; without times where its result is wrong."""
@@ -87,9 +80,11 @@ class KernelSpeeds(Experiment):
     study: KernelStudy
 
     def pieces(self) -> list[Piece]:
-        on_gpu = self.device.type == "cuda"
+        settings, on_gpu = self.study.settings, self.device.type == "cuda"
         kind: Literal["cuda_sizes", "cpu_sizes"] = "cuda_sizes" if on_gpu else "cpu_sizes"
-        self.limits = measure_limits(self.study.settings, self.device)
+        self.limits = measure_limits(
+            settings.copy_mb, settings.matmul_size, _repeats(settings, self.device), self.device
+        )
         return [
             Piece(
                 f"{case.name} at {_shape(case, batch, side)}",
@@ -194,18 +189,6 @@ class KernelSpeeds(Experiment):
         handles, labels = roofline.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
         save_figure(figure, path)
-
-
-def measure_limits(settings: KernelSettings, device: torch.device) -> Limits:
-    """Times a copy and a product."""
-    source = torch.rand(settings.copy_mb * 2**20 // 4, device=device)
-    target = torch.empty_like(source)
-    repeats = _repeats(settings, device)
-    copy_ms = quantiles_ms(lambda: target.copy_(source), repeats, device)[1]
-    n = settings.matmul_size
-    matrix, product = torch.rand(n, n, device=device), torch.empty(n, n, device=device)
-    matmul_ms = quantiles_ms(lambda: torch.matmul(matrix, matrix, out=product), repeats, device)[1]
-    return Limits(2 * 4 * source.numel() / copy_ms * 1000, 2 * n**3 / matmul_ms * 1000)
 
 
 @torch.no_grad()

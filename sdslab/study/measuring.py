@@ -4,6 +4,7 @@ import ctypes
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,36 @@ def _gpu_ms(call: Callable[[], object], repeats: int, device: torch.device) -> l
             end.record()
         torch.cuda.synchronize()
         return [start.elapsed_time(end) for start, end in events]
+
+
+def milliseconds(call: Callable[[], object], device: torch.device, times: int) -> float:
+    """Time of one of as many calls."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = seconds_now()
+    for _ in range(times):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (seconds_now() - start) * 1000 / times
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine does at best, measured in the same run: bytes of a copy, float32 FLOP."""
+
+    copy_bytes_per_s: float
+    matmul_flops_per_s: float
+
+
+def measure_limits(copy_mb: int, n: int, repeats: int, device: torch.device) -> Limits:
+    """Times a copy of so many MB, and a product of n × n matrices."""
+    source = torch.rand(copy_mb * 2**20 // 4, device=device)
+    target = torch.empty_like(source)
+    copy_ms = quantiles_ms(lambda: target.copy_(source), repeats, device)[1]
+    matrix, product = torch.rand(n, n, device=device), torch.empty(n, n, device=device)
+    matmul_ms = quantiles_ms(lambda: torch.matmul(matrix, matrix, out=product), repeats, device)[1]
+    return Limits(2 * 4 * source.numel() / copy_ms * 1000, 2 * n**3 / matmul_ms * 1000)
 
 
 def quantile_columns(name: str, values: Quantiles) -> dict[str, float]:
