@@ -142,7 +142,7 @@ def test_8_the_configuration_is_written_first(tmp_path: Path, monkeypatch: pytes
     class Stopped(Exception):
         pass
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise Stopped
 
     monkeypatch.setattr(stage, "optimize_material", stop)

@@ -70,5 +70,12 @@ def test_the_tables_are_the_committed_figures(name: str):
 
 
 def test_every_named_file_exists():
+    root = README.parent
     for name in re.findall(r"`((?:sdslab|studies|figures)/[\w./]*)`", README.read_text("utf-8")):
-        assert (README.parent / name).exists(), name
+        assert (root / name).exists(), name
+    architecture = (root / "docs" / "architecture.md").read_text("utf-8")
+    packages = "|".join(path.name for path in (root / "sdslab").iterdir() if path.is_dir())
+    named = re.findall(rf"`((?:{packages})/[\w./]*)`", architecture)
+    assert len(named) > 20
+    for name in named:
+        assert (root / "sdslab" / name).exists(), name
