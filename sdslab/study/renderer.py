@@ -15,7 +15,8 @@ from sdslab.meshes.material import MAPS
 from sdslab.rendering.preview import contact_sheet
 from sdslab.runs.table import Page, Table
 from sdslab.study.experiment import Experiment, Finished, Given, Piece, Result, Step
-from sdslab.study.measuring import quantiles_in, spread
+from sdslab.study.measuring import quantile_columns, quantiles_in, quantiles_of, spread
+from sdslab.study.mesh_load import LoadTiming, time_loads
 from sdslab.study.renderer_measurements import (
     Comparison,
     Recovery,
@@ -29,6 +30,9 @@ from sdslab.study.renderer_measurements import (
 RECOVERED = ("view_psnr_db", "white_room_psnr_db", *(f"{name}_psnr_db" for name in MAPS))
 
 
+Row = Comparison | LoadTiming | StepTiming | Recovery
+
+
 @dataclass(frozen=True)
 class RendererStudy:
     """A parsed study file with one preset applied."""
@@ -38,6 +42,7 @@ class RendererStudy:
     preset: str
     settings: RendererSettings
     comparisons: tuple[Comparison, ...]
+    loads: tuple[LoadTiming, ...]
     steps: tuple[StepTiming, ...]
     recoveries: tuple[Recovery, ...]
 
@@ -56,6 +61,7 @@ class RendererSpeeds(Experiment):
     def pieces(self) -> list[Piece]:
         study = self.study
         works = [(case, self._compare) for case in study.comparisons]
+        works += [(case, self._time_loads) for case in study.loads]
         works += [(case, self._time_steps) for case in study.steps]
         works += [(case, self._recover) for case in study.recoveries]
         return [
@@ -74,6 +80,23 @@ class RendererSpeeds(Experiment):
     def _compare(self, case: Comparison, _: Given) -> Iterator[Result]:
         yield self._row(case, compare(case, self.study.settings))
 
+    def _time_loads(self, case: LoadTiming, _: Given) -> Iterator[Result]:
+        difference, measured = time_loads(case, case.repeats or self.study.settings.repeats)
+        (ours, ours_mb), (theirs, theirs_mb) = (
+            zip(*results, strict=True) for results in measured.values()
+        )
+        columns = {
+            "faces": case.faces,
+            **quantile_columns("ours", quantiles_of(ours)),
+            "reference": "trimesh",
+            **quantile_columns("reference", quantiles_of(theirs)),
+            "ratio": quantiles_of(theirs)[1] / quantiles_of(ours)[1],
+            "peak_mb": max(ours_mb),
+            "reference_peak_mb": max(theirs_mb),
+            "disagreement": difference,
+        }
+        yield self._row(case, columns)
+
     def _time_steps(self, case: StepTiming, _: Given) -> Iterator[Result]:
         # A process of its own: its peak memory is the step's.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -87,7 +110,7 @@ class RendererSpeeds(Experiment):
                 numbers, self.recovered[case.name] = update
                 yield self._row(case, numbers)
 
-    def _row(self, case: Comparison | StepTiming | Recovery, numbers: dict[str, Any]) -> Result:
+    def _row(self, case: Row, numbers: dict[str, Any]) -> Result:
         row = {"row": case.name, "what": case.label, **numbers, "device": self.device_name}
         return Result({}, row)
 
@@ -96,6 +119,9 @@ class RendererSpeeds(Experiment):
         match finished.piece.about:
             case Comparison():
                 return f"{row['ours_ms_q50']:.1f} ms, {row['ratio']:.1f}× {row['reference']}"
+            case LoadTiming():
+                times = f"{row['ours_ms_q50']:.0f} ms, {row['ratio']:.2f}× {row['reference']}"
+                return f"{times}, peak {row['peak_mb']:,.0f} MB, {row['reference_peak_mb']:,.0f} MB"
             case StepTiming():
                 return f"{row['ours_ms_q50']:.0f} ms a step, peak {row['peak_mb']:,.0f} MB"
         return f"held-out views {row['view_psnr_db']:.2f} dB in {row['seconds']:.0f} s"
@@ -121,6 +147,19 @@ class RendererSpeeds(Experiment):
                 Comparison,
                 ("operation", "ours, ms", "reference", "reference, ms", "ratio"),
                 _comparison_cells,
+            ),
+            (
+                LoadTiming,
+                (
+                    "CPU time of loading",
+                    "faces",
+                    "ours, ms",
+                    "trimesh, ms",
+                    "ratio",
+                    "ours, peak MB",
+                    "trimesh, peak MB",
+                ),
+                _load_cells,
             ),
             (
                 StepTiming,
@@ -150,6 +189,12 @@ class RendererSpeeds(Experiment):
 def _comparison_cells(row: dict[str, Any]) -> list[str]:
     ours, theirs = (spread(quantiles_in(row, name)) for name in ("ours", "reference"))
     return [row["what"], ours, row["reference"], theirs, f"{row['ratio']:.1f}×"]
+
+
+def _load_cells(row: dict[str, Any]) -> list[str]:
+    what, ours, _, theirs, _ = _comparison_cells(row)
+    peaks = (f"{row[name]:,.0f}" for name in ("peak_mb", "reference_peak_mb"))
+    return [what, f"{row['faces']:,}", ours, theirs, f"{row['ratio']:.2f}×", *peaks]
 
 
 def _step_cells(row: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from sdslab.errors import UserError
 from sdslab.runs.schema import read_run
-from sdslab.study import renderer, renderer_measurements
+from sdslab.study import mesh_load, renderer, renderer_measurements
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.renderer_measurements import Comparison, RendererSettings, compare
 from sdslab.study.study_file import load_study
@@ -34,6 +35,12 @@ operation = "texture"
 views = 2
 render_size = 32
 texture_size = 64
+[[loads]]
+name = "load"
+label = "OBJ"
+file = "obj"
+faces = 200
+repeats = 1
 [[steps]]
 name = "step"
 label = "a step"
@@ -84,10 +91,11 @@ def test_every_row_is_written(
         "small", "small.csv", "small.json", "small.md", "small.png",
     }  # fmt: skip
     table = pd.read_csv(out / "small.csv").set_index("row")
-    assert list(table.index) == ["visibility", "texture", "step", "unlit", "no_metal"]
+    assert list(table.index) == ["visibility", "texture", "load", "step", "unlit", "no_metal"]
     assert table["disagreement"].dropna().to_numpy().max() <= 1e-4
     ratio = table.loc["texture", "reference_ms_q50"] / table.loc["texture", "ours_ms_q50"]
     assert table.loc["texture", "ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert table.loc["load", "peak_mb"] > table.loc["load", "reference_peak_mb"] > 20
     assert table.loc["step", "faces"] == 4 * 3968
     assert table.loc["step", "peak_mb"] > 100
     assert table.loc["unlit", "view_psnr_db"] > 15
@@ -145,7 +153,7 @@ def test_options_of_other_studies_are_refused(study: Path):
         run(Selection(str(study)), Overrides(steps=0))
     with pytest.raises(UserError, match="got --fresh"):
         run(Selection(str(study), fresh=True), Overrides())
-    with pytest.raises(UserError, match="--only must name one of visibility, texture, step"):
+    with pytest.raises(UserError, match="--only must name one of visibility, texture, load, step"):
         run(Selection(str(study), only=("nothing",)), Overrides())
 
 
@@ -174,3 +182,29 @@ def test_presets_reach_into_rows(study: Path):
     assert quick.settings.repeats == 1
     with pytest.raises(UserError, match="preset must be one of quick, got 'slow'"):
         load_study(study, "slow")
+
+
+@pytest.mark.parametrize("kind", ["obj", "ply", "glb"])
+def test_a_grid_is_loaded_as_it_was_written(kind: str, tmp_path: Path):
+    path = tmp_path / f"grid.{kind}"
+    mesh_load.write_grid(path, 50)
+    positions, uv = mesh_load.load_ours(path)()
+    assert positions.shape == (50, 3, 3)
+    assert positions[:, :, :2] == pytest.approx(2 * uv - 1, abs=1e-6)
+    assert mesh_load.disagreement(path) <= 1e-6
+    assert all(value > 0 for value in mesh_load.measure_load("trimesh", path))
+
+
+@pytest.mark.parametrize("wrong", ["positions", "faces"])
+def test_another_mesh_has_no_speed(
+    wrong: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def load(path: Path) -> Callable[[], mesh_load.Corners]:
+        positions, uv = mesh_load.load_trimesh(path)()
+        if wrong == "positions":
+            return lambda: (positions + 0.1, uv)
+        return lambda: (positions[1:], uv[1:])
+
+    monkeypatch.setitem(mesh_load.LOADERS, "ours", load)
+    with pytest.raises(UserError, match=r"load: ours must equal trimesh to 1e-06, got (0\.1|inf)"):
+        run(Selection(str(study), only=("load",)), Overrides(out=str(tmp_path / "out")))
