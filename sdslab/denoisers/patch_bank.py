@@ -208,7 +208,7 @@ def _inside(mask: Tensor | None, image: Tensor, patch: int, most: int) -> Tensor
 
 
 def _evenly(coordinate: Tensor, chosen: Tensor, count: int) -> Tensor:
-    """At most ``count`` numbers of chosen rows, evenly along their order by a coordinate."""
+    """Takes at most ``count`` numbers of chosen rows, evenly along their order by a coordinate."""
     numbers = chosen.nonzero()[:, 0]
     order = numbers[coordinate[numbers].argsort(stable=True)]
     if len(order) > count:

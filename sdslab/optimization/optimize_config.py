@@ -19,7 +19,7 @@ class OptimizeConfig:
     optimizer: Optimizer = "adam"
     """Adam, plain gradient descent, or L-BFGS with strong Wolfe line search."""
     learning_rate: float = 0.01
-    """At the first step."""
+    """Learning rate at the first step."""
     learning_rate_schedule: LearningRateSchedule = "constant"
     """"constant", "cosine" (to zero at the last step) or "step" (×0.9 every 100, as CasTex)."""
     gradient_norm_limit: float = math.inf
@@ -70,7 +70,7 @@ class OptimizeConfig:
 
 
 def learning_rate_at(config: OptimizeConfig, index: int) -> float:
-    """Of step ``index``, from 0."""
+    """Learning rate at step ``index``, from 0."""
     return config.learning_rate * _decay(config, index)
 
 

@@ -74,11 +74,11 @@ class Overrides:
     steps: Annotated[int | None, _option("N", "each cell's")] = None
     """Optimisation steps of every cell."""
     seeds: Annotated[tuple[int, ...], _option("SEED ...", "the study's")] = ()
-    """Of the initial θ and of the noise."""
+    """Seeds of the initial θ and of the noise."""
     dtype: Annotated[
         Literal["float32", "float64"] | None, _option("float32|float64", "the study's")
     ] = None
-    """Of θ, the VAE and the gradient."""
+    """Precision of θ, the VAE and the gradient."""
     device: Annotated[str | None, _option("DEVICE", "the study's")] = None
     """cpu, cuda, cuda:N or auto."""
     threads: Annotated[int | None, _option("N", "torch's own choice")] = None

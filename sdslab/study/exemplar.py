@@ -42,7 +42,7 @@ class ExemplarSettings:
     photos: Annotated[tuple[str, ...], Different("pictures")]
     """Files, or names of the photographs that scikit-image ships."""
     seeds: Annotated[tuple[int, ...], Seeds(64)]
-    """Of the noise; real crops are taken from another corner for each."""
+    """Seeds of the noise; real crops are taken from another corner for each."""
     sweep_photos: tuple[str, ...]
     """Photographs of the sweeps; together they are what a tag is told from."""
     sweep_seeds: Annotated[tuple[int, ...], Seeds(64)]

@@ -64,13 +64,13 @@ class MeshSettings:
     photos: tuple[str, ...]
     """Files, or names of the photographs that scikit-image ships."""
     seeds: Annotated[tuple[int, ...], Seeds(40)]
-    """Of views and noise."""
+    """Seeds of views and noise."""
     texture_size: Annotated[int, PowerOfTwo(32, 8192)] = 1024
     """Height and width of the maps."""
     scale: Annotated[float, Between(0.01, 100)] = 1.5
     """World size of a photo's height; an object's largest extent is 2."""
     steps: int | None = None
-    """Of each level, in place of its own."""
+    """Steps of each level, in place of its own."""
     device: str = "cpu"
     """"auto" is cuda where there is one."""
     up: Literal["x", "-x", "y", "-y", "z", "-z"] | None = None

@@ -50,7 +50,7 @@ class ExemplarCase:
     method: Literal["crop", "ddim", "sds", "pyramid", "bicubic", "sr_sds"]
     """A real crop; samples; SDS from grey at one resolution, or from coarse to fine; enlarged."""
     steps: Annotated[int, Between(2, 1_000_000)] = 100
-    """Of the sampler or the optimisation; a pyramid's at its finest level."""
+    """Steps of the sampler or the optimisation; a pyramid's at its finest level."""
     noise: Literal["fixed", "fresh"] = "fixed"
     """One ε for the whole run, or another one each step."""
     timesteps: Literal["annealed", "random"] = "annealed"

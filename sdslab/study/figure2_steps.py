@@ -106,7 +106,7 @@ def in_float64(problem: Problem) -> Problem:
 
 
 def _distance(theta: Parameterization, truth: Parameterization) -> float:
-    """Of all gradients together, relative L2."""
+    """Difference of all gradients together, relative L2."""
     ours, theirs = (_gradient(of).double() for of in (theta, truth))
     return ((ours - theirs).norm() / theirs.norm()).item()
 

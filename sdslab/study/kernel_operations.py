@@ -54,17 +54,17 @@ class KernelCase:
     ]
     """A name of ``OPERATIONS``."""
     channels: int = 3
-    """Of the picture; of patch_posterior the coordinates of a patch."""
+    """Channels of the picture; of patch_posterior the coordinates of a patch."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the picture; of sds_gradient the model's output, beside a float32 picture."""
+    """Precision of the picture; of sds_gradient the model's output, beside a float32 picture."""
     noise: Literal["key", "tensor"] = "key"
     """Drawn from a key by the op, or given."""
     guided: bool = False
     """Whether a model's output has an unconditional half."""
     mode: Literal["castex", "pipeline"] = "castex"
-    """Of sr_condition, which takes a render twice as large, and its quarter as the small size."""
+    """Mode of sr_condition, which takes a render twice as large and a quarter of that."""
     keys: int = 4096
-    """Of patch_posterior, which has a query for each pixel."""
+    """Keys of patch_posterior, which has a query for each pixel."""
     cpu_sizes: Sizes = ()
     """Instead of the settings', where there are any."""
     cuda_sizes: Sizes = ()
@@ -241,7 +241,7 @@ def by_distances(y: Tensor, keys: Tensor, alpha_bar: Tensor) -> tuple[Tensor, ..
 
 
 def by_attention(y: Tensor, keys: Tensor, alpha_bar: Tensor) -> tuple[Tensor, ...]:
-    """As attention: |p|² is one more coordinate of the keys."""
+    """Attention: |p|² is one more coordinate of the keys."""
     a = alpha_bar.to(y.dtype)[:, None]
     q = torch.cat((y * a.sqrt() / (1 - a), -a / (2 * (1 - a))), dim=1)
     k = torch.cat((keys, keys.square().sum(1, keepdim=True)), dim=1)

@@ -56,13 +56,13 @@ class Settings:
     images: Annotated[tuple[str, ...], Different("pictures")]
     """Files, or names of the photographs that scikit-image ships."""
     seeds: Annotated[tuple[int, ...], Seeds(64)]
-    """Of the initial θ and of the noise."""
+    """Seeds of the initial θ and of the noise."""
     size: Annotated[int, Between(1, 8192)]
     """Height and width of the image, in pixels."""
     vae: str = "shipped"
     """"shipped", a local folder or a hub id."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of θ, the VAE and the gradient."""
+    """Precision of θ, the VAE and the gradient."""
     device: str = "cpu"
     """"auto" is cuda where there is one."""
     out: str = "figures"

@@ -222,7 +222,7 @@ def default_out(arguments: Arguments) -> Path:
 
 
 def _cut(stem: str) -> str:
-    """As much of a name as two of fit into one, which may have 255 bytes."""
+    """Cuts a name so that two fit into one, which may have 255 bytes."""
     while len(os.fsencode(stem)) > LONGEST_STEM:
         stem = stem[:-1]
     return stem

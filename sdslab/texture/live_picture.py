@@ -65,7 +65,7 @@ class LiveScene:
     color_mode: ColorMode
 
     def renderer(self, supersampling: int) -> Renderer:
-        """On the CPU, whatever the run computes on."""
+        """Renderer on the CPU, whatever the run computes on."""
         return Renderer(self.mesh, make_backend("cpu", CPU), CPU, self.color_mode, supersampling)
 
     @torch.no_grad()

@@ -225,7 +225,7 @@ def resolved_settings(arguments: Arguments) -> Preset:
 
 
 def model_dtype(arguments: Arguments, device: torch.device) -> torch.dtype:
-    """Of the models' weights."""
+    """Precision of the models' weights."""
     if arguments.model.dtype != "auto":
         return DTYPES[arguments.model.dtype]
     return torch.float16 if device.type == "cuda" else torch.float32

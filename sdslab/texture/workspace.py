@@ -129,7 +129,7 @@ class Workspace:
 
     @cached_property
     def renderer(self) -> Renderer:
-        """Of the steps' pictures."""
+        """Renderer of the steps' pictures."""
         rendering = self.arguments.rendering
         return Renderer(
             self.mesh, self.backend, self.device, rendering.color_mode, rendering.supersampling
@@ -137,7 +137,7 @@ class Workspace:
 
     @cached_property
     def previewer(self) -> Previewer:
-        """Of pictures for people, on white in the first light."""
+        """Renderer of pictures for people, on white in the first light."""
         color_mode = self.arguments.rendering.color_mode
         return Previewer(
             Renderer(self.mesh, self.backend, self.device, color_mode, supersampling=2),
@@ -170,7 +170,7 @@ class Workspace:
         )
 
     def seed(self, stage: int = 1) -> int:
-        """Of all that stage draws: stages of one run, and runs of near seeds, share nothing."""
+        """Seed of a stage: stages of one run, and runs of near seeds, draw nothing alike."""
         return self.arguments.optimization.seed + ((stage - 1) << 41)
 
     def target(self) -> Tensor:
@@ -278,7 +278,7 @@ class Workspace:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """Of the run."""
+        """Checkpoints of the run."""
         accept = self.arguments.output.accept_code_change
         return Checkpoints(self.out, self._identity(), accept_code=accept)
 
@@ -337,5 +337,5 @@ class Workspace:
 
 
 def progress_bar() -> ProgressLines:
-    """On stderr, gone when it ends."""
+    """Progress bar on stderr, gone when it ends."""
     return ProgressLines(progress_console)
