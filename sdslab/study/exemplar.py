@@ -1,6 +1,6 @@
 """The study of the exemplar denoiser in two dimensions: what SDS does with an exact score."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -125,8 +125,9 @@ class ExemplarPictures(Experiment):
         }
 
     @staticmethod
-    def finish_study(study: ExemplarStudy, where: str) -> ExemplarStudy:
+    def finish_study(study: ExemplarStudy, where: str, load: Callable[[str], Any]) -> ExemplarStudy:
         """Refuses settings, cases and sweeps that make no sense."""
+        del load
         settings = study.settings
         if settings.size % 4 or not 32 <= settings.size <= settings.exemplar_size:
             raise UserError(

@@ -37,7 +37,6 @@ from sdslab.study.measuring import (
     spread,
 )
 from sdslab.study.reconstruct import Cell, Problem, check_cell, with_steps
-from sdslab.study.study_file import find_study, load_study
 
 WARM_UPS = 2
 BURST = 20  # recorded steps between two looks at the clock: a launch takes less than a look
@@ -140,10 +139,12 @@ class Figure2Speeds(Experiment):
             check_cell(timed.cell, timed.size, self.vae)
 
     @staticmethod
-    def finish_study(study: Figure2SpeedFile, where: str) -> Figure2SpeedStudy:
+    def finish_study(
+        study: Figure2SpeedFile, where: str, load: Callable[[str], Any]
+    ) -> Figure2SpeedStudy:
         """Reads the study that is timed, and finds the cells there."""
         settings = study.settings
-        timed = load_study(find_study(settings.study))
+        timed = load(settings.study)
         cells = {cell.name: cell for cell in timed.cells}
         size = settings.size or timed.settings.size
         rows = tuple(_timed(row, cells, size, f"{where}: cells") for row in study.cells)

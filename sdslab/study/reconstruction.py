@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,8 +110,9 @@ class Reconstruction(Experiment):
             reconstruct.check_cell(cell, settings.size, self.vae)
 
     @staticmethod
-    def finish_study(study: Study, where: str) -> Study:
+    def finish_study(study: Study, where: str, load: Callable[[str], Any]) -> Study:
         """Refuses cells that make no sense."""
+        del load
         for cell in study.cells:
             place = f"{where}: cells.{cell.name}"
             if cell.parameterization == "latent" and cell.diffusion == "pixel":

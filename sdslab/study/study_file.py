@@ -137,7 +137,7 @@ def _checked(experiment: "type[Experiment]", study: Any, where: str) -> Any:
     if not any(getattr(study, section) for section in _sections(experiment)):
         sections = " or ".join(_sections(experiment))
         raise UserError(f"{where}: {sections} must be given, at least one, got none")
-    return experiment.finish_study(study, where)
+    return experiment.finish_study(study, where, lambda name: load_study(find_study(name)))
 
 
 def _rows(value: Any, where: str) -> list[dict[str, Any]]:
