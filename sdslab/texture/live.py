@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -110,12 +109,7 @@ class LiveView:
         with contextlib.suppress(EOFError, OSError):  # `_listen` will find the same
             self._hear(*self._connection.recv())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         where = one_line(str(self.out))
         if error is None:
             text = f"**The run has finished.** Its results are in `{where}`."
