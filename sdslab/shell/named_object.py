@@ -39,7 +39,7 @@ def named_object(given: str, option: str) -> Any:
 
 
 def file_of(given: str) -> str | None:
-    """The source of the module that ``module:name`` names, found without running it.
+    """The source of the module that ``module:name`` names; of ``a.b`` only ``a`` is run for it.
 
     Returns:
         Its path, from the present folder where it lies below; None if there is no such file.

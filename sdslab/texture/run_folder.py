@@ -19,6 +19,7 @@ from sdslab.runs.folder import (
 from sdslab.runs.from_toml import build
 from sdslab.runs.resumed import ResumedRun
 from sdslab.runs.schema import read_run
+from sdslab.shell.named_object import is_named_object
 from sdslab.texture.arguments import Arguments
 
 # What a run may be continued with: it changes where and how the result is made, not which.
@@ -194,6 +195,13 @@ def resumed_run(given: Arguments, parse: Callable[[Arguments], Arguments]) -> Re
             f"--resume goes on in the run's own folder, got --out {given.output.out}; leave it out"
         )
     recorded = _arguments(run.record["config"], run.out)
+    guidance = recorded.subject.guidance
+    if is_named_object(guidance) and given.subject.guidance != guidance:
+        # A record may come from anywhere: code runs only where the command line names it.
+        raise UserError(
+            f"--resume of a run by code of one's own needs that named again, got a run by "
+            f"{one_line(str(guidance))!r}; if you trust it, add --guidance {guidance}"
+        )
     merged = parse(recorded)
     changed = differences(dataclasses.asdict(recorded), _explicit(given, merged, recorded))
     if changed:

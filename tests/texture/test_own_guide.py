@@ -61,8 +61,22 @@ def test_a_run_by_a_guide_of_ones_own_goes_on_unless_its_module_has_changed(
     assert texture(monkeypatch, *options, "--out=stopped") == 2
     assert "own_guide.py" in capsys.readouterr().err
     module.write_text(content)
-    assert texture(monkeypatch, "--resume=stopped") == 0
+    assert texture(monkeypatch, "--resume=stopped", "--guidance=own_guide:moss_and_stone") == 0
     assert_same_maps(Path("whole"), Path("stopped"))
+
+
+def test_no_record_names_code_that_runs(monkeypatch, capsys: pytest.CaptureFixture[str]):
+    options = ("sphere", "--guidance=own_guide:moss_and_stone", "--unlit", "--steps=4", *SMALL)
+    with after_steps(monkeypatch, 2, interrupt):
+        assert texture(monkeypatch, *options, "--out=run") == 130
+    Path("evil").mkdir()
+    Path("evil", "__init__.py").write_text("open('ran', 'w')")
+    Path("evil", "module.py").touch()
+    record = Path("run/run.json")
+    record.write_text(record.read_text().replace("own_guide:moss_and_stone", "evil.module:guide"))
+    assert texture(monkeypatch, "--resume=run") == 2
+    assert "if you trust it, add --guidance evil.module:guide" in capsys.readouterr().err
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize(
