@@ -223,11 +223,17 @@ def test_a_long_curve_is_thinned_out_evenly():
 
 Act = Callable[[str], str]
 
-# Runs the command line; each stage pauses after its first step, however late the browser comes.
+# Runs the command line; each stage pauses after its first step, however late the browser comes,
+# but begins only when a file `hold` is gone and all clicks before it have been heard.
 PAUSING = """
+from pathlib import Path
 from sdslab.texture import __main__, live
 
 def begin(view, *values, own=live.LiveView.begin):
+    held = True
+    while held or view.paused:
+        held = Path("hold").exists()
+        view._listen(0.1)
     view.ask("pause")
     own(view, *values)
 
@@ -322,8 +328,11 @@ def test_a_person_works_the_page_at_every_stage(started, browser, tmp_path: Path
             page("reload")
             until(page, "paused")
         if stage != STAGES[-1]:
+            (tmp_path / "hold").touch()
             for name in ("Resume", "Pause", "Step", "Resume"):  # an impatient one
                 page(f"press {name}")
+            until(page, r"Run\s+Pause\s+Step")
+            (tmp_path / "hold").unlink()
     run.send_signal(signal.SIGINT)
     until(page, "The run was stopped|Connection lost|Connecting")
     assert page("leave") == "0"  # no error on its console
