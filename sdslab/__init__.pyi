@@ -16,7 +16,7 @@ from .distillation.sr_sds import sr_sds_gradient as sr_sds_gradient
 from .kernels import NoiseKey as NoiseKey
 from .kernels import SDSResult as SDSResult
 from .meshes.export_glb import export_glb as export_glb
-from .meshes.material_io import save_maps as save_maps
+from .meshes.material import save_maps as save_maps
 from .meshes.mesh import Mesh as Mesh
 from .meshes.mesh_io import load_mesh as load_mesh
 from .optimization.optimize import optimize as optimize

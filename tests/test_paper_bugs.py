@@ -16,11 +16,10 @@ from sdslab.denoisers.prompts import FRONT, view_of
 from sdslab.errors import UserError
 from sdslab.kernels import sr_condition
 from sdslab.meshes.export_glb import export_glb
-from sdslab.meshes.material import constant_material
+from sdslab.meshes.material import constant_material, dilate_seams
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.meshes.surface_frame import vertex_normals
-from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cameras import Cameras, CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend

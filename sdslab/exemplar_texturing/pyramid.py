@@ -15,8 +15,7 @@ from sdslab.errors import UserError
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, turned
 from sdslab.exemplar_texturing.guide import ExemplarGuide, GuidedPicture
 from sdslab.exemplar_texturing.tangent_field import TangentField
-from sdslab.meshes.material import constant_material
-from sdslab.meshes.texture_maps import dilate_seams, resize_maps
+from sdslab.meshes.material import constant_material, dilate_seams, resize_maps
 from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid

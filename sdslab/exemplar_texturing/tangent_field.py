@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdslab.meshes.material import dilate_seams
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.surface_frame import weld
-from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.render_backend import RenderBackend
 from sdslab.rendering.renderer import Surface

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdslab import __version__
 from sdslab.files.atomic_write import atomic_write
-from sdslab.meshes.material_io import encode_png, map_pictures, opacity_picture
+from sdslab.meshes.material import encode_png, map_pictures, opacity_picture
 from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.mesh_file import TexturePlace
 

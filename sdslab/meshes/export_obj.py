@@ -8,7 +8,7 @@ from torch import Tensor
 from sdslab import __version__
 from sdslab.errors import readable
 from sdslab.files.atomic_write import atomic_write
-from sdslab.meshes.material_io import encode_png, opacity_picture, save_maps
+from sdslab.meshes.material import encode_png, opacity_picture, save_maps
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_file import FileMaterial
 

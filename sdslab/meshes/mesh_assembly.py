@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdslab.meshes.file_normals import settle_normals
 from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.mesh_file import (
     MOST_FACES,
@@ -16,7 +15,7 @@ from sdslab.meshes.mesh_file import (
     MeshFile,
     MeshFileError,
 )
-from sdslab.meshes.mesh_repair import repair_faces
+from sdslab.meshes.mesh_repair import repair_faces, settle_normals
 from sdslab.meshes.source_material import kept_materials, opacity_notes, source_material
 from sdslab.meshes.surface_frame import vertex_tangents, weld
 from sdslab.meshes.uv_layout import Unwrapping, UvLayout, settle_uv

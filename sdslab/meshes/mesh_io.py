@@ -9,7 +9,7 @@ import numpy as np
 
 from sdslab.errors import UserError, one_line
 from sdslab.meshes.gltf_file import read_gltf
-from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.mesh import Mesh, Up, z_up_note
 from sdslab.meshes.mesh_assembly import Unwrapping, assemble_mesh
 from sdslab.meshes.mesh_file import MeshFile, MeshFileError
 from sdslab.meshes.mesh_folder import LARGEST_FILE, MeshFolder
@@ -17,7 +17,6 @@ from sdslab.meshes.obj_file import read_obj
 from sdslab.meshes.off_stl_files import read_off, read_stl
 from sdslab.meshes.ply_file import read_ply
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.meshes.upright import Up, z_up_note
 
 READERS: dict[str, Callable[[bytes, MeshFolder], MeshFile]] = {
     ".obj": read_obj,

@@ -17,16 +17,17 @@ from sdslab.meshes.mesh_file import (
     linear_colors,
     note_small_polygons,
     split_corners,
+    triangulate,
 )
 from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.mtl_file import SAME, read_materials
-from sdslab.meshes.obj_corners import NONE, corner_indices
-from sdslab.meshes.polygons import triangulate
 from sdslab.meshes.text_lines import (
     IS_SPACE,
     NEWLINE,
+    NONE,
     SPACE,
     TextLines,
+    corner_indices,
     decoded,
     plain_text,
     without_comments,

@@ -12,9 +12,9 @@ from sdslab.meshes.mesh_file import (
     counted,
     linear_colors,
     note_small_polygons,
+    triangulate,
 )
 from sdslab.meshes.mesh_folder import MeshFolder
-from sdslab.meshes.polygons import triangulate
 from sdslab.meshes.text_lines import TextLines, decoded, parsed, plain_text, ragged
 from sdslab.meshes.text_lines import without_comments as commented_out
 

@@ -16,10 +16,10 @@ from sdslab.meshes.mesh_file import (
     linear_colors,
     note_small_polygons,
     split_corners,
+    triangulate,
 )
 from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.ply_rows import Binary, Element, read_stream, read_text
-from sdslab.meshes.polygons import triangulate
 from sdslab.meshes.text_lines import decoded, plain_text
 
 TYPES = {

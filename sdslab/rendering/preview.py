@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from sdslab.files.atomic_write import atomic_write
-from sdslab.meshes.material_io import map_pictures
+from sdslab.meshes.material import map_pictures
 from sdslab.rendering.cameras import Cameras, six_views, turntable_views
 from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.renderer import Renderer

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from sdslab.errors import UserError, first_line, one_line
-from sdslab.meshes.upright import QUATERNIONS, Up
+from sdslab.meshes.mesh import QUATERNIONS, Up
 from sdslab.report.result_files import decode_picture
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942

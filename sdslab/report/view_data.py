@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdslab.errors import UserError, one_line
-from sdslab.meshes.upright import QUATERNIONS, Up
+from sdslab.meshes.mesh import QUATERNIONS, Up
 from sdslab.report.glb_parts import GlbParts
 from sdslab.report.result_files import data_uri
 from sdslab.report.wording import stage_label

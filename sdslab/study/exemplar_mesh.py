@@ -25,8 +25,8 @@ from sdslab.exemplar_texturing.pyramid import (
 )
 from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.files.disk_cache import content_hash
+from sdslab.meshes.material import dilate_seams
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.optimization.material_optimization import optimize_material
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.preview import Previewer, contact_sheet

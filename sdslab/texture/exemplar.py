@@ -23,8 +23,7 @@ from sdslab.exemplar_texturing.pyramid import (
     Reached,
 )
 from sdslab.exemplar_texturing.triplanar import triplanar
-from sdslab.meshes.material import NORMAL, ROUGHNESS
-from sdslab.meshes.texture_maps import dilate_seams
+from sdslab.meshes.material import NORMAL, ROUGHNESS, dilate_seams
 from sdslab.rendering.texels import texels_per_unit
 from sdslab.texture.outputs import TextureResult, seen_words, write_photographs
 from sdslab.texture.stage import Outcome, Stage, run_stage

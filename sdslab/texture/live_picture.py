@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.meshes.material import MAPS, renormalized
+from sdslab.meshes.material import MAPS, dilate_seams, renormalized, resize_maps
 from sdslab.meshes.mesh import Mesh
-from sdslab.meshes.texture_maps import dilate_seams, resize_maps
 from sdslab.pictures.color import ColorMode
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.lighting import Environment, Lighting

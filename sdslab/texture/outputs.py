@@ -14,8 +14,7 @@ from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.files.atomic_write import atomic_write
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
-from sdslab.meshes.material import ALBEDO, constant_material
-from sdslab.meshes.material_io import save_maps
+from sdslab.meshes.material import ALBEDO, constant_material, save_maps
 from sdslab.meshes.mesh import Mesh
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.environment_map import load_environment, resize

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from sdslab.errors import UserError, one_line
 from sdslab.machine import out_of_memory_message, resolve_device
-from sdslab.meshes.texture_maps import dilate_seams
+from sdslab.meshes.material import dilate_seams
 from sdslab.runs.folder import check_inputs_apart
 from sdslab.texture.argument_checks import default_out, guidance_of, named_inputs
 from sdslab.texture.arguments import Arguments, GuidanceName

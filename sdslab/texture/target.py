@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from sdslab.errors import UserError
-from sdslab.meshes.material import ALBEDO, ROUGHNESS, picture_material
-from sdslab.meshes.material_io import load_maps
+from sdslab.meshes.material import (
+    ALBEDO,
+    ROUGHNESS,
+    dilate_seams,
+    load_maps,
+    picture_material,
+    resize_maps,
+)
 from sdslab.meshes.mesh import Mesh, SourceMaterial
 from sdslab.meshes.mesh_file import MeshFile
 from sdslab.meshes.mesh_io import READERS, load_mesh
-from sdslab.meshes.texture_maps import dilate_seams, resize_maps
 from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.render_backend import RenderBackend

@@ -9,10 +9,9 @@ from PIL import Image
 
 from sdslab.exemplar_texturing.exemplars import load_exemplars
 from sdslab.exemplar_texturing.measurement import measure_texture, seam_jump, straight_views
-from sdslab.meshes.material import constant_material
+from sdslab.meshes.material import constant_material, dilate_seams
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.meshes.texture_maps import dilate_seams
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.texels import covered_texels, rasterize_texels, texels_per_unit

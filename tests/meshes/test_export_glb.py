@@ -16,7 +16,7 @@ from PIL import Image
 from sdslab import __version__
 from sdslab.errors import UserError
 from sdslab.meshes.export_glb import export_glb
-from sdslab.meshes.material_io import map_pictures
+from sdslab.meshes.material import map_pictures
 from sdslab.meshes.mesh import Mesh, Part
 from sdslab.meshes.mesh_file import FileMaterial
 from sdslab.meshes.mesh_io import load_mesh

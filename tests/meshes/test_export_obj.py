@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdslab.errors import UserError
 from sdslab.meshes.export_obj import export_obj
-from sdslab.meshes.material_io import load_maps, map_pictures
+from sdslab.meshes.material import load_maps, map_pictures
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from sdslab.errors import UserError
-from sdslab.meshes.material import constant_material
-from sdslab.meshes.material_io import MAP_FILES, load_maps, map_pictures, save_maps
+from sdslab.meshes.material import MAP_FILES, constant_material, load_maps, map_pictures, save_maps
 
 
 def random_maps(height: int = 16, width: int = 32) -> torch.Tensor:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sdslab.meshes.polygons import triangulate
+from sdslab.meshes.mesh_file import triangulate
 
 
 def star(corners: int, seed: int) -> np.ndarray:

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.meshes.texture_maps import dilate_seams
+from sdslab.meshes.material import dilate_seams
 
 CHART, FILL = 0.75, 0.0
 

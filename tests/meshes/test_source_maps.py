@@ -6,7 +6,7 @@ from PIL import Image
 
 from sdslab.meshes.material import ALBEDO, ROUGHNESS
 from sdslab.meshes.mesh_file import FileMaterial
-from sdslab.meshes.source_maps import LARGEST_MAP, material_maps
+from sdslab.meshes.source_material import LARGEST_MAP, material_maps
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from sdslab.meshes import unwrap as unwrap_module
-from sdslab.meshes.atlas_tiles import atlas_tiles
 from sdslab.meshes.procedural_meshes import torus
-from sdslab.meshes.unwrap import inspect_uv, unwrap
-from sdslab.meshes.uv_coverage import uv_coverage
+from sdslab.meshes.unwrap import inspect_uv, unwrap, uv_coverage
+from sdslab.meshes.uv_layout import atlas_tiles
 
 SQUARE = np.array([[[0, 0], [1, 0], [1, 1]], [[0, 0], [1, 1], [0, 1]]], np.float64)
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from sdslab.errors import UserError
+from sdslab.meshes.mesh import QUATERNIONS, Up, turned_up, z_up_note
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import apple, sphere, torus
-from sdslab.meshes.upright import QUATERNIONS, Up, turned_up, z_up_note
 
 AXES: dict[Up, list[float]] = {
     "x": [1, 0, 0], "-x": [-1, 0, 0], "y": [0, 1, 0],

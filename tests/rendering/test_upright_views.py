@@ -12,12 +12,11 @@ from sdslab.exemplar_texturing.tangent_field import TangentField
 from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.material import constant_material
-from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.mesh import QUATERNIONS, Mesh, Up, turned_up
 from sdslab.meshes.mesh_assembly import assemble_mesh
 from sdslab.meshes.mesh_file import MeshFile
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import apple
-from sdslab.meshes.upright import QUATERNIONS, Up, turned_up
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.renderer import Renderer, make_backend
 

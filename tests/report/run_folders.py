@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from sdslab.meshes.export_glb import export_glb
-from sdslab.meshes.material import constant_material
-from sdslab.meshes.material_io import save_maps
+from sdslab.meshes.material import constant_material, save_maps
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.cpu_backend import CpuBackend

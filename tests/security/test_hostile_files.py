@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sdslab.errors import UserError
-from sdslab.meshes.material_io import load_maps
+from sdslab.meshes.material import load_maps
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.environment_map import load_environment

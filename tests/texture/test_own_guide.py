@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdslab.meshes.material import ALBEDO
-from sdslab.meshes.material_io import load_maps
+from sdslab.meshes.material import ALBEDO, load_maps
 from sdslab.runs.schema import read_run
 from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, texture
 

@@ -7,8 +7,7 @@ from PIL import Image
 from sdslab.errors import UserError
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
-from sdslab.meshes.material import ALBEDO, NORMAL, ROUGHNESS, constant_material
-from sdslab.meshes.material_io import save_maps
+from sdslab.meshes.material import ALBEDO, NORMAL, ROUGHNESS, constant_material, save_maps
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cpu_backend import CpuBackend

@@ -107,7 +107,7 @@ def test_the_glb_renders_as_the_live_material(finished: tuple[Path, str]):
     assert (reloaded.uv - original.uv).abs().max() < 1e-6
     assert reloaded.faces.equal(original.faces)
     pictures = []
-    from sdslab.meshes.material_io import load_maps
+    from sdslab.meshes.material import load_maps
 
     backend = CpuBackend()
     for mesh, maps in (
