@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, final
 
 from sdslab.errors import UserError
+from sdslab.shell.named_object import is_named_object
 
 T = TypeVar("T")
 
@@ -79,6 +80,19 @@ class Seeds(Bound):
             raise UserError(
                 f"{where} must be different and within [0, 2^{self.bits}), got {list(value)}"
             )
+
+
+@final
+class OneOfOrOwn(Bound):
+    """One of our names, or ``MODULE:NAME`` of the user's own."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def check(self, value: Any, where: str) -> None:
+        if value not in self.names and not is_named_object(value):
+            valid = ", ".join(self.names)
+            raise UserError(f"{where} must be one of {valid}, or MODULE:NAME, got {value!r}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sdslab.errors import UserError
 from sdslab.pictures.image_io import load_image
 from sdslab.runs.from_toml import Between
 from sdslab.runs.table import Page, Table
+from sdslab.shell.named_object import is_named_object
 from sdslab.study.experiment import Experiment, Finished, Given, Piece, Result, save_figure
 from sdslab.study.figure2_steps import (
     SEED,
@@ -297,6 +298,8 @@ def _timed(row: SpeedCell, cells: dict[str, Cell], size: int, where: str) -> Tim
             f"{where} must be named one of {', '.join(cells)}, as in the study that is timed, got "
             f"{name!r}"
         )
+    if any(map(is_named_object, cells[name].named)):
+        raise UserError(f"{where}.{row.name} must be a cell of our own parts, got {name!r}")
     if row.recorded and cells[name].noise != "cancelled":
         raise UserError(
             f"{where}.{row.name}: a recorded cell must have cancelled noise, for a recording would "

@@ -22,7 +22,7 @@ from sdslab.study.reconstruct import (
     exact_gradient_of,
     gradient_of,
     initial_theta,
-    timesteps_of,
+    noise_and_timestep,
     with_steps,
 )
 
@@ -34,7 +34,7 @@ def loop(cell: Cell, problem: Problem) -> tuple[Iterator[Step], Parameterization
     """The study's loop, without the PSNRs that it records at 60 of a cell's steps, and its θ."""
     theta, space = initial_theta(cell, problem, SEED), problem.space(cell)
     config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
-    gradient = gradient_of(cell, space.encode(problem.image).detach(), SEED, config.steps)
+    gradient = gradient_of(cell, problem, space.encode(problem.image).detach(), SEED)
     steps = optimize(theta.parameters(), lambda _: diffused(theta, space), gradient, config)
     return steps, theta
 
@@ -44,7 +44,8 @@ def recorded(cell: Cell, problem: Problem) -> tuple[Iterator[Step], Parameteriza
     theta, space = initial_theta(cell, problem, SEED), problem.space(cell)
     config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
     z_star = space.encode(problem.image).detach()
-    timesteps = timesteps_of(z_star, SEED, config.steps).to(z_star.device)
+    drawn = [noise_and_timestep(cell, z_star, SEED, i)[1] for i in range(config.steps)]
+    timesteps = torch.stack(drawn).to(z_star.device)
     t = timesteps[0].clone()
     steps = optimize(
         theta.parameters(),
@@ -83,7 +84,7 @@ def errors(cell: Cell, problem: Problem, seed: int = SEED) -> tuple[float, float
     theta = initial_theta(cell, problem, seed)
     space = problem.space(cell)
     z, z_star = diffused(theta, space), space.encode(problem.image).detach()
-    z.backward(gradient_of(cell, z_star, seed, cell.optimization.steps)(z.detach(), 0).gradient)
+    z.backward(gradient_of(cell, problem, z_star, seed)(z.detach(), 0).gradient)
     own = StraightforwardCell(cell, problem, seed)
     own.compute_gradient()
     truth = StraightforwardCell(cell, in_float64(problem), seed)

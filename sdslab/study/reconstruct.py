@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
+from sdslab.denoisers.denoiser import Denoiser
 from sdslab.denoisers.noise_schedule import (
     NoiseSchedule,
     UniformTimesteps,
@@ -31,7 +32,16 @@ from sdslab.parameterizations.latent import LatentGrid
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.pictures.metrics import mse, psnr_db
+from sdslab.runs.from_toml import OneOfOrOwn
+from sdslab.shell.named_object import is_named_object
 from sdslab.study.experiment import Result, Step
+from sdslab.study.own_objects import (
+    CellSetup,
+    check_importable,
+    own_denoiser,
+    own_objective,
+    own_parameterization,
+)
 
 MEASUREMENTS = 60  # points of a convergence curve, spread evenly over log(step)
 
@@ -58,8 +68,8 @@ class Cell:
     """For the table and the figure."""
     diffusion: Literal["pixel", "latent"]
     """The space of the diffusion model."""
-    parameterization: Literal["pixel", "dip", "latent"]
-    """What θ is."""
+    parameterization: Annotated[str, OneOfOrOwn("pixel", "dip", "latent")]
+    """What θ is; MODULE:NAME is a function of a `CellSetup` that makes a `Parameterization`."""
     optimization: Optimization
     """How θ moves."""
     initialization: Literal["grey", "noise", "image", "network"] = "network"
@@ -72,10 +82,19 @@ class Cell:
     """w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``."""
     noise: Literal["cancelled", "sampled"] = "cancelled"
     """Eq. 3 in closed form, or through a drawn ε, x_t and the printed ε̂."""
+    denoiser: Annotated[str, OneOfOrOwn("exact")] = "exact"
+    """Eq. 3's; MODULE:NAME is a function of a `CellSetup` that makes a `Denoiser`."""
+    objective: Annotated[str, OneOfOrOwn("sds")] = "sds"
+    """Eq. 1; MODULE:NAME is a function with the signature of `sds_gradient`."""
     pictured: bool = True
     """Whether the figure shows it; the table always does."""
     paper_psnr_db: dict[str, float] = field(default_factory=dict)
     """The paper's numbers by read-out: theta, decoded."""
+
+    @property
+    def named(self) -> tuple[str, str, str]:
+        """What may be the user's own."""
+        return self.parameterization, self.denoiser, self.objective
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,8 @@ def check_cell(cell: Cell, size: int, vae: LatentSpace | None) -> None:
         OptimizeConfig(**dataclasses.asdict(cell.optimization))
     except UserError as error:
         raise UserError(f"cell {cell.name}: {error}") from error
+    for option in ("parameterization", "denoiser", "objective"):
+        check_importable(f"cell {cell.name}: {option}", getattr(cell, option))
     if cell.parameterization == "dip":
         check_size(size, size, resolve_architecture(cell.network, cell.width))
     if cell.diffusion == "latent":
@@ -193,7 +214,7 @@ def run_cell(
         return space.encode(image)
 
     config = OptimizeConfig(**dataclasses.asdict(cell.optimization))
-    gradient = gradient_of(cell, z_star, seed, config.steps)
+    gradient = gradient_of(cell, problem, z_star, seed)
     measured_at = {round(config.steps ** (i / MEASUREMENTS)) - 1 for i in range(MEASUREMENTS)}
     curve = progress.curve
     steps, seconds = progress.loop.index, progress.loop.seconds
@@ -249,48 +270,46 @@ def _measured(
 
 
 def gradient_of(
-    cell: Cell, z_star: Tensor, seed: int, steps: int
+    cell: Cell, problem: Problem, z_star: Tensor, seed: int
 ) -> Callable[[Tensor, int], SDSResult]:
     """The cell's distillation gradient as a function of (z, step index)."""
-    denoiser = _denoiser(cell, z_star)
+    if cell.noise == "cancelled":
+        exact = exact_gradient_of(cell, z_star)
+        return lambda z, index: exact(z, noise_and_timestep(cell, z, seed, index)[1])
+    objective = own_objective(cell.objective) or sds_gradient
+    denoiser: Denoiser = DegenerateDenoiser(z_star, _schedule(cell))
+    if is_named_object(cell.denoiser):
+        denoiser = own_denoiser(cell.denoiser, _setup(cell, problem, z_star, seed))
     weighting = weighting_named(cell.weighting)
-    exact = exact_gradient_of(cell, z_star)
 
     def gradient(z: Tensor, index: int) -> SDSResult:
-        key, t = _noise_and_timestep(z_star, seed, index, steps)
-        if cell.noise == "cancelled":
-            return exact(z, t)
-        return sds_gradient(z, denoiser, t, key, weighting=weighting)
+        key, t = noise_and_timestep(cell, z, seed, index)
+        return objective(z, denoiser, t, key, weighting=weighting)
 
     return gradient
 
 
 def exact_gradient_of(cell: Cell, z_star: Tensor) -> Callable[[Tensor, Tensor], SDSResult]:
     """The cell's gradient in closed form as a function of (z, t), whatever its noise is."""
-    denoiser = _denoiser(cell, z_star)
+    denoiser = DegenerateDenoiser(z_star, _schedule(cell))
     weighting = weighting_named(cell.weighting)
     return lambda z, t: exact_sds_gradient(z, denoiser, t, weighting=weighting)
 
 
-def timesteps_of(z_star: Tensor, seed: int, steps: int) -> Tensor:
-    """T of every step, [steps, b] int64."""
-    return torch.stack([_noise_and_timestep(z_star, seed, i, steps)[1] for i in range(steps)])
+def _setup(cell: Cell, problem: Problem, z_star: Tensor, seed: int) -> CellSetup:
+    return CellSetup(problem.image, z_star, _schedule(cell), seed)
 
 
-def _denoiser(cell: Cell, z_star: Tensor) -> DegenerateDenoiser:
-    schedule = (
-        NoiseSchedule.deepfloyd_if()
-        if cell.diffusion == "pixel"
-        else NoiseSchedule.stable_diffusion()
-    )
-    return DegenerateDenoiser(z_star, schedule)
+def _schedule(cell: Cell) -> NoiseSchedule:
+    if cell.diffusion == "pixel":
+        return NoiseSchedule.deepfloyd_if()
+    return NoiseSchedule.stable_diffusion()
 
 
-def _noise_and_timestep(
-    z_star: Tensor, seed: int, index: int, steps: int
-) -> tuple[NoiseKey, Tensor]:
-    key = NoiseKey(seed, index, torch.arange(len(z_star), device=z_star.device))
-    return key, UniformTimesteps()(key, index / steps)
+def noise_and_timestep(cell: Cell, z: Tensor, seed: int, index: int) -> tuple[NoiseKey, Tensor]:
+    """The key of a step's ε, and its t, [b] int64."""
+    key = NoiseKey(seed, index, torch.arange(len(z), device=z.device))
+    return key, UniformTimesteps()(key, index / cell.optimization.steps)
 
 
 def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:
@@ -298,6 +317,9 @@ def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:
     image = problem.image
     batch, channels, height, width = image.shape
     shape = (batch, channels, height, width)
+    if is_named_object(cell.parameterization):
+        z_star = problem.space(cell).encode(image).detach()
+        return own_parameterization(cell.parameterization, _setup(cell, problem, z_star, seed))
     if cell.parameterization == "dip":
         network = DeepImagePrior(shape, seed, cell.network, cell.width)
         return network.to(image.device, image.dtype)

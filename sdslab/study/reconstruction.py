@@ -30,6 +30,7 @@ from sdslab.study.experiment import (
     file_stem,
     save_figure,
 )
+from sdslab.study.own_objects import sources_of
 from sdslab.study.reconstruct import Cell, CellProgress, Problem
 from sdslab.study.reconstruction_figures import (
     READOUT_LABELS,
@@ -117,10 +118,16 @@ class Reconstruction(Experiment):
             place = f"{where}: cells.{cell.name}"
             if cell.parameterization == "latent" and cell.diffusion == "pixel":
                 raise UserError(f"{place}: a latent parameterization needs diffusion = 'latent'")
-            if (cell.parameterization == "dip") != (cell.initialization == "network"):
+            ours = cell.parameterization in ("pixel", "latent")
+            if ours == (cell.initialization == "network"):
                 raise UserError(
-                    f"{place}: initialization must be 'network' for dip and 'grey', 'noise' or "
-                    f"'image' otherwise, got {cell.initialization!r}"
+                    f"{place}: initialization must be 'grey', 'noise' or 'image' for pixel and "
+                    f"latent and 'network' otherwise, got {cell.initialization!r}"
+                )
+            if cell.named[1:] != ("exact", "sds") and cell.noise == "cancelled":
+                raise UserError(
+                    f"{place}: noise must be 'sampled' where the denoiser or the objective is "
+                    f"one's own, got 'cancelled', which is for Eq. 3 under Eq. 1"
                 )
             check_keys(cell.paper_psnr_db, READOUT_LABELS, f"{place}.paper_psnr_db")
         return study
@@ -211,6 +218,11 @@ def cell_key(cell: Cell, **inputs: Any) -> str:
     settings = dataclasses.asdict(cell)
     for name in PRESENTATION:
         del settings[name]
+    for name, default in (("denoiser", "exact"), ("objective", "sds")):
+        if settings[name] == default:
+            del settings[name]  # keys are as they were when there was no other
+    if sources := sources_of(cell.named):
+        inputs["own"] = sources
     settings["optimization"] = {  # JSON has no infinity
         name: str(value) for name, value in settings["optimization"].items()
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sdslab.errors import UserError, one_line
 from sdslab.runs.from_toml import as_table, build, check_keys, read_toml
 from sdslab.runs.resumed import ResumedRun
+from sdslab.shell.named_object import is_named_object
 
 if TYPE_CHECKING:
     from sdslab.study.experiment import Experiment
@@ -214,6 +215,12 @@ def resumed_study(option: str) -> ResumedStudy:
     where = f"{one_line(option)}/run.json: config"
     study = build(experiment.study_class, _with_infinities(run.record["config"]), where)
     study = _checked(experiment, study, where)
+    rows = [row for section in _sections(experiment) for row in getattr(study, section)]
+    if any(is_named_object(name) for row in rows for name in getattr(row, "named", ())):
+        raise UserError(
+            f"--resume must be of a study without MODULE:NAME, whose code it would run, got "
+            f"{option!r}; give its .toml again: finished cells are kept, and it goes on"
+        )
     if study.name != run.out.name:
         raise UserError(
             f"{where}: the study must have its folder's name, {run.out.name!r}, got "

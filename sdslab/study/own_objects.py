@@ -1,0 +1,86 @@
+"""``module:name`` in a study: a parameterization, denoiser or objective of the user's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdslab.denoisers.denoiser import Denoiser, require_denoiser
+from sdslab.denoisers.noise_schedule import NoiseSchedule
+from sdslab.errors import UserError
+from sdslab.kernels import SDSResult
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.shell.named_object import file_of, is_named_object, named_object
+
+Objective = Callable[..., SDSResult]
+"""A function with the signature of `sdslab.sds_gradient`."""
+
+
+@dataclass(frozen=True, eq=False)
+class CellSetup:
+    """What the named function gets to make a parameterization or a denoiser from.
+
+    Attributes:
+        image: x*, [1, 3, size, size], sRGB-encoded, in [0, 1].
+        z_star: the same in the diffusion space.
+        schedule: of the noise in that space.
+        seed: of the cell.
+    """
+
+    image: Tensor
+    z_star: Tensor
+    schedule: NoiseSchedule
+    seed: int
+
+
+def own_parameterization(given: str, setup: CellSetup) -> Parameterization:
+    """θ as the user's function makes it, on the image's device and of its dtype.
+
+    Raises:
+        UserError: it gives something else, or pictures of another shape.
+    """
+    theta = named_object(given, "parameterization")(setup)
+    if not isinstance(theta, nn.Module) or not list(theta.parameters()):
+        raise _refused(given, "a Parameterization with parameters", type(theta).__name__)
+    theta = theta.to(setup.image.device, setup.image.dtype)
+    shape = tuple(theta().shape)
+    if shape != tuple(setup.image.shape):
+        raise _refused(given, f"pictures of shape {list(setup.image.shape)}", f"{list(shape)}")
+    return theta  # pyright: ignore[reportReturnType]  a module will do
+
+
+def own_denoiser(given: str, setup: CellSetup) -> Denoiser:
+    """The denoiser that the user's function makes.
+
+    Raises:
+        UserError: it gives something else.
+    """
+    denoiser: Any = named_object(given, "denoiser")(setup)
+    try:
+        require_denoiser(given, denoiser)
+    except TypeError as error:
+        raise UserError(str(error)) from error
+    return denoiser
+
+
+def own_objective(given: str) -> Objective | None:
+    """The user's function in place of `sds_gradient`; None where none is named."""
+    return named_object(given, "objective") if is_named_object(given) else None
+
+
+def check_importable(option: str, given: str) -> None:
+    """Refuses, before anything runs, a name that cannot be imported or that is no function."""
+    if is_named_object(given) and not callable(named_object(given, option)):
+        raise _refused(given, "a function or class", "another object")
+
+
+def sources_of(named: tuple[str, ...]) -> dict[str, str]:
+    """The text of each named module's file, for the key of what it makes."""
+    own = filter(is_named_object, named)
+    return {given: Path(file).read_text("utf-8") for given in own if (file := file_of(given))}
+
+
+def _refused(given: str, expected: str, got: str) -> UserError:
+    return UserError(f"{given} must give {expected}, got {got}; see examples/own_study.py")
