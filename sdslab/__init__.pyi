@@ -29,4 +29,4 @@ from .parameterizations.pixel import TexelGrid as TexelGrid
 from .pictures.image_io import load_image as load_image
 from .pictures.metrics import psnr_db as psnr_db
 from .rendering.renderer import Renderer as Renderer
-from .texture.texture_mesh import texture_mesh as texture_mesh
+from .texture.runner import texture_mesh as texture_mesh

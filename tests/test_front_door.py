@@ -10,7 +10,7 @@ import pytest
 
 import sdslab
 from sdslab.errors import UserError
-from sdslab.texture import texture_mesh as module
+from sdslab.texture import runner as module
 from sdslab.texture.arguments import Arguments
 
 STUB = Path(sdslab.__file__).with_suffix(".pyi")

@@ -101,13 +101,7 @@ def fidelity(
 ) -> float:
     """How far a patch of ``a`` is from the nearest of the exemplar's, on average.
 
-    Args:
-        a: [n, c, h, w].
-        exemplar: [m, c, h', w'].
-        patch: height and width of a patch.
-        mask_a: [n, 1, h, w] bool; only patches wholly inside count. None counts all.
-        mask_b: the same of the exemplar.
-        seed: of the patches that are drawn.
+    Arguments are those of `sliced_wasserstein`.
 
     Returns:
         The root mean square difference of the pixels of a patch, averaged over patches; NaN where a

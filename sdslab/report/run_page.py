@@ -13,8 +13,7 @@ from PIL import Image
 from sdslab.errors import UserError, one_line
 from sdslab.files.atomic_write import write_text
 from sdslab.report import curves, wording
-from sdslab.report.html_page import render_page, viewer_script
-from sdslab.report.markdown_tables import html_of
+from sdslab.report.html_page import html_of, render_page, viewer_script
 from sdslab.report.result_files import (
     data_uri,
     downloads_of_study,

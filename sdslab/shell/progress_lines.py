@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,12 @@ from rich.progress import (
 
 FIRST_AFTER = 2.0  # seconds that a task takes before a line tells of it
 EVERY = 10.0  # seconds between lines of a task
+STDERR = Console(stderr=True)
+
+
+def tell(line: str, console: Console = STDERR) -> None:
+    """Prints a line for people, above the bars if there are any; only a terminal breaks it."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -34,11 +42,10 @@ class ProgressLines(Progress):
     ``FIRST_AFTER`` seconds has a line then, every ``EVERY`` seconds, and when it is removed.
 
     Args:
-        console: where bars and lines go.
-        transient: whether bars go when they end.
+        console: where bars, which go when they end, and lines appear.
     """
 
-    def __init__(self, console: Console, *, transient: bool = True) -> None:
+    def __init__(self, console: Console = STDERR) -> None:
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -47,7 +54,7 @@ class ProgressLines(Progress):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
-            transient=transient,
+            transient=True,
         )
         self._told: dict[TaskID, _Told] = {}
         self._ended = threading.Event()
@@ -64,6 +71,13 @@ class ProgressLines(Progress):
     ) -> TaskID:
         fields.setdefault("note", "")
         return super().add_task(description, start, total, completed, visible, **fields)
+
+    @contextmanager
+    def busy(self, description: str) -> Iterator[None]:
+        """Shows a task of unknown length while the block runs."""
+        task = self.add_task(description, total=None)
+        yield
+        self.remove_task(task)
 
     def start(self) -> None:
         super().start()
@@ -83,7 +97,8 @@ class ProgressLines(Progress):
         told = self._told.pop(task_id, None)
         if told is not None and told.last is not None:
             task = next(task for task in self.tasks if task.id == task_id)
-            self._say(f"{task.description}: {_reached(task)}{_seconds(told.begun)} s")
+            seconds = time.monotonic() - told.begun
+            tell(f"{task.description}: {_reached(task)}{seconds:,.0f} s", self.console)
         super().remove_task(task_id)
 
     def _tell_until_ended(self) -> None:
@@ -98,10 +113,7 @@ class ProgressLines(Progress):
             since = now - (told.begun if told.last is None else told.last)
             if since >= (FIRST_AFTER if told.last is None else EVERY):
                 told.last = now
-                self._say(line_of(task, now - told.begun))
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                tell(line_of(task, now - told.begun), self.console)
 
 
 def line_of(task: Task, seconds: float) -> str:
@@ -127,7 +139,3 @@ def _reached(task: Task) -> str:
     if task.total <= 1:
         return f"{task.percentage:.0f} %, "
     return f"step {task.completed:,.0f} of {task.total:,.0f}, "
-
-
-def _seconds(begun: float) -> str:
-    return f"{time.monotonic() - begun:,.0f}"

@@ -33,64 +33,49 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
         UserError: what is given does not go together.
     """
     subject = arguments.subject
-    given = {
-        name: value
-        for name, value in (
-            ("--prompt", subject.prompt),
-            ("--exemplar", subject.exemplar),
-            ("--target", subject.target),
-        )
-        if value not in (None, ())
+    leads = {
+        "--prompt": subject.prompt,
+        "--exemplar": subject.exemplar or None,
+        "--target": subject.target,
     }
+    given = [name for name, value in leads.items() if value is not None]
     if len(given) > 1:
         raise UserError(
             f"one of --prompt, --exemplar and --target must lead, got {' and '.join(given)}; "
             f"give one"
         )
-    own = subject.guidance is not None and is_named_object(subject.guidance)
-    if subject.guidance not in (None, *GUIDANCES) and not own:
+    lead, guidance = (given[0] if given else None), subject.guidance
+    own = guidance is not None and is_named_object(guidance)
+    if guidance is None:
+        guidance = next(name for name in GUIDANCES if GUIDANCES[name] == (lead or "--exemplar"))
+    elif guidance not in GUIDANCES and not own:
         raise UserError(
             f"--guidance must be one of {', '.join(GUIDANCES)}, or MODULE:NAME, got "
-            f"{one_line(subject.guidance)!r}{did_you_mean(subject.guidance, GUIDANCES)}"
+            f"{one_line(guidance)!r}{did_you_mean(guidance, GUIDANCES)}"
         )
-    needed: dict[GuidanceName, str] = {
-        "exemplar": "--exemplar",
-        "deepfloyd": "--prompt",
-        "stable-diffusion": "--prompt",
-        "degenerate": "--target",
-        "none": "--exemplar",
-    }
-    if subject.guidance is None:
-        asked = next(iter(given), "--exemplar")
-        guidance: GuidanceName = next(name for name in needed if needed[name] == asked)
-    else:
-        guidance = subject.guidance
-    if own:
-        needed[guidance] = "--guidance MODULE:NAME"
-        if given.keys() - {"--prompt"}:
-            raise UserError(f"{next(iter(given))} is not for --guidance {guidance}; leave it out")
-    elif needed[guidance] != "--exemplar" and needed[guidance] not in given:
-        what = {
-            "--prompt": "the text that leads the model",
-            "--target": "the material that it knows: a textured GLB or OBJ of the mesh, or a "
-            "picture such as brick",
-        }
+    needed = GUIDANCES.get(guidance)
+    if own and lead not in (None, "--prompt"):
+        raise UserError(f"{lead} is not for --guidance {guidance}; leave it out")
+    if needed == "--exemplar" and lead not in (None, "--exemplar"):
         raise UserError(
-            f"--guidance {guidance} needs {needed[guidance]}, {what[needed[guidance]]}, got "
-            f"{next(iter(given), 'none')}"
+            f"--guidance {guidance} needs --exemplar, a photo, got {lead}; a prompt needs "
+            f"--guidance deepfloyd or stable-diffusion"
         )
-    elif needed[guidance] == "--exemplar" and given and "--exemplar" not in given:
-        raise UserError(
-            f"--guidance {guidance} needs --exemplar, a photo, got {next(iter(given))}; a prompt "
-            f"needs --guidance deepfloyd or stable-diffusion"
-        )
+    if needed in ("--prompt", "--target") and lead != needed:
+        what = "the text that leads the model"
+        if needed == "--target":
+            what = (
+                "the material that it knows: a textured GLB or OBJ of the mesh, or a picture such "
+                "as brick"
+            )
+        raise UserError(f"--guidance {guidance} needs {needed}, {what}, got {lead or 'none'}")
     for section, owner in (
         (arguments.model, "--prompt"),
         (arguments.distillation, "--prompt"),
         (arguments.exemplar, "--exemplar"),
     ):
         changed = [f.name for f in fields(section) if getattr(section, f.name) != f.default]
-        if changed and needed[guidance] != owner:
+        if changed and needed != owner:
             raise UserError(
                 f"--{changed[0].replace('_', '-')} is for {owner}, got --guidance {guidance}; "
                 f"leave it out"

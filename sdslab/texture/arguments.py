@@ -11,7 +11,14 @@ def _option(metavar: str, default: str) -> object:
 
 
 GuidanceName = str  # one of `GUIDANCES`, or MODULE:NAME
-GUIDANCES = ("exemplar", "deepfloyd", "stable-diffusion", "degenerate", "none")
+# What each needs; the first of those that need it is meant where no guidance is named.
+GUIDANCES = {
+    "exemplar": "--exemplar",
+    "deepfloyd": "--prompt",
+    "stable-diffusion": "--prompt",
+    "degenerate": "--target",
+    "none": "--exemplar",
+}
 MapName = Literal["albedo", "roughness", "metallic", "normal"]
 WeightingName = Literal["x0_unit", "x0_castex", "epsilon_unit", "epsilon_dreamfusion"]
 

@@ -17,11 +17,11 @@ from sdslab.denoisers.model_table import KNOWN_MODELS, KnownModel
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.unet import KINDS, STAGE_OF
 from sdslab.errors import UserError, first_line
+from sdslab.files.hub import ask_hub
 from sdslab.machine import device_name
 from sdslab.rendering.renderer import NVDIFFRAST_HELP
 
 GIB = 2**30
-TIMEOUT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def guidance_models(names: Sequence[str] = ()) -> list[Finding]:
     names = names or list(known)
     unreachable, hub = None, []
     if any(not PipelineSource(name).is_local for name in names):
-        unreachable = _hub_error()
+        answer = ask_hub(KNOWN_MODELS[-1].id)
+        unreachable = first_line(answer) if isinstance(answer, Exception) else None
         state = "answers" if unreachable is None else f"cannot be reached: {unreachable}"
         hub = [Finding("the hub", state, unreachable is None)]
     return hub + [
@@ -155,17 +156,6 @@ def _package(name: str, purpose: str, needed: bool | None, remedy: str) -> Findi
     except importlib.metadata.PackageNotFoundError:  # installed under another name
         version = "here"
     return Finding(what, version, True)
-
-
-def _hub_error() -> str | None:
-    """Why the hub cannot be asked; None where it answers."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(KNOWN_MODELS[-1].id, timeout=TIMEOUT_SECONDS)
-    except Exception as error:  # the hub's transport has many types of error
-        return first_line(error)
-    return None
 
 
 def _local(name: str) -> Finding:

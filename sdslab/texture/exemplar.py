@@ -10,33 +10,34 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.progress import Progress
 from torch import Tensor
 
-from sdslab.errors import UserError
 from sdslab.exemplar_texturing.estimated_material import estimate_material
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
 from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
-from sdslab.exemplar_texturing.pyramid import (
-    ExemplarConfig,
-    ExemplarPyramid,
-    Reached,
-)
+from sdslab.exemplar_texturing.pyramid import ExemplarConfig, ExemplarPyramid, Reached
 from sdslab.exemplar_texturing.triplanar import triplanar
-from sdslab.meshes.material import NORMAL, ROUGHNESS, dilate_seams
+from sdslab.meshes.material import MAPS, NORMAL, ROUGHNESS, dilate_seams
 from sdslab.rendering.texels import texels_per_unit
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.outputs import TextureResult, seen_words, write_photographs
 from sdslab.texture.stage import Outcome, Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
 
-def texture_like_exemplars(workspace: Workspace, progress: Progress) -> TextureResult:
+def texture_like_exemplars(workspace: Workspace, progress: ProgressLines) -> TextureResult:
     """Textures the mesh like its exemplars.
 
     Raises:
         UserError: a photo cannot be read, or another process works in the folder.
     """
-    exemplars = _exemplars(workspace)
+    options = workspace.arguments.exemplar
+    exemplars = load_exemplars(
+        workspace.arguments.subject.exemplar,
+        normals=options.exemplar_normal,
+        roughness=options.exemplar_roughness,
+        masks=options.exemplar_mask,
+    )
     pyramid = ExemplarPyramid.of(
         workspace.renderer, workspace.covered, exemplars, _config(workspace, exemplars)
     )
@@ -79,30 +80,9 @@ def texture_like_exemplars(workspace: Workspace, progress: Progress) -> TextureR
     )
 
 
-def _exemplars(workspace: Workspace) -> ExemplarSet:
-    subject, options = workspace.arguments.subject, workspace.arguments.exemplar
-    return load_exemplars(
-        subject.exemplar,
-        normals=options.exemplar_normal,
-        roughness=options.exemplar_roughness,
-        masks=options.exemplar_mask,
-    )
-
-
 def _config(workspace: Workspace, exemplars: ExemplarSet) -> ExemplarConfig:
-    """What the command line says, in place of the defaults.
-
-    Raises:
-        UserError: ``--tag`` names no exemplar.
-    """
+    """What the command line says, in place of the defaults."""
     options, optimization = workspace.arguments.exemplar, workspace.arguments.optimization
-    tags = exemplars.tags
-    if options.tag is not None and options.tag not in tags:
-        known = ", ".join(tag for tag in tags if tag is not None) or "none"
-        raise UserError(
-            f"--tag must be that of an exemplar given as --exemplar TAG=PHOTO ({known} here), got "
-            f"{options.tag!r}"
-        )
     changed = {
         "views": optimization.views,
         "learning_rate": optimization.learning_rate,
@@ -112,7 +92,7 @@ def _config(workspace: Workspace, exemplars: ExemplarSet) -> ExemplarConfig:
         scale=options.exemplar_scale,
         orient=options.orient,
         texture_size=workspace.texture_size,
-        tag=None if options.tag is None else tags.index(options.tag),
+        tag=None if options.tag is None else exemplars.tags.index(options.tag),
         tag_guidance=options.tag_guidance,
         seed=workspace.seed(),
         **{name: value for name, value in changed.items() if value is not None},  # type: ignore[arg-type]
@@ -149,55 +129,45 @@ def _textured(
     lines: tuple[str, ...],
     interrupt: KeyboardInterrupt | None,
 ) -> TextureResult:
-    """The finished material; says which of its maps are estimates."""
-    guided = pyramid.exemplars.guided
+    """The finished material beside the photo that leads; says which of its maps are estimates."""
+    guided, covered, scale = pyramid.exemplars.guided, workspace.covered, pyramid.config.scale
+    density = texels_per_unit(workspace.mesh, covered)
     given = {"albedo": True, "roughness": ROUGHNESS in guided, "normal": NORMAL.start in guided}
-    estimated = [name for name in given if not given[name]]
     origin = {name: "exemplar" if given[name] else "constant" for name in given}
-    if workspace.arguments.exemplar.material == "auto":
-        feature = max(2.0, 0.04 * pyramid.config.scale * texels_per_unit(
-            workspace.mesh, workspace.covered
-        ))  # fmt: skip
-        guess = estimate_material(dilate_seams(maps, workspace.covered), workspace.covered, feature)
+    estimated = [name for name in given if not given[name]]
+    if workspace.arguments.exemplar.material == "albedo-only":
+        estimated = []
+    if estimated:
+        feature = max(2.0, 0.04 * scale * density)
+        guess = estimate_material(dilate_seams(maps, covered), covered, feature)
         maps = maps.clone()
-        for name, channels in (("roughness", ROUGHNESS), ("normal", NORMAL)):
-            if name in estimated:
-                maps[..., channels] = guess[..., channels]
-                origin[name] = "estimated from the albedo"
+        for name in estimated:
+            maps[..., MAPS[name]] = guess[..., MAPS[name]]
+            origin[name] = "estimated from the albedo"
     started = time.perf_counter()
-    measured = _measured(workspace, pyramid, dilate_seams(maps, workspace.covered))
+    measured = measure_texture(
+        workspace.renderer,
+        dilate_seams(maps, covered),
+        pyramid.exemplars,
+        scale,
+        pyramid.pixels_per_unit,
+        density,
+        pyramid.config.tag or 0,
+    )
     workspace.record["seconds"]["measuring"] = round(time.perf_counter() - started, 2)
     notes = (
         f"beside the photo: {_words_of(measured)}",
         "the albedo was matched to the photo without light: what shade the photo has stays in it",
     )
-    if "estimated from the albedo" in origin.values():
-        guessed = " and ".join(name for name in estimated)
-        notes += (f"{guessed} are estimates from the albedo (--material albedo-only omits them)",)
+    if estimated:
+        names = " and ".join(estimated)
+        notes += (f"{names} are estimates from the albedo (--material albedo-only omits them)",)
+    scores, material = dataclasses.asdict(measured), {**origin, "metallic": "constant"}
     return TextureResult(
         {"textured": maps},
-        {
-            **results,
-            "scores": dataclasses.asdict(measured),
-            "material": {**origin, "metallic": "constant"},
-        },
+        {**results, "scores": scores, "material": material},
         (*lines, *notes),
         interrupt,
-    )
-
-
-def _measured(
-    workspace: Workspace, pyramid: ExemplarPyramid, dilated: Tensor
-) -> TextureMeasurement:
-    """The texture beside the photograph that leads, or the first one."""
-    return measure_texture(
-        workspace.renderer,
-        dilated,
-        pyramid.exemplars,
-        pyramid.config.scale,
-        pyramid.pixels_per_unit,
-        texels_per_unit(workspace.mesh, workspace.covered),
-        pyramid.config.tag or 0,
     )
 
 

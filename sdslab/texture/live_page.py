@@ -21,8 +21,15 @@ import torch
 
 from sdslab.errors import one_line
 from sdslab.rendering.cameras import six_views
-from sdslab.texture.live_painter import Choice, Painter, stand_back
-from sdslab.texture.live_picture import LOOKS, LiveScene, covered_at, fitted
+from sdslab.texture.live_picture import (
+    LOOKS,
+    Choice,
+    LiveScene,
+    Painter,
+    covered_at,
+    fitted,
+    stand_back,
+)
 
 Command = Literal["pause", "resume", "step", "save"]
 

@@ -1,6 +1,6 @@
 """What a run leaves: the textured mesh, its maps, pictures, and what the report shows beside."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,20 @@ from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.files.atomic_write import atomic_write
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
-from sdslab.meshes.material import ALBEDO, constant_material, save_maps
-from sdslab.meshes.mesh import Mesh
+from sdslab.meshes.material import ALBEDO, constant_material, dilate_seams, save_maps
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.environment_map import load_environment, resize
-from sdslab.rendering.preview import Previewer, contact_sheet, save_turntable
+from sdslab.rendering.preview import contact_sheet, save_turntable
 from sdslab.rendering.radiance_hdr import write_hdr
-from sdslab.rendering.renderer import make_backend
-from sdslab.texture.target import own_maps
-from sdslab.texture.workspace import CPU, Workspace
+from sdslab.shell.progress_lines import ProgressLines
+from sdslab.texture.inputs import own_maps
+from sdslab.texture.workspace import Workspace
 
 FRAMES_PER_SECOND = 24
 FIXED_OUTPUTS = 4  # beside the turntable's frames, for a progress bar
+LIGHT_HEIGHT = 256  # of light.hdr, in pixels
+PHOTOGRAPH_SIDE = 384  # of the larger side, in pixels
+FADED = 0.15  # how much is left of what a mask excludes
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,78 +62,62 @@ def seen_words(seen: Tensor, covered: Tensor) -> tuple[str, float]:
     return words, 1 - unseen / total
 
 
-@dataclass(frozen=True)
-class Written:
-    """What `write_outputs` made.
-
-    Attributes:
-        names: of files and folders, within the run's folder.
-        notes: what did not go as asked, a line each.
-    """
-
-    names: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 def write_outputs(
-    out: Path,
-    mesh: Mesh,
-    materials: Mapping[str, Tensor],
-    previewer: Previewer,
-    *,
-    extras: Mapping[str, object],
-    exr: bool,
-    frames: int,
-    progress: Callable[[str], None],
-) -> Written:
-    """Writes ``mesh.glb``, ``obj/``, ``maps/``, ``contact_sheet.png`` and the turntable.
+    workspace: Workspace, materials: Mapping[str, Tensor], progress: ProgressLines
+) -> tuple[str, ...]:
+    """Writes the textured mesh, its maps and pictures, and what the report shows beside them.
 
     Args:
-        out: the run's folder.
-        mesh: with its own scale, pose, vertex order and texture coordinates.
-        materials: [h, w, 8] by name; the first is the result. All are on the contact sheet, and
-            each of the others has a ``mesh.glb`` in a folder of its name.
-        previewer: for the pictures.
-        extras: where the mesh comes from, for the GLB.
-        exr: whether to write the maps as EXR too.
-        frames: of the turntable; 0 makes none.
-        progress: is called with a name before each output, and before each frame.
+        workspace: of the run; its record is told the materials' names.
+        materials: [h, w, 8] by name, on the CPU; the first is the result. All are on the contact
+            sheet, and each of the others has a ``mesh.glb`` in a folder of its name.
+        progress: shows which output is written.
+
+    Returns:
+        What was written and what did not go as asked, a line each.
+
+    Raises:
+        UserError: a file cannot be written.
     """
-    maps = next(iter(materials.values()))
-    progress("mesh.glb")
-    export_glb(mesh, maps, out / "mesh.glb", extras=dict(extras))
-    others = list(materials)[1:]
-    for name in others:
-        export_glb(mesh, materials[name].cpu(), out / name / "mesh.glb", extras=dict(extras))
-    progress("obj")
+    out, mesh, previewer = workspace.out, workspace.mesh, workspace.previewer
+    output, record = workspace.arguments.output, workspace.record
+    materials = {  # the target is shown as it came
+        name: maps if name == "target" else dilate_seams(maps, workspace.covered)
+        for name, maps in materials.items()
+    }
+    maps, *others = materials.values()
+    extras = {name: record[name] for name in ("command", "sdslab", "commit", "started")}
+    task = progress.add_task("writing", total=FIXED_OUTPUTS + output.turntable)
+
+    def begin(name: str) -> None:
+        progress.update(task, advance=1, note=name)
+
+    begin("mesh.glb")
+    export_glb(mesh, maps, out / "mesh.glb", extras=extras)
+    names = ["mesh.glb", *(f"{name}/mesh.glb" for name in list(materials)[1:])]
+    for name, material in zip(names[1:], others, strict=True):
+        export_glb(mesh, material, out / name, extras=extras)
+    begin("obj")
     export_obj(mesh, maps, out / "obj")
-    progress("maps")
-    save_maps(maps, out / "maps", exr=exr)
-    progress("contact_sheet.png")
+    begin("maps")
+    save_maps(maps, out / "maps", exr=output.exr)
+    begin("contact_sheet.png")
     rows = [previewer.views(name, material) for name, material in materials.items()]
     contact_sheet([*rows, previewer.buffers(maps)], maps, out / "contact_sheet.png")
-    names = (
-        "mesh.glb",
-        *(f"{name}/mesh.glb" for name in others),
-        "obj/",
-        "maps/",
-        "contact_sheet.png",
-    )
-    if not frames:
-        return Written(names, ())
+    names += ["obj/", "maps/", "contact_sheet.png"]
 
-    def counted() -> Iterator[Tensor]:
-        for frame in previewer.turntable(maps, frames):
-            progress("turntable")
+    def frames() -> Iterator[Tensor]:
+        for frame in previewer.turntable(maps, output.turntable):
+            begin("turntable")
             yield frame
 
-    turntable = save_turntable(counted, out / "turntable.mp4", FRAMES_PER_SECOND)
-    return Written((*names, turntable.path.name), (turntable.note,) if turntable.note else ())
-
-
-LIGHT_HEIGHT = 256  # of light.hdr, in pixels
-PHOTOGRAPH_SIDE = 384  # of the larger side, in pixels
-FADED = 0.15  # how much is left of what a mask excludes
+    notes: tuple[str, ...] = ()
+    if output.turntable:
+        turntable = save_turntable(frames, out / "turntable.mp4", FRAMES_PER_SECOND)
+        names.append(turntable.path.name)
+        notes = (turntable.note,) if turntable.note else ()
+    _write_report_inputs(workspace, materials)
+    return (*notes, f"written to {out}/: {', '.join(names)}, run.json")
 
 
 def write_photographs(out: Path, exemplars: ExemplarSet) -> None:
@@ -151,11 +137,7 @@ def write_photographs(out: Path, exemplars: ExemplarSet) -> None:
 
 
 def write_target(workspace: Workspace, target: Tensor) -> None:
-    """Writes ``inputs/target.png``: the front of the mesh with the material to recover.
-
-    Args:
-        workspace: of the run.
-        target: [h, w, 8].
+    """Writes ``inputs/target.png``: the front of the mesh with the material [h, w, 8] to recover.
 
     Raises:
         UserError: the file cannot be written.
@@ -163,20 +145,12 @@ def write_target(workspace: Workspace, target: Tensor) -> None:
     _save(_front(workspace, target), workspace.out / "inputs" / "target.png")
 
 
-def write_report_inputs(workspace: Workspace, materials: Mapping[str, Tensor]) -> None:
-    """Writes ``original/mesh.glb``, ``front.png`` and, unless unlit, ``light.hdr``.
-
-    Args:
-        workspace: of the run; its record is told the materials' names.
-        materials: [h, w, 8] by name; the first is the result.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
+def _write_report_inputs(workspace: Workspace, materials: Mapping[str, Tensor]) -> None:
+    """Writes ``original/mesh.glb``, ``front.png`` and, unless unlit, ``light.hdr``."""
     out, mesh = workspace.out, workspace.mesh
     original = constant_material(4, 4)
     if mesh.source_material is not None:
-        original = own_maps(mesh, workspace.texture_size, make_backend("cpu", CPU))
+        original = own_maps(mesh, workspace.texture_size)
     export_glb(mesh, original, out / "original" / "mesh.glb")
     workspace.record["details"]["materials"] = [*materials, "original"]
     _save(_front(workspace, next(iter(materials.values()))), out / "front.png")

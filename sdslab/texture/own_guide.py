@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import Denoiser, require_denoiser
@@ -14,11 +13,12 @@ from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.meshes.mesh import Mesh
-from sdslab.optimization.material_optimization import Guide, MaterialConfig, MaterialProblem
+from sdslab.optimization.material_optimization import Guide, MaterialProblem
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer
 from sdslab.shell.named_object import named_object
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.outputs import TextureResult, seen_words
 from sdslab.texture.stage import Stage, run_stage
 from sdslab.texture.workspace import Workspace
@@ -48,7 +48,7 @@ class GuideSetup:
     prompt: str | None
 
 
-def texture_by_own_guide(workspace: Workspace, progress: Progress) -> TextureResult:
+def texture_by_own_guide(workspace: Workspace, progress: ProgressLines) -> TextureResult:
     """Textures the mesh as the user's own object leads.
 
     The named function is called with a `GuideSetup` and returns a `Denoiser`, which Eq. 1 then
@@ -57,28 +57,14 @@ def texture_by_own_guide(workspace: Workspace, progress: Progress) -> TextureRes
     Raises:
         UserError: the object cannot be had, or returns neither of the two.
     """
-    optimization, rendering = workspace.arguments.optimization, workspace.arguments.rendering
-    assert rendering.render_size is not None
-    assert optimization.steps is not None
-    assert optimization.views is not None
-    assert optimization.learning_rate is not None
     initial = workspace.initial_maps()
-    config = MaterialConfig(
-        optimization.views,
-        OptimizeConfig(
-            optimization.steps,
-            learning_rate=optimization.learning_rate,
-            learning_rate_schedule="cosine",
-        ),
-        optimization.held,
-        initial,
-    )
+    config = workspace.config(_optimization, initial)
     problem = MaterialProblem(
         workspace.theta(initial),
         workspace.renderer,
-        workspace.scenes(rendering.render_size),
+        workspace.scenes(),
         PixelSpace(),
-        _guide(workspace, optimization.steps),
+        _guide(workspace, config.optimization.steps),
         config,
         workspace.unseen(),
     )
@@ -97,6 +83,10 @@ def texture_by_own_guide(workspace: Workspace, progress: Progress) -> TextureRes
         (f"{outcome.steps} steps in {outcome.seconds:.1f} s; {line}",),
         outcome.interrupt,
     )
+
+
+def _optimization(steps: int, learning_rate: float) -> OptimizeConfig:
+    return OptimizeConfig(steps, learning_rate=learning_rate, learning_rate_schedule="cosine")
 
 
 def _guide(workspace: Workspace, steps: int) -> Guide:

@@ -3,42 +3,24 @@
 import dataclasses
 import math
 
-from rich.progress import Progress
-
-from sdslab.material_recovery import (
-    Measurement,
-    measure,
-    recovery_optimization,
-    recovery_problem,
-)
-from sdslab.optimization.material_optimization import MaterialConfig
+from sdslab.material_recovery import Measurement, measure, recovery_optimization, recovery_problem
 from sdslab.optimization.optimize import Step
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.outputs import TextureResult, write_target
 from sdslab.texture.stage import Stage, run_stage
 from sdslab.texture.workspace import Workspace
 
 
-def recover_target(workspace: Workspace, progress: Progress) -> TextureResult:
+def recover_target(workspace: Workspace, progress: ProgressLines) -> TextureResult:
     """Recovers ``--target`` and measures how near the result is.
 
     Raises:
         UserError: the target or ``--init`` does not fit the mesh, or the optimisation diverged.
     """
-    optimization, rendering = workspace.arguments.optimization, workspace.arguments.rendering
     target = workspace.target().to(workspace.device)
     initial = workspace.initial_maps()
-    theta = workspace.theta(initial)
-    assert rendering.render_size is not None
-    assert optimization.steps is not None
-    assert optimization.views is not None
-    assert optimization.learning_rate is not None
-    scenes = workspace.scenes(rendering.render_size)
-    config = MaterialConfig(
-        optimization.views,
-        recovery_optimization(optimization.steps, optimization.learning_rate),
-        optimization.held,
-        initial,
-    )
+    theta, scenes = workspace.theta(initial), workspace.scenes()
+    config = workspace.config(recovery_optimization, initial)
     problem = recovery_problem(
         theta, target, workspace.renderer, scenes, config, workspace.unseen()
     )
@@ -48,17 +30,13 @@ def recover_target(workspace: Workspace, progress: Progress) -> TextureResult:
     write_target(workspace, target)
     outcome = run_stage(stage, workspace, progress)
     maps = problem.maps()
-    measurement = measure(
-        maps, target, workspace.renderer, scenes, problem.seen.texels(), rendering.held_out
-    )
+    views, seen = workspace.arguments.rendering.held_out, problem.seen.texels()
+    measurement = measure(maps, target, workspace.renderer, scenes, seen, views)
     results = dataclasses.asdict(measurement)
     return TextureResult(
         {"recovered": maps.cpu(), "target": target.cpu()},
         results | {"steps": outcome.steps},
-        (
-            *_lines(measurement),
-            f"{outcome.steps} steps in {outcome.seconds:.1f} s",
-        ),
+        (*_lines(measurement), f"{outcome.steps} steps in {outcome.seconds:.1f} s"),
         outcome.interrupt,
     )
 

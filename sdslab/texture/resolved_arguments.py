@@ -13,14 +13,7 @@ from sdslab.denoisers.prompts import VIEW_NAMES
 from sdslab.denoisers.unet import PIXEL_KINDS, check_stage
 from sdslab.errors import UserError
 from sdslab.exemplar_texturing.pyramid import ExemplarConfig
-from sdslab.texture.arguments import (
-    DEFAULT_EXEMPLAR,
-    Arguments,
-    Distillation,
-    GuidanceName,
-    Model,
-    Optimization,
-)
+from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName, Optimization
 
 DEFAULT_LIGHTS = ("studio", "sky")
 RECOVERY = Optimization(steps=300, views=4, learning_rate=0.025)
@@ -131,58 +124,48 @@ def _with_steps_of(defaults: Optimization, arguments: Arguments) -> Arguments:
 def _from_prompt(given: Arguments, arguments: Arguments, device: torch.device) -> Arguments:
     settings = resolved_settings(given)
     one, two = settings.stage_one, settings.stage_two
-    optimization = replace(
-        arguments.optimization,
-        steps=one.steps,
-        sr_steps=two.steps if two.model is not None else arguments.optimization.sr_steps,
-        views=_shared(settings, "views"),
-        learning_rate=_shared(settings, "learning_rate"),
-    )
+    filled: dict[str, dict[str, Any]] = {"model": {}, "distillation": {}, "optimization": {}}
+    for section, option, setting, stages in _STAGE_OPTIONS:
+        if option == "timesteps" or (option == "sr_steps" and two.model is None):
+            continue  # which say what they say
+        values = [getattr(stage, setting) for stage in (one, two)][stages]
+        value = values[0] if two.model is None or values[0] == values[-1] else None
+        if option == "timestep_per" and value is not None:
+            value = "step" if value else "picture"
+        filled[section][option] = "none" if option == "sr_model" and value is None else value
+    filled["model"] |= {
+        "view_names": arguments.model.view_names or VIEW_NAMES,
+        "dtype": str(model_dtype(given, device)).removeprefix("torch."),
+    }
+    guidance = "stable-diffusion" if one.x0_bound == "none" else "deepfloyd"
+    subject = arguments.subject
     return replace(
         arguments,
-        subject=replace(
-            arguments.subject,
-            guidance="stable-diffusion" if one.x0_bound == "none" else "deepfloyd",
-            init=arguments.subject.init or "grey",
-        ),
-        model=_models(arguments.model, settings, model_dtype(given, device)),
-        distillation=_distillation(arguments.distillation, settings),
-        optimization=optimization,
+        subject=replace(subject, guidance=guidance, init=subject.init or "grey"),
+        **{name: replace(getattr(arguments, name), **values) for name, values in filled.items()},
     )
-
-
-def _models(model: Model, settings: Preset, dtype: torch.dtype) -> Model:
-    return replace(
-        model,
-        model=settings.stage_one.model,
-        sr_model=settings.stage_two.model or "none",
-        view_names=model.view_names or VIEW_NAMES,
-        dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
-    )
-
-
-def _distillation(distillation: Distillation, settings: Preset) -> Distillation:
-    one, two = settings.stage_one, settings.stage_two
-    shared = _shared(settings, "shared_timestep")
-    return replace(
-        distillation,
-        guidance_scale=one.guidance_scale,
-        sr_guidance_scale=two.guidance_scale,
-        weighting=_shared(settings, "weighting"),
-        timestep_per=None if shared is None else ("step" if shared else "picture"),
-        x0_bound=_shared(settings, "x0_bound"),
-        gradient_clamp=_shared(settings, "gradient_clamp"),
-        sr_condition=two.sr_mode,
-    )
-
-
-def _shared(settings: Preset, name: str) -> Any:
-    """A setting that one option gives to both stages; None where the preset has two."""
-    one, two = (getattr(stage, name) for stage in (settings.stage_one, settings.stage_two))
-    return one if settings.stage_two.model is None or one == two else None
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Options that set something of the stages: section, name, the setting, and of which stages. In a
+# resolved command line, an option of both is None where the preset has two different values.
+_ONE, _TWO, _BOTH = slice(0, 1), slice(1, 2), slice(0, 2)
+_STAGE_OPTIONS = (
+    ("model", "model", "model", _ONE),
+    ("model", "sr_model", "model", _TWO),
+    ("optimization", "steps", "steps", _ONE),
+    ("optimization", "sr_steps", "steps", _TWO),
+    ("optimization", "views", "views", _BOTH),
+    ("optimization", "learning_rate", "learning_rate", _BOTH),
+    ("distillation", "guidance_scale", "guidance_scale", _ONE),
+    ("distillation", "sr_guidance_scale", "guidance_scale", _TWO),
+    ("distillation", "weighting", "weighting", _BOTH),
+    ("distillation", "timesteps", "timesteps", _BOTH),
+    ("distillation", "timestep_per", "shared_timestep", _BOTH),
+    ("distillation", "x0_bound", "x0_bound", _BOTH),
+    ("distillation", "gradient_clamp", "gradient_clamp", _BOTH),
+    ("distillation", "sr_condition", "sr_mode", _TWO),
+)
 
 
 def resolved_settings(arguments: Arguments) -> Preset:
@@ -194,34 +177,18 @@ def resolved_settings(arguments: Arguments) -> Preset:
         UserError: ``--model`` cannot be had, or is not what ``--guidance`` asks for.
     """
     preset = STABLE_DIFFUSION if _is_latent(arguments) else PRESETS[arguments.model.preset]
-    model, optimization = arguments.model, arguments.optimization
-    distillation = arguments.distillation
-    shared = {
-        "views": optimization.views,
-        "learning_rate": optimization.learning_rate,
-        "weighting": distillation.weighting,
-        "timesteps": distillation.timesteps and UniformTimesteps(*distillation.timesteps),
-        "shared_timestep": distillation.timestep_per and distillation.timestep_per == "step",
-        "x0_bound": distillation.x0_bound,
-        "gradient_clamp": distillation.gradient_clamp,
-    }
-    stage_one = {
-        "model": model.model,
-        "steps": optimization.steps,
-        "guidance_scale": distillation.guidance_scale,
-        **shared,
-    }
-    stage_two = {
-        "model": model.sr_model,
-        "steps": optimization.sr_steps,
-        "guidance_scale": distillation.sr_guidance_scale,
-        "sr_mode": distillation.sr_condition,
-        **shared,
-    }
-    two = dataclasses.replace(preset.stage_two, **_given(stage_two))
-    if two.model == "none":
-        two = dataclasses.replace(two, model=None)
-    return Preset(dataclasses.replace(preset.stage_one, **_given(stage_one)), two)
+    given: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for section, option, setting, stages in _STAGE_OPTIONS:
+        value = getattr(getattr(arguments, section), option)
+        if value is None:
+            continue
+        if option == "timesteps":
+            value = UniformTimesteps(*value)
+        elif option == "timestep_per":
+            value = value == "step"
+        for values in given[stages]:
+            values[setting] = None if option == "sr_model" and value == "none" else value
+    return Preset(replace(preset.stage_one, **given[0]), replace(preset.stage_two, **given[1]))
 
 
 def model_dtype(arguments: Arguments, device: torch.device) -> torch.dtype:
@@ -236,10 +203,6 @@ def stage_record(stage: StageSettings) -> dict[str, Any]:
     timesteps = stage.timesteps
     named = {"kind": type(timesteps).__name__, **vars(timesteps)}
     return {**dataclasses.asdict(stage), "timesteps": named}
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _is_latent(arguments: Arguments) -> bool:

@@ -1,29 +1,30 @@
-"""One run of ``python -m sdslab.texture``: loads, optimises, measures and writes."""
+"""One run of ``python -m sdslab.texture``, or of the same as a function."""
 
+import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from sdslab.errors import UserError, one_line
 from sdslab.machine import out_of_memory_message, resolve_device
-from sdslab.meshes.material import dilate_seams
 from sdslab.runs.folder import check_inputs_apart
-from sdslab.texture.argument_checks import default_out, guidance_of, named_inputs
+from sdslab.shell.command_line import options_of, parse
+from sdslab.shell.progress_lines import ProgressLines, tell
+from sdslab.texture.argument_checks import check, default_out, guidance_of, named_inputs
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.inputs import Inputs
-from sdslab.texture.metrics_log import stage_seconds
-from sdslab.texture.outputs import FIXED_OUTPUTS, TextureResult, write_outputs, write_report_inputs
+from sdslab.texture.outputs import TextureResult, write_outputs
 from sdslab.texture.resolved_arguments import resolved
 from sdslab.texture.run_folder import own_outputs, state_of
-from sdslab.texture.stage import memory_remedy
-from sdslab.texture.workspace import Workspace, progress_bar, progress_console
+from sdslab.texture.stage import memory_remedy, stage_seconds
+from sdslab.texture.workspace import Workspace
 
 console = Console(width=None if sys.stdout.isatty() else 110)
 
@@ -47,16 +48,20 @@ def run(arguments: Arguments) -> None:
     guidance = arguments.subject.guidance
     assert guidance is not None
     if not arguments.output.fresh:
-        state = state_of(
-            out, lambda before: resolved(before, guidance, device), arguments, inputs.digests
-        )
-        if state == "finished":
+
+        def said_in_full(before: Arguments) -> Arguments:
+            return resolved(before, guidance, device)
+
+        if state_of(out, said_in_full, arguments, inputs.digests) == "finished":
             _say(f"{out}/ holds this run's results already; --fresh makes them again")
             return
     try:
-        _run(arguments, guidance, out, inputs)
+        _run(arguments, out, inputs)
     except KeyboardInterrupt:
-        _say_how_to_go_on(out)
+        how = "nothing was lost but the time: the same command starts again"
+        if any(out.glob("checkpoint-*.safetensors")):
+            how = f"the same command, or --resume {shlex.quote(str(out))}, goes on from there"
+        tell(f"interrupted: {how}")
         raise
     except (MemoryError, RuntimeError) as error:
         message = out_of_memory_message(error, memory_remedy(guidance))
@@ -65,23 +70,16 @@ def run(arguments: Arguments) -> None:
         raise UserError(message) from error
 
 
-def _run(arguments: Arguments, guidance: GuidanceName, out: Path, inputs: Inputs) -> None:
+def _run(arguments: Arguments, out: Path, inputs: Inputs) -> None:
     start = time.perf_counter()
     with ExitStack() as held:
-        with progress_bar() as progress:
-            workspace = Workspace.open(arguments, guidance, out, inputs, progress, held)
+        with ProgressLines() as progress:
+            workspace = Workspace.open(arguments, out, inputs, progress, held)
             workspace.record["seconds"]["loading"] = round(time.perf_counter() - start, 2)
-            textured = program_of(guidance)(workspace, progress)
+            textured = program_of(workspace.guidance)(workspace, progress)
         _finish(workspace, textured)
         if textured.interrupt is not None:
             raise textured.interrupt
-
-
-def _say_how_to_go_on(out: Path) -> None:
-    how = "nothing was lost but the time: the same command starts again"
-    if any(out.glob("checkpoint-*.safetensors")):
-        how = f"the same command, or --resume {shlex.quote(str(out))}, goes on from there"
-    progress_console.print(f"interrupted: {how}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _finish(workspace: Workspace, textured: TextureResult) -> None:
@@ -91,13 +89,16 @@ def _finish(workspace: Workspace, textured: TextureResult) -> None:
     for line in textured.lines:
         _say(line)
     start = time.perf_counter()
-    _write(workspace, textured)
+    with ProgressLines() as progress:
+        lines = write_outputs(workspace, textured.materials, progress)
+    for line in lines:
+        _say(line)
     record["seconds"]["writing"] = round(time.perf_counter() - start, 2)
     if textured.interrupt is None:
         workspace.checkpoints.clear()
 
 
-def program_of(guidance: GuidanceName) -> Callable[[Workspace, Progress], TextureResult]:
+def program_of(guidance: GuidanceName) -> Callable[[Workspace, ProgressLines], TextureResult]:
     """What runs; imported here, for each needs libraries of its own."""
     match guidance:
         case "degenerate":
@@ -118,29 +119,45 @@ def program_of(guidance: GuidanceName) -> Callable[[Workspace, Progress], Textur
             return texture_by_own_guide
 
 
-def _write(workspace: Workspace, textured: TextureResult) -> None:
-    output, record = workspace.arguments.output, workspace.record
-    materials = dict(textured.materials)
-    for name, maps in textured.materials.items():
-        if name != "target":  # which is shown as it came
-            materials[name] = dilate_seams(maps, workspace.covered)
-    with progress_bar() as progress:
-        task = progress.add_task("writing", total=FIXED_OUTPUTS + output.turntable, note="")
-        written = write_outputs(
-            workspace.out,
-            workspace.mesh,
-            materials,
-            workspace.previewer,
-            extras={name: record[name] for name in ("command", "sdslab", "commit", "started")},
-            exr=output.exr,
-            frames=output.turntable,
-            progress=lambda name: progress.update(task, advance=1, note=name),
-        )
-    write_report_inputs(workspace, materials)
-    for line in written.notes:
-        _say(line)
-    _say(f"written to {workspace.out}/: {', '.join(written.names)}, run.json")
-
-
 def _say(line: str) -> None:
-    console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+    tell(one_line(line), console)
+
+
+def texture_mesh(mesh: str | Path = "apple", **options: Any) -> Path:
+    """Textures a mesh as the command line does: the same checks, files, checkpoints and report.
+
+    Args:
+        mesh: a file, or the name of a built-in mesh.
+        options: those of ``python -m sdslab.texture --help``, with ``_`` for ``-``:
+            ``exemplar="moss.jpg"``, ``steps=200``, ``unlit=True``. Those that take several values,
+            or may be repeated, take a sequence; None and False leave an option out.
+
+    Returns:
+        The run's folder: mesh.glb, maps/, run.json, report.html and the rest.
+
+    Raises:
+        UserError: an option is unknown or something cannot work; nothing was written.
+        KeyboardInterrupt: after what was reached has been written; the same call goes on.
+    """
+    arguments = parse(Arguments, "texture_mesh", [*_command_line(options), "--", os.fspath(mesh)])
+    check(arguments)
+    run(arguments)
+    return Path(arguments.output.out or default_out(arguments))
+
+
+def _command_line(options: dict[str, Any]) -> Iterator[str]:
+    """The words that say the same."""
+    known = {name: option for option in options_of(Arguments) for name in option.names}
+    for name, value in options.items():
+        option = "--" + name.replace("_", "-")
+        several = known[option].count != 1 if option in known else False
+        if value is None or value is False:
+            value = []
+        values = value if isinstance(value, (tuple, list)) else [value]
+        words = [os.fspath(v) if isinstance(v, os.PathLike) else str(v) for v in values]
+        if value is True:
+            yield option
+        elif several and words:
+            yield from (option, *words)
+        else:  # a repeated option, or one value
+            yield from (f"{option}={word}" for word in words)

@@ -1,27 +1,30 @@
 """One stage of optimisation as a user sees it: a bar, a log, previews, and Ctrl-C."""
 
+import csv
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from rich.progress import Progress
 from torch import Tensor
 
 from sdslab.errors import UserError
+from sdslab.files.atomic_write import atomic_write
 from sdslab.machine import out_of_memory_message
 from sdslab.optimization.material_optimization import MaterialProblem, optimize_material
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.rendering.preview import contact_sheet
 from sdslab.shell.interrupts import interrupts_held
+from sdslab.shell.progress_lines import ProgressLines, tell
 from sdslab.texture.arguments import GuidanceName
-from sdslab.texture.metrics_log import MetricsLog
 from sdslab.texture.workspace import Workspace
 
 PREVIEWS = 4  # of a stage
 PREVIEW_SIZE = 256  # pixels, of a view
+COLUMNS = ("stage", "step", "loss", "gradient_norm", "nonfinite", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,7 @@ class Outcome:
     interrupt: KeyboardInterrupt | None
 
 
-def run_stage(stage: Stage, workspace: Workspace, progress: Progress) -> Outcome:
+def run_stage(stage: Stage, workspace: Workspace, progress: ProgressLines) -> Outcome:
     """Runs a stage to its end, or to Ctrl-C.
 
     Raises:
@@ -72,8 +75,7 @@ def run_stage(stage: Stage, workspace: Workspace, progress: Progress) -> Outcome
     if resumed is not None and resumed.state["stage"] == stage.name and "loop" in resumed.state:
         state = OptimizerState(resumed.tensors, resumed.state["loop"], problem.memory)
         problem.seen.marks.copy_(resumed.tensors["seen"])
-        text = f"{stage.name}: goes on from step {state.index} of {total}"
-        progress.console.print(text, markup=False, highlight=False)
+        tell(f"{stage.name}: goes on from step {state.index} of {total}")
 
     def maps() -> Tensor:
         return problem.maps().cpu()
@@ -85,7 +87,7 @@ def run_stage(stage: Stage, workspace: Workspace, progress: Progress) -> Outcome
             {"stage": stage.name, "loop": loop},
         )
 
-    task = progress.add_task(stage.name, total=total, completed=state.index, note="")
+    task = progress.add_task(stage.name, total=total, completed=state.index)
     if live is not None:
         live.begin(stage.name, state.index, total, maps)
     interrupt = None
@@ -115,11 +117,8 @@ def run_stage(stage: Stage, workspace: Workspace, progress: Progress) -> Outcome
             interrupt = error
             if state.begun:
                 save()
-            text = (
-                f"interrupted at step {state.index} of {total} of {stage.name}, which is saved: "
-                f"writing what there is"
-            )
-            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            where = f"step {state.index} of {total} of {stage.name}"
+            tell(f"interrupted at {where}, which is saved: writing what there is")
     progress.remove_task(task)
     return Outcome(state.index, state.skipped, state.seconds, interrupt)
 
@@ -195,3 +194,94 @@ def preview(workspace: Workspace, title: str, maps: Tensor, path: Path) -> float
     seconds, spent = time.perf_counter() - start, workspace.record["seconds"]
     spent["previews"] = round(spent.get("previews", 0.0) + seconds, 2)
     return seconds
+
+
+class MetricsLog:
+    """Writes each step of a stage as it ends.
+
+    Args:
+        out: the run's folder.
+        stage: its name, the first column.
+        first: the step that comes first: lines of this stage from there on are dropped, for a
+            continued run takes those steps again.
+    """
+
+    def __init__(self, out: Path, stage: str, first: int = 0) -> None:
+        self.stage = stage
+        path = out / "metrics.csv"
+        kept = [COLUMNS, *(line for line in _lines(path) if not self._comes_again(line, first))]
+        with (
+            atomic_write(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            csv.writer(file).writerows(kept)
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        self._board = _tensorboard(out)
+        self._before = 0.0
+
+    def _comes_again(self, line: list[str], first: int) -> bool:
+        return line[0] == self.stage and int(line[1]) >= first
+
+    def add(self, step: Step) -> None:
+        """Writes one step; its seconds are those since the step before."""
+        seconds, self._before = step.seconds - self._before, step.seconds
+        self._writer.writerow(
+            (
+                self.stage,
+                step.index,
+                f"{step.loss:.6g}",
+                f"{step.gradient_norm:.6g}",
+                step.nonfinite,
+                f"{seconds:.4f}",
+            )
+        )
+        if self._board is not None:
+            self._board.add_scalar(f"{self.stage}/loss", step.loss, step.index)
+            self._board.add_scalar(f"{self.stage}/gradient_norm", step.gradient_norm, step.index)
+
+    def add_picture(self, path: Path, index: int) -> None:
+        """Shows a preview in TensorBoard, too."""
+        if self._board is not None:
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                self._board.add_image(self.stage, np.asarray(picture), index, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Hands what was written to the disk."""
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def stage_seconds(out: Path) -> dict[str, float]:
+    """How long the steps of each stage took, of all processes that ran it."""
+    seconds: dict[str, float] = {}
+    for line in _lines(out / "metrics.csv"):
+        seconds[line[0]] = seconds.get(line[0], 0.0) + float(line[-1])
+    return {stage: round(value, 2) for stage, value in seconds.items()}
+
+
+def _lines(path: Path) -> list[list[str]]:
+    """The whole lines of an earlier log; the last one of a killed run may be torn."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        lines = list(csv.reader(file))[1:]
+    return [line for line in lines if len(line) == len(COLUMNS) and line[1].isdigit()]
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # it is no dependency
+        return None
+    return SummaryWriter(str(out / "tensorboard"))

@@ -1,14 +1,14 @@
 """``--prompt``: CasTex's Figure 1. Stage I is SDS, stage II SR-SDS on renders of its result."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import Denoiser
-from sdslab.denoisers.model_table import StageSettings
+from sdslab.denoisers.model_table import Preset, StageSettings
 from sdslab.denoisers.noise_schedule import weighting_named
 from sdslab.denoisers.pipeline_source import PipelineSource
 from sdslab.denoisers.prompts import (
@@ -31,8 +31,8 @@ from sdslab.optimization.material_optimization import MaterialConfig, MaterialPr
 from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
-from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.texels import fill_unseen
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.arguments import Arguments
 from sdslab.texture.outputs import TextureResult
 from sdslab.texture.resolved_arguments import model_dtype, resolved_settings, stage_record
@@ -45,15 +45,16 @@ NAMES = {1: "stage1", 2: "stage2"}
 SCALE = torch.tensor([1, 1, 1, 1, 1, 0.5, 0.5, 0.5])
 
 
-def texture_from_prompt(workspace: Workspace, progress: Progress) -> TextureResult:
+def texture_from_prompt(workspace: Workspace, progress: ProgressLines) -> TextureResult:
     """Textures the mesh as a text says.
 
     Raises:
         UserError: a model cannot be had or does not fit, or the optimisation diverged.
     """
     _check_graph(workspace)
-    settings = resolved_settings(workspace.arguments)
-    dtype = model_dtype(workspace.arguments, workspace.device)
+    arguments = workspace.arguments
+    settings = resolved_settings(arguments)
+    stages = _Stages(workspace, progress, settings, model_dtype(arguments, workspace.device))
     assert settings.stage_one.model is not None
     source = PipelineSource(settings.stage_one.model)
     sr_name = settings.stage_two.model
@@ -63,40 +64,29 @@ def texture_from_prompt(workspace: Workspace, progress: Progress) -> TextureResu
     shared = check_stage(source, 1) == "IF-I"
     if sr_source is not None:
         shared = check_stage(sr_source, 2) == "IF-II" and shared
-    embeddings = workspace.arguments.model.embeddings
-    prompts = _prompts(workspace, source, dtype, progress, embeddings)
-    sr_prompts = prompts
+    prompts = sr_prompts = stages.prompts(source, arguments.model.embeddings)
     if sr_source is not None and not shared:
-        sr_prompts = _prompts(workspace, sr_source, dtype, progress)
+        sr_prompts = stages.prompts(sr_source)
     initial = workspace.initial_maps()
     workspace.record["config"]["stages"] = {
         NAMES[number]: stage_record(stage)
         for number, stage in ((1, settings.stage_one), (2, settings.stage_two))
         if stage.model is not None
     }
-    outcomes: dict[str, Outcome] = {}
     resumed = workspace.resumed
     if resumed is not None and resumed.state["stage"] == NAMES[2]:
         stage_one = resumed.tensors["stage_one"]
         workspace.begin()
     else:
-        theta = workspace.theta(initial, SCALE)
-        model = _load(workspace, source, 1, dtype, progress)
-        stage = _stage(workspace, settings.stage_one, 1, theta, model, prompts, initial)
-        workspace.begin()
-        stage_one = _run(stage, workspace, outcomes, progress)
-        del model, stage  # before stage II's model wants the memory
-        if any(outcome.interrupt for outcome in outcomes.values()) or sr_source is None:
-            return _textured({NAMES[1]: stage_one}, outcomes)
+        stage_one = stages.finish(1, source, prompts, initial)
+        if stages.interrupt is not None or sr_source is None:
+            return stages.textured({NAMES[1]: stage_one})
         workspace.checkpoints.save({"stage_one": stage_one}, {"stage": NAMES[2]})
     assert sr_source is not None
     if workspace.device.type == "cuda":
         torch.cuda.empty_cache()
-    model = _load(workspace, sr_source, 2, dtype, progress)
-    theta = TexelGrid(stage_one, SCALE).to(workspace.device)
-    stage = _stage(workspace, settings.stage_two, 2, theta, model, sr_prompts, stage_one)
-    stage_two = _run(stage, workspace, outcomes, progress)
-    return _textured({NAMES[2]: stage_two, NAMES[1]: stage_one}, outcomes)
+    stage_two = stages.finish(2, sr_source, sr_prompts, stage_one)
+    return stages.textured({NAMES[2]: stage_two, NAMES[1]: stage_one})
 
 
 def _check_graph(workspace: Workspace) -> None:
@@ -109,89 +99,113 @@ def _check_graph(workspace: Workspace) -> None:
         raise UserError("--graph and --offload exclude each other: a graph's weights stay in place")
 
 
-def _prompts(
-    workspace: Workspace,
-    source: PipelineSource,
-    dtype: torch.dtype,
-    progress: Progress,
-    embeddings: str | None = None,
-) -> Prompts:
-    options, subject = workspace.arguments.model, workspace.arguments.subject
-    assert subject.prompt is not None
-    texts = view_prompts(subject.prompt, options.view_names or VIEW_NAMES)
-    if embeddings is not None:
-        return Prompts.load(Path(embeddings), len(texts) + 1)
-    task = progress.add_task("encoding the prompt", total=None, note="")
-    prompts = encode_prompts(source, texts, options.negative_prompt, workspace.device, dtype)
-    progress.remove_task(task)
-    return prompts
+@dataclass(frozen=True, eq=False)
+class _Stages:
+    """The two stages of a run, one after the other.
 
+    Attributes:
+        workspace: of the run.
+        progress: shows what takes time.
+        settings: of both.
+        dtype: of the models.
+        outcomes: by a stage's name, of those that have ended.
+    """
 
-def _load(
-    workspace: Workspace,
-    source: PipelineSource,
-    stage: Literal[1, 2],
-    dtype: torch.dtype,
-    progress: Progress,
-) -> GuidanceModel:
-    options = workspace.arguments.model
-    task = progress.add_task(f"loading {source.name}", total=None, note="")
-    model = load_guidance(
-        source,
-        stage,
-        workspace.device,
-        dtype,
-        offload=options.offload,
-        compile=options.compile,
-    )
-    progress.remove_task(task)
-    return model
+    workspace: Workspace
+    progress: ProgressLines
+    settings: Preset
+    dtype: torch.dtype
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
 
+    @property
+    def interrupt(self) -> KeyboardInterrupt | None:
+        """Ctrl-C or SIGTERM, where one ended a stage early."""
+        interrupts = (outcome.interrupt for outcome in self.outcomes.values())
+        return next((interrupt for interrupt in interrupts if interrupt is not None), None)
 
-def _stage(
-    workspace: Workspace,
-    settings: StageSettings,
-    number: int,
-    theta: Parameterization,
-    model: GuidanceModel,
-    prompts: Prompts,
-    initial: Tensor,
-) -> Stage:
-    arguments = workspace.arguments
-    in_pixels = model.kind in PIXEL_KINDS
-    denoiser = _guided(model.denoiser(prompts), prompts, settings, number, arguments)
-    if in_pixels and settings.x0_bound == "dynamic":
-        denoiser = DynamicThresholding(denoiser, *model.thresholds)
+    def prompts(self, source: PipelineSource, embeddings: str | None = None) -> Prompts:
+        """The prompt's embeddings for each side, of a file or by the pipeline's encoder."""
+        options, subject = self.workspace.arguments.model, self.workspace.arguments.subject
+        assert subject.prompt is not None
+        texts = view_prompts(subject.prompt, options.view_names or VIEW_NAMES)
+        if embeddings is not None:
+            return Prompts.load(Path(embeddings), len(texts) + 1)
+        device, negative = self.workspace.device, options.negative_prompt
+        with self.progress.busy("encoding the prompt"):
+            return encode_prompts(source, texts, negative, device, self.dtype)
 
-    def prompt_of(cameras: Cameras) -> Tensor:
-        return view_of(cameras.eye)
+    def finish(
+        self, number: Literal[1, 2], source: PipelineSource, prompts: Prompts, initial: Tensor
+    ) -> Tensor:
+        """Runs a stage to its end, or to Ctrl-C.
 
-    guide = DiffusionGuide(
-        denoiser,
-        prompt_of,
-        workspace.renderer,
-        settings.timesteps,
-        settings.steps,
-        workspace.seed(number),
-        weighting_named(settings.weighting),
-        1.0 if in_pixels and settings.x0_bound == "clamp" else None,
-        settings.gradient_clamp,
-        settings.shared_timestep,
-        initial.to(workspace.device) if number == 2 else None,
-        settings.sr_mode,
-        model.low_size,
-        model.condition_schedule if settings.sr_mode == "pipeline" else None,
-    )
-    render_size = arguments.rendering.render_size or max(RENDER_SIZE, model.size)
-    workspace.record["config"]["stages"][NAMES[number]]["render_size"] = render_size
-    optimization = OptimizeConfig(
-        settings.steps,
-        learning_rate=settings.learning_rate,
-        learning_rate_schedule=settings.learning_rate_schedule,
-    )
-    return Stage(
-        NAMES[number],
-        MaterialProblem(
+        Args:
+            number: of the stage; the first takes the run's folder when its model is there.
+            source: of its model, which is loaded here and gone in the end.
+            prompts: for its model.
+            initial: maps that it starts from, [size, size, 8].
+
+        Returns:
+            Its maps on the CPU; what no view saw takes the nearest's colours.
+        """
+        workspace, options = self.workspace, self.workspace.arguments.model
+        device = workspace.device
+        with self.progress.busy(f"loading {source.name}"):
+            model = load_guidance(
+                source,
+                number,
+                device,
+                self.dtype,
+                offload=options.offload,
+                compile=options.compile,
+            )
+        one = number == 1
+        theta = workspace.theta(initial, SCALE) if one else TexelGrid(initial, SCALE).to(device)
+        stage = self._stage(number, theta, model, prompts, initial)
+        if one:
+            workspace.begin()
+        self.outcomes[stage.name] = run_stage(stage, workspace, self.progress)
+        maps = stage.problem.maps().cpu().clone()
+        return fill_unseen(maps, stage.problem.seen.texels().cpu(), workspace.mesh)
+
+    def _stage(
+        self,
+        number: Literal[1, 2],
+        theta: Parameterization,
+        model: GuidanceModel,
+        prompts: Prompts,
+        initial: Tensor,
+    ) -> Stage:
+        workspace, arguments = self.workspace, self.workspace.arguments
+        settings = self.settings.stage_one if number == 1 else self.settings.stage_two
+        in_pixels = model.kind in PIXEL_KINDS
+        denoiser = _guided(model.denoiser(prompts), prompts, settings, number, arguments)
+        if in_pixels and settings.x0_bound == "dynamic":
+            denoiser = DynamicThresholding(denoiser, *model.thresholds)
+        guide = DiffusionGuide(
+            denoiser,
+            lambda cameras: view_of(cameras.eye),
+            workspace.renderer,
+            settings.timesteps,
+            settings.steps,
+            workspace.seed(number),
+            weighting_named(settings.weighting),
+            1.0 if in_pixels and settings.x0_bound == "clamp" else None,
+            settings.gradient_clamp,
+            settings.shared_timestep,
+            initial.to(workspace.device) if number == 2 else None,
+            settings.sr_mode,
+            model.low_size,
+            model.condition_schedule if settings.sr_mode == "pipeline" else None,
+        )
+        render_size = arguments.rendering.render_size or max(RENDER_SIZE, model.size)
+        workspace.record["config"]["stages"][NAMES[number]]["render_size"] = render_size
+        optimization = OptimizeConfig(
+            settings.steps,
+            learning_rate=settings.learning_rate,
+            learning_rate_schedule=settings.learning_rate_schedule,
+        )
+        problem = MaterialProblem(
             theta,
             workspace.renderer,
             workspace.scenes(render_size, number),
@@ -199,10 +213,23 @@ def _stage(
             guide,
             MaterialConfig(settings.views, optimization, arguments.optimization.held, initial),
             workspace.unseen(),
-        ),
-        carried={"stage_one": initial} if number == 2 else {},
-        record=arguments.model.graph,
-    )
+        )
+        carried = {"stage_one": initial} if number == 2 else {}
+        return Stage(NAMES[number], problem, carried, record=arguments.model.graph)
+
+    def textured(self, materials: dict[str, Tensor]) -> TextureResult:
+        """What the run comes to, with the stages' materials, the result first."""
+        lines = []
+        for name, outcome in self.outcomes.items():
+            line = f"{name}: {outcome.steps} steps in {outcome.seconds:.1f} s"
+            if outcome.skipped:
+                line += f", {outcome.skipped} of them skipped: the model's output was not finite"
+            lines.append(line)
+        results = {
+            name: {"steps": o.steps, "skipped": o.skipped, "seconds": round(o.seconds, 2)}
+            for name, o in self.outcomes.items()
+        }
+        return TextureResult(materials, results, tuple(lines), self.interrupt)
 
 
 def _guided(
@@ -215,27 +242,3 @@ def _guided(
         others = torch.tensor(OTHER_SIDES)
         return PerpendicularNegatives(model, row, others, scale, weight, low_memory=low_memory)
     return ClassifierFreeGuidance(model, row, scale, low_memory=low_memory)
-
-
-def _run(
-    stage: Stage, workspace: Workspace, outcomes: dict[str, Outcome], progress: Progress
-) -> Tensor:
-    """The stage's maps on the CPU; what no view saw takes the nearest's colours."""
-    outcomes[stage.name] = run_stage(stage, workspace, progress)
-    maps = stage.problem.maps().cpu().clone()
-    return fill_unseen(maps, stage.problem.seen.texels().cpu(), workspace.mesh)
-
-
-def _textured(materials: dict[str, Tensor], outcomes: dict[str, Outcome]) -> TextureResult:
-    interrupt = next((o.interrupt for o in outcomes.values() if o.interrupt is not None), None)
-    lines = []
-    for name, outcome in outcomes.items():
-        line = f"{name}: {outcome.steps} steps in {outcome.seconds:.1f} s"
-        if outcome.skipped:
-            line += f", {outcome.skipped} of them skipped: the model's output was not finite"
-        lines.append(line)
-    results = {
-        name: {"steps": o.steps, "skipped": o.skipped, "seconds": round(o.seconds, 2)}
-        for name, o in outcomes.items()
-    }
-    return TextureResult(materials, results, tuple(lines), interrupt)

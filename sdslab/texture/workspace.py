@@ -1,6 +1,7 @@
 """What every guidance works with: the mesh, the light, the renderer and the run's folder."""
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from sdslab.errors import UserError
@@ -19,6 +18,8 @@ from sdslab.machine import resolve_device
 from sdslab.material_recovery import grey_material
 from sdslab.meshes.material import ALBEDO, without
 from sdslab.meshes.mesh import Mesh
+from sdslab.optimization.material_optimization import MaterialConfig
+from sdslab.optimization.optimize_config import OptimizeConfig
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
@@ -34,20 +35,25 @@ from sdslab.runs.checkpoint import Checkpoint, Checkpoints, OtherCodeError
 from sdslab.runs.lock import RunLock
 from sdslab.runs.record import code_digests, recorded, run_record, version_of
 from sdslab.runs.schema import read_run
-from sdslab.shell.progress_lines import ProgressLines
+from sdslab.shell.progress_lines import ProgressLines, tell
 from sdslab.texture.arguments import Arguments, GuidanceName
-from sdslab.texture.inputs import Inputs, load_lights, load_named_mesh
+from sdslab.texture.inputs import (
+    BACKEND,
+    Inputs,
+    load_lights,
+    load_named_mesh,
+    load_target,
+    own_maps,
+    with_opacity,
+)
 from sdslab.texture.resolved_arguments import recorded_config
 from sdslab.texture.run_folder import LOG, OUTPUTS, decisive, own_outputs
-from sdslab.texture.target import load_target, own_maps, with_opacity
 
 if TYPE_CHECKING:
     from sdslab.texture.live import LiveView
 
 CPU = torch.device("cpu")
 WITHOUT_EFFECT = ("report", "study", "train_vae")  # parts of the package, on a run's result
-
-progress_console = Console(stderr=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +62,6 @@ class Workspace:
 
     Attributes:
         arguments: with every default filled in.
-        guidance: which one runs.
         out: the run's folder.
         device: where it computes.
         backend: of the renderer.
@@ -67,7 +72,6 @@ class Workspace:
     """
 
     arguments: Arguments
-    guidance: GuidanceName
     out: Path
     device: torch.device
     backend: RenderBackend
@@ -80,10 +84,9 @@ class Workspace:
     def open(
         cls,
         arguments: Arguments,
-        guidance: GuidanceName,
         out: Path,
         inputs: Inputs,
-        progress: Progress,
+        progress: ProgressLines,
         held: ExitStack,
     ) -> "Workspace":
         """Loads the light and the mesh; writes nothing.
@@ -95,8 +98,14 @@ class Workspace:
         backend = make_backend(arguments.rendering.renderer, device)
         lights = load_lights(arguments, device, progress)
         mesh = load_named_mesh(arguments, inputs, progress)
-        mesh = with_opacity(mesh, arguments.optimization.texture_size, make_backend("cpu", CPU))
-        return cls(arguments, guidance, out, device, backend, mesh, lights, inputs, held)
+        mesh = with_opacity(mesh, arguments.optimization.texture_size)
+        return cls(arguments, out, device, backend, mesh, lights, inputs, held)
+
+    @property
+    def guidance(self) -> GuidanceName:
+        """Which guidance runs."""
+        assert self.arguments.subject.guidance is not None
+        return self.arguments.subject.guidance
 
     @property
     def texture_size(self) -> int:
@@ -120,12 +129,7 @@ class Workspace:
             self.arguments.rendering.color_mode,
         )
         port = self.arguments.output.live_port
-        return self.held.enter_context(
-            LiveView(scene, self.out, self.texture_size, port, self._say)
-        )
-
-    def _say(self, line: str) -> None:
-        progress_console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return self.held.enter_context(LiveView(scene, self.out, self.texture_size, port, tell))
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -148,16 +152,33 @@ class Workspace:
     @cached_property
     def covered(self) -> Tensor:
         """[size, size] bool on the CPU: texels that a face covers."""
-        size = (self.texture_size, self.texture_size)
-        return covered_texels(self.mesh, size, make_backend("cpu", CPU))
+        return covered_texels(self.mesh, (self.texture_size, self.texture_size), BACKEND)
 
     def unseen(self) -> SeenTexels:
         """Marks of the maps' texels, none of which was looked at."""
         return SeenTexels((self.texture_size, self.texture_size), self.device)
 
-    def scenes(self, render_size: int, stage: int = 1) -> SceneSampler:
+    def config(
+        self, optimization: Callable[[int, float], OptimizeConfig], initial: Tensor
+    ) -> MaterialConfig:
+        """What each step of a run of one stage does.
+
+        Args:
+            optimization: from the steps and the learning rate that the command line says.
+            initial: see `MaterialConfig`.
+        """
+        given = self.arguments.optimization
+        assert given.steps is not None
+        assert given.views is not None
+        assert given.learning_rate is not None
+        how = optimization(given.steps, given.learning_rate)
+        return MaterialConfig(given.views, how, given.held, initial)
+
+    def scenes(self, render_size: int | None = None, stage: int = 1) -> SceneSampler:
         """Views, lights and backgrounds; each stage has its own."""
         rendering = self.arguments.rendering
+        render_size = render_size or rendering.render_size
+        assert render_size is not None
         seed = self.seed(stage)
         lights = self.lights and dataclasses.replace(self.lights, seed=seed)
         return SceneSampler(
@@ -189,32 +210,25 @@ class Workspace:
         Raises:
             UserError: ``--init`` names nothing that fits the mesh.
         """
-        return without(self._named_maps(), self.arguments.optimization.disable)
-
-    def _named_maps(self) -> Tensor:
-        """What ``--init`` names."""
-        init = self.arguments.subject.init
-        assert init is not None
-        unlit = self.arguments.rendering.unlit
-        match init:
-            case "grey":
-                return grey_material(self.texture_size, unlit)
-            case "random":
-                maps = grey_material(self.texture_size, unlit)
-                key = NoiseKey(self.seed(), 0, torch.arange(1), INITIALIZATION_STREAM)
-                albedo = philox_uniform(key, 3 * self.texture_size**2)
-                maps[..., ALBEDO] = albedo.view(self.texture_size, self.texture_size, 3)
-                return maps
+        subject, size = self.arguments.subject, self.texture_size
+        assert subject.init is not None
+        match subject.init:
+            case "grey" | "random":
+                maps = grey_material(size, self.arguments.rendering.unlit)
+                if subject.init == "random":
+                    key = NoiseKey(self.seed(), 0, torch.arange(1), INITIALIZATION_STREAM)
+                    maps[..., ALBEDO] = philox_uniform(key, 3 * size**2).view(size, size, 3)
             case "source":
-                return own_maps(self.mesh, self.texture_size, make_backend("cpu", CPU))
-        return self._material(
-            init, "--init must be grey, random, source, or a material that fits the mesh"
-        )
+                maps = own_maps(self.mesh, size)
+            case other:
+                must = "--init must be grey, random, source, or a material that fits the mesh"
+                maps = self._material(other, must)
+        return without(maps, self.arguments.optimization.disable)
 
     def _material(self, source: str, must: str) -> Tensor:
         try:
             file = self.inputs.meshes.get(source)
-            return load_target(source, self.mesh, self.texture_size, make_backend("cpu", CPU), file)
+            return load_target(source, self.mesh, self.texture_size, file)
         except UserError as error:
             raise UserError(f"{must}, got {source!r}: {error}") from error
 
@@ -246,7 +260,7 @@ class Workspace:
         accepted = f"goes on with other code: {', '.join(changes)}" if changes else None
         for note in (lock.note, going_on and going_on.note, accepted):
             if note:
-                progress_console.print(note, markup=False, highlight=False, soft_wrap=True)
+                tell(note)
         if self.resumed is not None:
             self._keep_the_first_command()
         kept = [path for name in LOG for path in self.out.glob(name)] if self.resumed else []
@@ -334,8 +348,3 @@ class Workspace:
             "notes": list(self.mesh.notes),
         }
         return record
-
-
-def progress_bar() -> ProgressLines:
-    """Progress bar on stderr, gone when it ends."""
-    return ProgressLines(progress_console)

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.progress import TaskID
+from torch import Tensor
 
 from sdslab.optimization.material_optimization import MaterialProblem
 from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture import inputs, runner, stage, workspace
 from tests.texture_runs import (
     SMALL,
@@ -215,15 +218,16 @@ def test_outputs_are_written_again_where_writing_was_stopped(
     command = (*RUN, "--steps=2", "--turntable=2", "--out=run")
     original = runner.write_outputs
 
-    def stopped(*values: object, **options: object):
-        progress: Callable[[str], None] = options.pop("progress")  # type: ignore[assignment]
+    def stopped(opened: workspace.Workspace, materials: dict[str, Tensor], progress: ProgressLines):
+        update = progress.update
 
-        def note(name: str) -> None:
-            progress(name)
-            if name == output:
+        def note(*task: TaskID, note: str, **values: int) -> None:
+            update(*task, note=note, **values)  # type: ignore[arg-type]
+            if note == output:
                 kill_now(number)
 
-        return original(*values, progress=note, **options)  # type: ignore[arg-type]
+        monkeypatch.setattr(progress, "update", note)
+        return original(opened, materials, progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "write_outputs", stopped)

@@ -19,8 +19,7 @@ from sdslab.meshes.mesh_file import MeshFile
 from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.pictures.color import linear_to_srgb
-from sdslab.rendering.cpu_backend import CpuBackend
-from sdslab.texture.target import own_maps, with_opacity
+from sdslab.texture.inputs import own_maps, with_opacity
 from tests.meshes.gltf_builder import SQUARE_UV, GltfBuilder
 from tests.meshes.test_export_glb import run_node
 
@@ -41,7 +40,7 @@ def picture(pixels: np.ndarray, kind: str = "PNG", **more: Any) -> bytes:
 
 def load(file: GltfBuilder, folder: Path, unwrap: Any = "auto") -> Mesh:
     (folder / "mesh.glb").write_bytes(file.glb())
-    return with_opacity(load_mesh(folder / "mesh.glb", unwrap), SIZE, CpuBackend())
+    return with_opacity(load_mesh(folder / "mesh.glb", unwrap), SIZE)
 
 
 def export(mesh: Mesh, folder: Path) -> tuple[MeshFile, dict[str, Any], Path]:
@@ -167,7 +166,7 @@ def test_vertex_colours_are_the_albedo_to_start_from(tmp_path: Path):
     file = GltfBuilder()
     primitive = file.square()
     primitive["attributes"]["COLOR_0"] = file.accessor(colors, normalized=True)
-    albedo = own_maps(load(file, tmp_path), SIZE, CpuBackend())[..., ALBEDO]
+    albedo = own_maps(load(file, tmp_path), SIZE)[..., ALBEDO]
     x = (torch.arange(SIZE) + 0.5) / SIZE
     torch.testing.assert_close(
         albedo[..., 0], linear_to_srgb(1 - x).expand(SIZE, SIZE), atol=1e-4, rtol=0
@@ -217,7 +216,7 @@ CASES = Path(__file__).parents[3] / "shared" / "data" / "cases"
 def test_reported_files_are_read_and_come_out_valid(tmp_path: Path):
     paths = []
     for case in [*CASES.glob("gl*.gl*")]:
-        mesh = with_opacity(load_mesh(case), SIZE, CpuBackend())
+        mesh = with_opacity(load_mesh(case), SIZE)
         assert len(mesh.faces) >= 12, case.name
         paths.append(tmp_path / f"{case.stem}.glb")
         export_glb(mesh, constant_material(SIZE, SIZE), paths[-1])

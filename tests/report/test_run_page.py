@@ -195,7 +195,7 @@ def test_a_damaged_file_is_named_in_one_line(
 
 
 def test_every_truncation_of_a_mesh_is_refused(finished: Run, tmp_path: Path):
-    from sdslab.report.glb_parts import GlbParts
+    from sdslab.report.view_data import GlbParts
 
     whole = (finished.folder / "stage1" / "mesh.glb").read_bytes()
     for size in [*range(0, 60, 7), *range(60, len(whole), len(whole) // 20)]:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,9 +31,11 @@ class Hub:
     def __call__(self) -> "Hub":
         return self
 
-    def model_info(self, name: str, timeout: float) -> str:
+    def model_info(self, name: str, revision: str | None, timeout: float) -> SimpleNamespace:
+        assert name
+        assert revision is None
         assert timeout > 0
-        return name
+        return SimpleNamespace(siblings=())
 
     def auth_check(self, name: str) -> None:
         del name

@@ -11,8 +11,7 @@ from sdslab.pictures.color import srgb_to_linear
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.lighting import Environment
 from sdslab.rendering.preview import Previewer
-from sdslab.texture.live_painter import Pose
-from sdslab.texture.live_picture import LOOKS, LiveScene, covered_at, fitted
+from sdslab.texture.live_picture import LOOKS, LiveScene, Pose, covered_at, fitted
 
 
 @pytest.fixture(scope="module")

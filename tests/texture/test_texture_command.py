@@ -18,7 +18,7 @@ from sdslab.rendering.cameras import six_views
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.runs.schema import read_run
-from sdslab.texture.target import own_maps
+from sdslab.texture.inputs import own_maps
 from tests.texture_runs import texture
 
 SMALL = (
@@ -111,7 +111,7 @@ def test_the_glb_renders_as_the_live_material(finished: tuple[Path, str]):
 
     backend = CpuBackend()
     for mesh, maps in (
-        (reloaded, own_maps(reloaded, 64, backend)),
+        (reloaded, own_maps(reloaded, 64)),
         (original, load_maps(out / "maps")),
     ):
         renderer = Renderer(mesh, backend)

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdslab.report.markdown_tables import html_of
+from sdslab.report.html_page import html_of
 
 
 def test_headings_tables_and_notes():
