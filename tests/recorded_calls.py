@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from sdslab.kernels import NoiseKey, cpu_bodies, philox_cpu
-from sdslab.optimization.cuda_graph import GraphedFunction
+from sdslab.kernels import NoiseKey, cpu_bodies
+from sdslab.optimization.optimize import GraphedFunction
 from sdslab.rendering.cpu_backend import CpuBackend
 
 
@@ -36,12 +36,12 @@ class NothingFromTheHost(TorchDispatchMode):
 
 # A GPU launches one kernel in place of each.
 CPU_BODIES = (
-    (philox_cpu, "bits_cpu"),
-    (philox_cpu, "normal_cpu"),
+    (cpu_bodies, "bits_cpu"),
+    (cpu_bodies, "normal_cpu"),
     (cpu_bodies, "perturb_cpu"),
     (cpu_bodies, "sds_gradient_cpu"),
     (cpu_bodies, "degenerate_sds_gradient_cpu"),
-    (sys.modules["sdslab.kernels.sr_condition"], "_reference"),
+    (sys.modules["sdslab.kernels.noising"], "_sr_condition_reference"),
 )
 
 
@@ -60,7 +60,7 @@ def watch_recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """
     # What is given is looked at on a CPU only.
     monkeypatch.setattr(NoiseKey, "__post_init__", lambda _: None)
-    for op in ("perturb", "sds_gradients", "sr_condition"):
+    for op in ("noising", "sds_gradients"):
         module = sys.modules[f"sdslab.kernels.{op}"]
         monkeypatch.setattr(module, "require_alpha_bar", lambda *_: None)
     for module, name in CPU_BODIES:

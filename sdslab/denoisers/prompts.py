@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.errors import UserError, first_line
 from sdslab.files.atomic_write import atomic_write
 from sdslab.files.disk_cache import cached_tensors, content_hash

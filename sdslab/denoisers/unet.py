@@ -12,7 +12,7 @@ import torch
 
 from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.noise_schedule import NoiseSchedule
-from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.denoisers.prompts import Prompts
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace, load_whole
 from sdslab.errors import UserError, first_line

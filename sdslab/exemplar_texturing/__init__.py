@@ -1,6 +1,6 @@
 """A mesh textured like photographs: SDS with the exact denoiser of their patches.
 
 `exemplars` reads the photographs, `pyramid` lays out the levels of optimisation from coarse to
-fine, `guide` gives the gradient of a step, `tangent_field` says which way is up on the surface,
-`triplanar` projects a photograph without any optimisation, and `estimated_material` guesses bumps.
+fine, `guide` gives the gradient of a step and says which way is up on the surface, `triplanar`
+projects a photograph without any optimisation and guesses bumps, and `measurement` judges.
 """

@@ -14,7 +14,7 @@ from sdslab.meshes.surface_frame import weld
 from sdslab.pictures.metrics import PATCH, contrast, gradient_energy, sliced_wasserstein
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.surface_views import SurfaceViews
+from sdslab.rendering.scene import SurfaceViews
 
 VIEWS = 24
 RESOLUTION = 96

@@ -7,21 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.band_energy import BandEnergy
-from sdslab.denoisers.exemplar import ExemplarDenoiser
+from sdslab.denoisers.exemplar import BandEnergy, ExemplarDenoiser
 from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, turned
-from sdslab.exemplar_texturing.guide import ExemplarGuide, GuidedPicture
-from sdslab.exemplar_texturing.tangent_field import TangentField
+from sdslab.exemplar_texturing.guide import ExemplarGuide, GuidedPicture, TangentField
 from sdslab.meshes.material import constant_material, dilate_seams, resize_maps
 from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.optimization.optimizer_state import OptimizeConfig
+from sdslab.parameterizations.grids import TexelGrid
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
-from sdslab.rendering.surface_views import SurfaceViews
+from sdslab.rendering.scene import SurfaceViews
 from sdslab.rendering.texels import (
     SeenTexels,
     band_limit,

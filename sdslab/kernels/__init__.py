@@ -1,6 +1,6 @@
 """Fused operations: each has a plain torch body, a Triton body and, but for two, a CPU's own."""
 
-from sdslab.kernels.perturb import perturb
+from sdslab.kernels.noising import SRMode, perturb, sr_condition
 from sdslab.kernels.philox import (
     NOISE_STREAM,
     SR_CONDITION_STREAM,
@@ -17,7 +17,6 @@ from sdslab.kernels.sds_gradients import (
     degenerate_sds_gradient,
     sds_gradient_from_output,
 )
-from sdslab.kernels.sr_condition import SRMode, sr_condition
 from sdslab.kernels.validation import Backend
 
 __all__ = [

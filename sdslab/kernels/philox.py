@@ -214,7 +214,7 @@ def philox_bits(key: NoiseKey, n: int, *, backend: Backend = "auto") -> Tensor:
         case "triton":
             from sdslab.kernels.triton_bodies import philox_bits_triton as body
         case "cpu":
-            from sdslab.kernels.philox_cpu import bits_cpu as body
+            from sdslab.kernels.cpu_bodies import bits_cpu as body
         case "reference":
             body = _bits_reference
     return body(key.counters, key.words, n)
@@ -296,7 +296,7 @@ def philox_normal(
         case "triton":
             from sdslab.kernels.triton_bodies import philox_normal_triton as body
         case "cpu":
-            from sdslab.kernels.philox_cpu import normal_cpu as body
+            from sdslab.kernels.cpu_bodies import normal_cpu as body
         case "reference":
             body = _normal_reference
     return body(sample, key.words, math.prod(shape), dtype).reshape(len(sample), *shape)

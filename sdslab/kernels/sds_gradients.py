@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from sdslab.kernels.perturb import signal_and_noise_rates
+from sdslab.kernels.noising import signal_and_noise_rates
 from sdslab.kernels.philox import NoiseKey, checked_noise, drawn_noise, launch_arguments
 from sdslab.kernels.validation import (
     Backend,

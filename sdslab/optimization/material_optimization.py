@@ -13,17 +13,13 @@ from torch import Tensor
 from sdslab.diffusion_space import DiffusionSpace
 from sdslab.kernels import SDSResult
 from sdslab.meshes.material import CHANNELS, MAPS, renormalized
-from sdslab.optimization.cuda_graph import copy_into, static_copy
-from sdslab.optimization.optimize import Step, optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.optimization.optimizer_state import OptimizerState
-from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.optimization.optimize import Step, copy_into, optimize, static_copy
+from sdslab.optimization.optimizer_state import OptimizeConfig, OptimizerState
+from sdslab.parameterizations.grids import Parameterization, TexelGrid
 from sdslab.rendering.cameras import Cameras
-from sdslab.rendering.material_projection import material_bounds, project_material_
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, Scenes
-from sdslab.rendering.texels import SeenTexels
+from sdslab.rendering.texels import SeenTexels, material_bounds, project_material_
 from sdslab.tensor_types import Timesteps
 
 # From (z detached, step index, the step's scene, what its pixels show) to the gradient of z.

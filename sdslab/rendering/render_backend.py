@@ -1,9 +1,12 @@
-"""What a rasteriser must do: find the visible faces, and look a texture up."""
+"""What a rasterizer must do, its reference in plain torch, and nvdiffrast's backend."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, final
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,3 +79,166 @@ class RenderBackend(ABC):
         Returns:
             [n, c].
         """
+
+
+def resolve(clip: Tensor, faces: Tensor, ids: Tensor, attributes: Tensor) -> Fragments:
+    """Interpolates vertex attributes at the covered pixels: the reference of the CPU's kernel.
+
+    With corners p_k = (x, y, w) and the pixel centre f = (f_x, f_y, 1), the edge functions
+    a_k = f · (p_i × p_j) are the perspective-correct barycentrics up to their sum; they are affine
+    in f, which gives the derivatives: ∂t/∂f_x = (Σ ∂a_k/∂f_x t_k − t Σ ∂a_k/∂f_x) / Σ a_k.
+
+    Args:
+        clip: [b, v, 4].
+        faces: [f, 3].
+        ids: [b, h, w] from `RenderBackend.visibility`.
+        attributes: [v, k], texture coordinates first.
+
+    Source: Olano and Greer 1997, "Triangle scan conversion using 2D homogeneous coordinates".
+    """
+    batch, height, width = ids.shape
+    pixel = ids.flatten().nonzero()[:, 0]
+    face = ids.flatten()[pixel].long() - 1
+    sample = pixel // (height * width)
+    row, column = pixel % (height * width) // width, pixel % width
+    corners = faces.long()[face]  # [n, 3]
+    clip_corners = clip[sample[:, None], corners]  # [n, 3, 4]
+    x, y, z, w = clip_corners.unbind(-1)
+    fx = ((2 * column + 1).to(clip) / width - 1)[:, None]
+    fy = (1 - (2 * row + 1).to(clip) / height)[:, None]
+    # Corners shifted by f w: the same edge functions with less cancellation.
+    a = _edge_functions(x - fx * w, y - fy * w)  # [n, 3]
+    total = a.sum(-1, keepdim=True)
+    barycentrics = a / total
+    determinant = (a * w).sum(-1)
+    corner_attributes = attributes[corners]  # [n, 3, k]
+    values = (barycentrics[..., None] * corner_attributes).sum(1)
+    uv, uv_corners = values[:, :2], corner_attributes[..., :2]
+    gradient_x, gradient_y = _edge_functions(y, w), _edge_functions(w, x)  # ∂a/∂f_x, ∂a/∂f_y
+    by_x = (gradient_x[..., None] * (uv_corners - uv[:, None])).sum(1) / total * (2 / width)
+    by_y = (gradient_y[..., None] * (uv_corners - uv[:, None])).sum(1) / total * (-2 / height)
+    return Fragments(
+        shape=(batch, height, width),
+        pixel=pixel,
+        face=face,
+        front_facing=determinant > 0,
+        barycentrics=barycentrics,
+        depth=(a * z).sum(-1) / determinant,
+        attributes=values,
+        uv_derivatives=stack((by_x, by_y), -1).flatten(1),
+    )
+
+
+def _edge_functions(p: Tensor, q: Tensor) -> Tensor:
+    """p_i q_j − q_i p_j for the corner pairs (1, 2), (2, 0), (0, 1) of [n, 3] coordinates."""
+    p_next, q_next = p.roll(-1, -1), q.roll(-1, -1)
+    p_last, q_last = p.roll(-2, -1), q.roll(-2, -1)
+    return p_next * q_last - q_next * p_last
+
+
+def mip_pyramid(maps: Tensor) -> list[Tensor]:
+    """Level 0 is the texture; each next one halves both sides (2×2 box) until one texel is left.
+
+    Args:
+        maps: [h, w, c], sides powers of two.
+    """
+    levels = [maps]
+    while (size := levels[-1].shape)[0] * size[1] > 1:
+        kernel = (min(2, size[0]), min(2, size[1]))
+        channels_first = levels[-1].movedim(-1, 0)[None]
+        levels.append(F.avg_pool2d(channels_first, kernel)[0].movedim(0, -1))
+    return levels
+
+
+def level_of_detail(uv_derivatives: Tensor, height: int, width: int) -> Tensor:
+    """½ log2 of the squared major axis of each pixel's footprint in texels, at least 0.
+
+    The footprint is the ellipse that (du, dv) maps the unit disc of pixels to; its squared axes are
+    the eigenvalues of the 2×2 matrix [[A, C], [C, B]].
+
+    Args:
+        uv_derivatives: [n, 4] ∂u/∂X, ∂u/∂Y, ∂v/∂X, ∂v/∂Y.
+        height: of the texture.
+        width: of the texture.
+    """
+    by_pixel = uv_derivatives.T
+    (ux, uy), (vx, vy) = width * by_pixel[:2], height * by_pixel[2:]
+    a, b, c = ux.square() + vx.square(), uy.square() + vy.square(), ux * uy + vx * vy
+    major = (a + b) / 2 + ((a - b).square() / 4 + c.square()).sqrt()
+    return major.clamp_min(1).log2() / 2
+
+
+def sample_texture(maps: Tensor, uv: Tensor, uv_derivatives: Tensor) -> Tensor:
+    """Looks a texture up; differentiable in the texture, any float dtype.
+
+    Args:
+        maps: [h, w, c], row 0 at v = 0, sides powers of two; repeats beyond [0, 1].
+        uv: [n, 2]; texel (i, j) is centred at u = (j + ½)/w, v = (i + ½)/h.
+        uv_derivatives: [n, 4], per pixel.
+
+    Returns:
+        [n, c].
+    """
+    levels = mip_pyramid(maps)
+    lod = level_of_detail(uv_derivatives, *maps.shape[:2]).clamp_max(len(levels) - 1)
+    lower = lod.long().clamp_max(max(0, len(levels) - 2))
+    texels = torch.cat([level.flatten(0, 1) for level in levels])
+    heights, widths = (
+        torch.tensor([level.shape[axis] for level in levels], device=uv.device) for axis in (0, 1)
+    )
+    starts = torch.cumsum(heights * widths, 0) - heights * widths
+    fraction = (lod - lower)[:, None]
+    result = torch.zeros(len(uv), maps.shape[-1], dtype=maps.dtype, device=maps.device)
+    for level, share in ((lower, 1 - fraction), ((lower + 1), fraction)):
+        level = level.clamp_max(len(levels) - 1)
+        height, width = heights[level], widths[level]
+        x, y = uv[:, 0] * width - 0.5, uv[:, 1] * height - 0.5
+        x0, y0 = x.floor(), y.floor()
+        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+        for dx, along_x in ((0, 1 - fx), (1, fx)):
+            for dy, along_y in ((0, 1 - fy), (1, fy)):
+                column, row = (x0.long() + dx) % width, (y0.long() + dy) % height
+                result = (
+                    result
+                    + share * along_x * along_y * texels[starts[level] + row * width + column]
+                )
+    return result
+
+
+@final
+class NvdiffrastBackend(RenderBackend):
+    """Visibility and texture look-ups by nvdiffrast, attributes by plain torch.
+
+    nvdiffrast snaps vertices to 1/16 of a pixel, so ids along edges differ a little from the CPU's.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import nvdiffrast.torch  # type: ignore[import-not-found]
+
+        self._nvdiffrast: Any = nvdiffrast.torch
+        self._context = self._nvdiffrast.RasterizeCudaContext(device=device)
+        self._flip = torch.tensor([1.0, -1.0, 1.0, 1.0], device=device)
+
+    def visibility(self, clip: Tensor, faces: Tensor, resolution: tuple[int, int]) -> Tensor:
+        # Its first row is the one at y/w = −1.
+        upside_down = clip * self._flip
+        raster, _ = self._nvdiffrast.rasterize(
+            self._context, upside_down.contiguous(), faces.contiguous(), resolution, grad_db=False
+        )
+        return raster[..., 3].int()
+
+    def resolve(self, clip: Tensor, faces: Tensor, ids: Tensor, attributes: Tensor) -> Fragments:
+        return resolve(clip, faces, ids, attributes)
+
+    def sample_texture(self, maps: Tensor, uv: Tensor, uv_derivatives: Tensor) -> Tensor:
+        looked_up = self._nvdiffrast.texture(
+            maps[None].contiguous(),
+            uv[None, None].contiguous(),
+            uv_da=uv_derivatives[None, None].contiguous(),
+            filter_mode="linear-mipmap-linear",
+            boundary_mode="wrap",
+        )
+        return looked_up[0, 0]

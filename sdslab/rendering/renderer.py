@@ -270,6 +270,6 @@ def make_backend(name: RendererName, device: torch.device) -> RenderBackend:
         )
     if importlib.util.find_spec("nvdiffrast") is None:
         raise UserError(f"--renderer nvdiffrast needs the package nvdiffrast: {NVDIFFRAST_HELP}")
-    from sdslab.rendering.nvdiffrast_backend import NvdiffrastBackend
+    from sdslab.rendering.render_backend import NvdiffrastBackend
 
     return NvdiffrastBackend(device)

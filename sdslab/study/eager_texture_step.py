@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sdslab.denoisers.noise_schedule import SqrtAnnealedTimesteps
 from sdslab.denoisers.prompts import view_of
-from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND
 from sdslab.rendering.renderer import Surface
 from sdslab.rendering.scene import Scene
+from sdslab.rendering.texels import LOWER_BOUND, UPPER_BOUND
 from sdslab.study.measuring import PhaseClock
 from sdslab.study.texture_step_problem import (
     GUIDANCE_SCALE,

@@ -9,20 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.denoisers.band_energy import BandEnergy
-from sdslab.denoisers.ddim import ddim_sample
-from sdslab.denoisers.denoiser import Condition, Denoiser
-from sdslab.denoisers.exemplar import ExemplarDenoiser, timestep
+from sdslab.denoisers.denoiser import Condition, Denoiser, ddim_sample
+from sdslab.denoisers.exemplar import BandEnergy, ExemplarDenoiser, timestep
 from sdslab.denoisers.noise_schedule import WEIGHTINGS, UniformTimesteps
 from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance, TemperedDenoiser
 from sdslab.diffusion_space import PixelSpace, resize
-from sdslab.distillation.sds import sds_gradient
-from sdslab.distillation.sr_sds import sr_sds_gradient
+from sdslab.distillation.sds import sds_gradient, sr_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.optimization.optimize import optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.parameterizations.pixel import PixelGrid
+from sdslab.optimization.optimizer_state import OptimizeConfig
+from sdslab.parameterizations.grids import PixelGrid
 from sdslab.pictures.metrics import (
     completeness,
     contrast,

@@ -12,10 +12,9 @@ from sdslab.denoisers.noise_schedule import NoiseSchedule, UniformTimesteps, wei
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace
 from sdslab.kernels import NoiseKey
 from sdslab.optimization.optimize import Step, optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizeConfig
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
-from sdslab.parameterizations.latent import LatentGrid
-from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.parameterizations.grids import LatentGrid, Parameterization
 from sdslab.study.reconstruct import (
     Cell,
     Problem,

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.degenerate import DegenerateDenoiser
-from sdslab.denoisers.denoiser import Denoiser
+from sdslab.denoisers.denoiser import DegenerateDenoiser, Denoiser
 from sdslab.denoisers.noise_schedule import (
     NoiseSchedule,
     UniformTimesteps,
@@ -21,16 +20,13 @@ from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.kernels.philox import INITIALIZATION_STREAM
 from sdslab.optimization.optimize import optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.optimization.optimizer_state import OptimizerState
+from sdslab.optimization.optimizer_state import OptimizeConfig, OptimizerState
 from sdslab.parameterizations.deep_image_prior import (
     DeepImagePrior,
     check_size,
     resolve_architecture,
 )
-from sdslab.parameterizations.latent import LatentGrid
-from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import PixelGrid
+from sdslab.parameterizations.grids import LatentGrid, Parameterization, PixelGrid
 from sdslab.pictures.metrics import mse, psnr_db
 from sdslab.runs.from_toml import OneOfOrOwn
 from sdslab.shell.named_object import is_named_object

@@ -23,15 +23,14 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import subdivide
 from sdslab.optimization.material_optimization import MaterialConfig, maps_of, optimize_material
 from sdslab.optimization.optimize import Step
-from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.parameterizations.grids import TexelGrid
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer
-from sdslab.rendering.render_backend import RenderBackend
+from sdslab.rendering.render_backend import RenderBackend, sample_texture
 from sdslab.rendering.renderer import Renderer, make_backend
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texels import SeenTexels
-from sdslab.rendering.torch_reference import sample_texture
 from sdslab.runs.from_toml import PowerOfTwo
 from sdslab.study.measuring import quantile_columns, quantiles_ms, quantiles_of
 

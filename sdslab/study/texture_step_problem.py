@@ -26,8 +26,8 @@ from sdslab.optimization.material_optimization import (
     optimize_material,
 )
 from sdslab.optimization.optimize import Step
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.optimization.optimizer_state import OptimizeConfig
+from sdslab.parameterizations.grids import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer, make_backend

@@ -13,8 +13,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from sdslab.denoisers.model_table import KNOWN_MODELS, KnownModel
-from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.denoisers.pipelines import KNOWN_MODELS, KnownModel, PipelineSource
 from sdslab.denoisers.unet import KINDS, STAGE_OF
 from sdslab.errors import UserError, first_line
 from sdslab.files.hub import ask_hub
@@ -88,7 +87,7 @@ def machine() -> list[Finding]:
 def kernels() -> Finding:
     """The CPU kernels: compiles one, and says where it is kept."""
     from sdslab.kernels.compiled import CACHE, NOTE
-    from sdslab.kernels.philox_cpu import bits_cpu
+    from sdslab.kernels.cpu_bodies import bits_cpu
 
     bits_cpu(torch.arange(1), (0, 0, 0, 0), 4)
     return Finding("CPU kernels", NOTE or f"compiled once, and kept in {CACHE}", True)

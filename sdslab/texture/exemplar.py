@@ -12,11 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sdslab.exemplar_texturing.estimated_material import estimate_material
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
 from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
 from sdslab.exemplar_texturing.pyramid import ExemplarConfig, ExemplarPyramid, Reached
-from sdslab.exemplar_texturing.triplanar import triplanar
+from sdslab.exemplar_texturing.triplanar import estimate_material, triplanar
 from sdslab.meshes.material import MAPS, NORMAL, ROUGHNESS, dilate_seams
 from sdslab.rendering.texels import texels_per_unit
 from sdslab.shell.progress_lines import ProgressLines

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.errors import UserError
 from sdslab.material_recovery import light_sampler
 from sdslab.meshes.material import (

@@ -16,9 +16,8 @@ from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.export_obj import export_obj
 from sdslab.meshes.material import ALBEDO, constant_material, dilate_seams, save_maps
 from sdslab.rendering.cameras import six_views
-from sdslab.rendering.environment_map import load_environment, resize
+from sdslab.rendering.environment_map import load_environment, resize, write_hdr
 from sdslab.rendering.preview import contact_sheet, save_turntable
-from sdslab.rendering.radiance_hdr import write_hdr
 from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.inputs import own_maps
 from sdslab.texture.workspace import Workspace

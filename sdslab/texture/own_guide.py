@@ -14,7 +14,7 @@ from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.meshes.mesh import Mesh
 from sdslab.optimization.material_optimization import Guide, MaterialProblem
-from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizeConfig
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer
 from sdslab.shell.named_object import named_object

@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 
-from sdslab.denoisers.model_table import PRESETS, STABLE_DIFFUSION, Preset, StageSettings
 from sdslab.denoisers.noise_schedule import UniformTimesteps
-from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.denoisers.pipelines import (
+    PRESETS,
+    STABLE_DIFFUSION,
+    PipelineSource,
+    Preset,
+    StageSettings,
+)
 from sdslab.denoisers.prompts import VIEW_NAMES
 from sdslab.denoisers.unet import PIXEL_KINDS, check_stage
 from sdslab.errors import UserError

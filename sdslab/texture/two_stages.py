@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sdslab.denoisers.denoiser import Denoiser
-from sdslab.denoisers.model_table import Preset, StageSettings
 from sdslab.denoisers.noise_schedule import weighting_named
-from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.denoisers.pipelines import PipelineSource, Preset, StageSettings
 from sdslab.denoisers.prompts import (
     OTHER_SIDES,
     VIEW_NAMES,
@@ -28,9 +27,8 @@ from sdslab.denoisers.wrappers import (
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.errors import UserError
 from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.optimization.optimizer_state import OptimizeConfig
+from sdslab.parameterizations.grids import Parameterization, TexelGrid
 from sdslab.rendering.texels import fill_unseen
 from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.arguments import Arguments

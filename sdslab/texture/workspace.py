@@ -19,10 +19,9 @@ from sdslab.material_recovery import grey_material
 from sdslab.meshes.material import ALBEDO, without
 from sdslab.meshes.mesh import Mesh
 from sdslab.optimization.material_optimization import MaterialConfig
-from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizeConfig
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
-from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.parameterizations.grids import Parameterization, TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer

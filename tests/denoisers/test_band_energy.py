@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdslab.denoisers.band_energy import BANDS, RATE, SCALE_LIMITS, BandEnergy, laplacian_bands
+from sdslab.denoisers.exemplar import BANDS, RATE, SCALE_LIMITS, BandEnergy, laplacian_bands
 from tests.conftest import random_image
 
 SIZES = [(64, 64), (17, 40), (9, 5), (2, 3)]

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.ddim import ddim_sample
+from sdslab.denoisers.denoiser import ddim_sample
 from sdslab.denoisers.exemplar import ExemplarDenoiser, timestep
 from sdslab.denoisers.noise_schedule import WEIGHTINGS, UniformTimesteps
 from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.distillation.sds import sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.optimization.optimize import optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.parameterizations.pixel import PixelGrid
+from sdslab.optimization.optimizer_state import OptimizeConfig
+from sdslab.parameterizations.grids import PixelGrid
 from sdslab.pictures.image_io import load_image
 from sdslab.pictures.metrics import contrast, fidelity, sliced_wasserstein
 

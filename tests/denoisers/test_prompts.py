@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from sdslab.denoisers import prompts as module
-from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.denoisers.prompts import LONGEST_PROMPT, Prompts, encode_prompts
 from sdslab.errors import UserError
 from tests.tiny_pipelines import save_deepfloyd_one, save_sdxl, save_stable_diffusion

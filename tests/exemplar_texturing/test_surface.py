@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sdslab.exemplar_texturing.exemplars import Exemplar, ExemplarSet
-from sdslab.exemplar_texturing.guide import GuidedPicture
-from sdslab.exemplar_texturing.tangent_field import TangentField
+from sdslab.exemplar_texturing.guide import GuidedPicture, TangentField
 from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh import Mesh

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from sdslab.kernels import SDSResult
 from sdslab.optimization.optimize import optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.optimization.optimizer_state import OptimizerState
+from sdslab.optimization.optimizer_state import OptimizeConfig, OptimizerState
 
 STEPS = 8
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from sdslab.errors import UserError
 from sdslab.kernels import SDSResult
 from sdslab.optimization.optimize import optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.optimization.optimizer_state import OptimizerState
+from sdslab.optimization.optimizer_state import OptimizeConfig, OptimizerState
 from sdslab.shell.interrupts import Terminated, exit_code
 from tests.conftest import random_image
 

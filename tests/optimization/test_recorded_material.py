@@ -17,7 +17,6 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.optimization.cuda_graph import copy_into, static_copy
 from sdslab.optimization.material_optimization import (
     MaterialConfig,
     MaterialProblem,
@@ -25,12 +24,10 @@ from sdslab.optimization.material_optimization import (
     optimize_material,
     padded_length,
 )
-from sdslab.optimization.optimize import Step
-from sdslab.optimization.optimize_config import OptimizeConfig, Optimizer
-from sdslab.optimization.optimizer_state import OptimizerState
+from sdslab.optimization.optimize import Step, copy_into, static_copy
+from sdslab.optimization.optimizer_state import OptimizeConfig, Optimizer, OptimizerState
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
-from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.parameterizations.grids import Parameterization, TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, Lamp, LightSampler
 from sdslab.rendering.renderer import Renderer, make_backend

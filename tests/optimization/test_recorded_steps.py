@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.degenerate import DegenerateDenoiser
+from sdslab.denoisers.denoiser import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule, UniformTimesteps, weighting_named
 from sdslab.diffusion_space import PixelSpace
 from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult
 from sdslab.optimization.optimize import optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
-from sdslab.parameterizations.pixel import PixelGrid
+from sdslab.optimization.optimizer_state import OptimizeConfig
+from sdslab.parameterizations.grids import PixelGrid
 from tests.recorded_calls import watch_recorded_calls
 
 NEEDS_GPU = [

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.rendering.cameras import CameraSampler
-from sdslab.rendering.render_backend import Fragments, RenderBackend
+from sdslab.rendering.render_backend import Fragments, RenderBackend, resolve
 from sdslab.rendering.renderer import make_backend
-from sdslab.rendering.torch_reference import resolve
 
 RESOLUTION = 64
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.rendering.cameras import Cameras, CameraSampler
-from sdslab.rendering.cpu_backend import CpuBackend
-from sdslab.rendering.cpu_rasterizer import ON_EDGE
+from sdslab.rendering.cpu_backend import ON_EDGE, CpuBackend
 
 RESOLUTION = 128
 # The share of ids that two exact methods may tell apart, because a pixel centre lies on an edge.

@@ -1,7 +1,7 @@
 import torch
 
 from sdslab.meshes.material import FLAT_NORMAL, NORMAL, constant_material
-from sdslab.rendering.material_projection import LOWER_BOUND, UPPER_BOUND, project_material_
+from sdslab.rendering.texels import LOWER_BOUND, UPPER_BOUND, project_material_
 
 
 def wild(size: int = 33) -> torch.Tensor:

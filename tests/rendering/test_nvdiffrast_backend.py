@@ -15,7 +15,7 @@ from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend
-from sdslab.rendering.nvdiffrast_backend import NvdiffrastBackend
+from sdslab.rendering.render_backend import NvdiffrastBackend
 from sdslab.rendering.renderer import Renderer
 
 

@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdslab.rendering.cpu_texture import sample_texture_cpu
-from sdslab.rendering.render_backend import RenderBackend
-from sdslab.rendering.torch_reference import level_of_detail, mip_pyramid, sample_texture
+from sdslab.rendering.render_backend import (
+    RenderBackend,
+    level_of_detail,
+    mip_pyramid,
+    sample_texture,
+)
 
 SIZES = [(1, 1), (1, 8), (8, 1), (4, 16), (32, 32), (64, 8)]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdslab.exemplar_texturing.exemplars import Exemplar, ExemplarSet
-from sdslab.exemplar_texturing.tangent_field import TangentField
+from sdslab.exemplar_texturing.guide import TangentField
 from sdslab.exemplar_texturing.triplanar import triplanar
 from sdslab.meshes.export_glb import export_glb
 from sdslab.meshes.material import constant_material

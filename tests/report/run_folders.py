@@ -17,10 +17,9 @@ from sdslab.meshes.material import constant_material, save_maps
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.cpu_backend import CpuBackend
-from sdslab.rendering.environment_map import load_environment, resize
+from sdslab.rendering.environment_map import load_environment, resize, write_hdr
 from sdslab.rendering.lighting import Environment
 from sdslab.rendering.preview import Previewer, contact_sheet
-from sdslab.rendering.radiance_hdr import write_hdr
 from sdslab.rendering.renderer import Renderer
 from sdslab.runs.record import run_record, write_json
 

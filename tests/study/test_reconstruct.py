@@ -10,7 +10,7 @@ import torch
 from sdslab.diffusion_space import LatentSpace
 from sdslab.kernels import SDSResult
 from sdslab.optimization.optimize import optimize
-from sdslab.optimization.optimize_config import OptimizeConfig
+from sdslab.optimization.optimizer_state import OptimizeConfig
 from sdslab.pictures.image_io import load_image
 from sdslab.pictures.metrics import psnr_db
 from sdslab.study.experiment import Result, Step

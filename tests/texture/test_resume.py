@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdslab.denoisers.pipeline_source import PipelineSource
+from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.runs.record import run_record
 from sdslab.texture import resolved_arguments, workspace
 from sdslab.texture.arguments import Arguments

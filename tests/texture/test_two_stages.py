@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
-from sdslab.denoisers.model_table import PRESETS
 from sdslab.denoisers.noise_schedule import (
     WEIGHTINGS,
     NoiseSchedule,
     UniformTimesteps,
 )
+from sdslab.denoisers.pipelines import PRESETS
 from sdslab.denoisers.prompts import BACK, FRONT, SIDE, TOP, view_of
 from sdslab.diffusion_guide import DiffusionGuide
 from sdslab.diffusion_space import PixelSpace

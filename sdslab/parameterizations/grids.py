@@ -1,5 +1,7 @@
-"""θ is the picture itself, or the texture: one number per pixel (or texel) and channel."""
+"""θ, and the ways from it to maps that are grids: of pixels, of texels, of latents."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -7,8 +9,18 @@ from torch import Tensor, nn
 
 from sdslab.kernels.philox import INITIALIZATION_STREAM, NoiseKey, philox_uniform
 from sdslab.kernels.validation import require_layout, require_shape
-from sdslab.parameterizations.parameterization import Parameterization
-from sdslab.tensor_types import Maps, Texels
+from sdslab.tensor_types import Diffused, Maps, Texels
+
+
+class Parameterization(nn.Module, ABC):
+    """θ, and the differentiable way from it to maps g(θ) [b, c, h, w].
+
+    c is 3 for an image and 8 for a material; the maps' nominal range is [0, 1].
+    """
+
+    @abstractmethod
+    def forward(self) -> Maps:
+        """Returns g(θ), attached to the graph of θ."""
 
 
 @final
@@ -69,3 +81,27 @@ class TexelGrid(Parameterization):
     def forward(self) -> Maps:
         texels = self.texels if self.scale is None else self.texels * self.scale
         return texels.movedim(-1, 0)[None]
+
+
+@final
+class LatentGrid(Parameterization):
+    """A grid of scaled latents, optimised directly: no gradient goes through the encoder.
+
+    Args:
+        initial: θ at the start, [b, latent channels, h / factor, w / factor]; copied.
+        decode: from latents to pictures, such as ``LatentSpace.decode``. Its weights are no part
+            of θ.
+    """
+
+    def __init__(self, initial: Diffused, decode: Callable[[Diffused], Maps]) -> None:
+        super().__init__()
+        require_layout("initial", initial, "b c h w")
+        if not callable(decode):
+            raise TypeError(
+                f"decode must be a function, got a {type(decode).__name__}; pass space.decode"
+            )
+        self.latents = nn.Parameter(initial.detach().clone())
+        self._decode = decode
+
+    def forward(self) -> Maps:
+        return self._decode(self.latents)
