@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdslab.tensor_types import map_tensors
+
 CONTEXT_PATCH = 5  # pixels of the low-resolution picture
 CONTEXT_RANK = 16
 CANDIDATES = 4  # times as many patches are looked at as are kept of a pose
@@ -147,12 +149,7 @@ class PatchBank:
 
     def to(self, device: torch.device | str) -> "PatchBank":
         """The same patches on another device."""
-        moved = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        return map_tensors(self, lambda x: x.to(device))
 
     def project(self, x: Tensor, stride: int) -> Tensor:
         """Every ``stride``-th patch of pictures [b, c, h, w] in coordinates, [b, r, rows, columns].

@@ -16,6 +16,7 @@ from sdslab.errors import UserError, first_line
 from sdslab.files.atomic_write import atomic_write
 from sdslab.files.disk_cache import cached_tensors, content_hash
 from sdslab.files.pickles import refuse_pickle, require_safetensors
+from sdslab.tensor_types import map_tensors
 
 _CACHE_VERSION = 1  # raise it whenever encoding changes
 T5_LENGTH = 77  # tokens, of diffusers' IFPipeline
@@ -47,8 +48,7 @@ class Prompts:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Prompts":
         """The same prompts on a device, in a model's precision."""
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        return Prompts(self.embeddings.to(device, dtype), pooled)
+        return map_tensors(self, lambda x: x.to(device, dtype))
 
     def save(self, path: Path) -> None:
         """Writes them as safetensors."""
@@ -88,8 +88,7 @@ class Prompts:
             raise UserError(f"--embeddings must be finite, got NaN or infinite in {str(path)!r}")
         if shape[0] == 2 and rows != 2:
             order = torch.tensor([0] * (rows - 1) + [1])
-            pooled = None if prompts.pooled is None else prompts.pooled[order]
-            return cls(prompts.embeddings[order], pooled)
+            return map_tensors(prompts, lambda x: x[order])
         return prompts
 
     def _tensors(self) -> dict[str, Tensor]:

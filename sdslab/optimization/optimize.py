@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar, final
 
 import torch
@@ -19,6 +19,7 @@ from sdslab.optimization.optimizer_state import (
     save_in_place,
 )
 from sdslab.shell.interrupts import interrupts_held
+from sdslab.tensor_types import map_tensors
 
 WARM_UPS = 3  # calls before the first capture, in which libraries choose their kernels and allocate
 
@@ -83,15 +84,9 @@ class GraphedFunction(Generic[T]):
 
 def static_copy(value: T, device: torch.device) -> T:
     """A copy on a device that graphs may read: of a tensor, or of a dataclass of tensors."""
-    if isinstance(value, Tensor):
-        copied: Any = value.to(device, copy=True, memory_format=torch.contiguous_format)
-        return copied
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {
-            field.name: static_copy(getattr(value, field.name), device) for field in fields(value)
-        }
-        return replace(value, **parts)
-    return value
+    return map_tensors(
+        value, lambda x: x.to(device, copy=True, memory_format=torch.contiguous_format)
+    )
 
 
 def copy_into(static: T, value: T) -> None:

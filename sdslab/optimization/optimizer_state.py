@@ -46,46 +46,33 @@ class OptimizeConfig:
                 raise UserError(
                     f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
-        if self.steps < 1:
-            raise UserError(f"steps must be a positive number, got {self.steps}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UserError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if not self.gradient_norm_limit > 0:
-            raise UserError(
-                f"gradient_norm_limit must be a positive number, got {self.gradient_norm_limit}"
-            )
+        for name, holds, what in (
+            ("steps", self.steps >= 1, "a positive number"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "a positive number"),
+            ("gradient_norm_limit", self.gradient_norm_limit > 0, "a positive number"),
+            ("converged_below", 0 <= self.converged_below < math.inf, "a number of at least 0"),
+            ("adam_betas", all(0 <= beta < 1 for beta in self.adam_betas), "within [0, 1)"),
+            ("adam_eps", 0 <= self.adam_eps < math.inf, "a number of at least 0"),
+            ("nonfinite_limit", self.nonfinite_limit >= 1, "a positive number of steps"),
+        ):
+            if not holds:
+                raise UserError(f"{name} must be {what}, got {getattr(self, name)}")
         if self.optimizer == "lbfgs" and math.isfinite(self.gradient_norm_limit):
             raise UserError(
                 f"lbfgs must have no gradient_norm_limit, got {self.gradient_norm_limit}: its line "
                 f"search needs the true gradient"
             )
-        if not 0 <= self.converged_below < math.inf:
-            raise UserError(
-                f"converged_below must be a number of at least 0, got {self.converged_below}"
-            )
-        if not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise UserError(f"adam_betas must be within [0, 1), got {self.adam_betas}")
-        if not 0 <= self.adam_eps < math.inf:
-            raise UserError(f"adam_eps must be a number of at least 0, got {self.adam_eps}")
-        if self.nonfinite_limit < 1:
-            raise UserError(
-                f"nonfinite_limit must be a positive number of steps, got {self.nonfinite_limit}"
-            )
 
 
 def learning_rate_at(config: OptimizeConfig, index: int) -> float:
     """Learning rate at step ``index``, from 0."""
-    return config.learning_rate * _decay(config, index)
-
-
-def _decay(config: OptimizeConfig, index: int) -> float:
     match config.learning_rate_schedule:
         case "constant":
-            return 1.0
+            return config.learning_rate
         case "cosine":
-            return 0.5 + 0.5 * math.cos(math.pi * index / config.steps)
+            return config.learning_rate * (0.5 + 0.5 * math.cos(math.pi * index / config.steps))
         case "step":
-            return 0.9 ** (index // 100)
+            return config.learning_rate * 0.9 ** (index // 100)
 
 
 MEMORY = "memory."  # prefix of the names of a gradient's tensors in a checkpoint

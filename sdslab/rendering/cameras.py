@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdslab.errors import UserError
 from sdslab.kernels.philox import CAMERA_STREAM, NoiseKey, philox_uniform
+from sdslab.tensor_types import map_tensors
 
 NEAR, FAR = 0.05, 100.0
 
@@ -38,12 +39,10 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> "Cameras":
         """The same views on another device."""
-        return Cameras(
-            self.eye.to(device), self.world_to_clip.to(device), self.world_to_camera.to(device)
-        )
+        return map_tensors(self, lambda x: x.to(device))
 
-    def __getitem__(self, views: slice) -> "Cameras":
-        return Cameras(self.eye[views], self.world_to_clip[views], self.world_to_camera[views])
+    def __getitem__(self, views: slice | Tensor) -> "Cameras":
+        return map_tensors(self, lambda x: x[views])
 
     def turned(self, angle: Tensor) -> "Cameras":
         """The same eyes and directions, each picture turned about its middle by [b] radians."""
@@ -237,10 +236,9 @@ class CameraSampler:
         fill = frame_fill(cameras, points).view(batch, draws)
         low, high = self.frame_fill
         outside = (low - fill).clamp_min(0) + (fill - high).clamp_min(0)
-        chosen = torch.arange(batch) * draws + outside.argmin(1)  # the first of the best ones
-        return Cameras(
-            cameras.eye[chosen], cameras.world_to_clip[chosen], cameras.world_to_camera[chosen]
-        )
+        return cameras[
+            torch.arange(batch) * draws + outside.argmin(1)
+        ]  # the first of the best ones
 
 
 WIDE_SAMPLER = CameraSampler(

@@ -25,6 +25,7 @@ from sdslab.rendering.prefilter import (
     prefilter_specular,
     sh_basis,
 )
+from sdslab.tensor_types import map_tensors
 
 Lamp = Literal["none", "point", "directional"]
 LAMP_DISTANCE = 3.0  # of a point light from the object's centre
@@ -74,7 +75,7 @@ class Environment:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Environment":
         """The same light on another device or in another precision."""
-        return Environment(self.specular.to(device, dtype), self.irradiance_sh.to(device, dtype))
+        return map_tensors(self, lambda x: x.to(device, dtype))
 
     def irradiance(self, direction: Tensor) -> Tensor:
         """What a white Lambertian surface sends out: irradiance / π.
@@ -166,18 +167,7 @@ class Lighting:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Lighting":
         """The same light on another device or in another precision."""
-        points, directions = self.points, self.directions
-        return Lighting(
-            self.environment.to(device, dtype),
-            self.yaw.to(device, dtype),
-            self.intensity.to(device, dtype),
-            points
-            and PointLights(points.position.to(device, dtype), points.color.to(device, dtype)),
-            directions
-            and DirectionalLights(
-                directions.direction.to(device, dtype), directions.color.to(device, dtype)
-            ),
-        )
+        return map_tensors(self, lambda x: x.to(device, dtype))
 
 
 @dataclass(frozen=True)

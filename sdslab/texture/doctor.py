@@ -86,10 +86,9 @@ def machine() -> list[Finding]:
 
 def kernels() -> Finding:
     """The CPU kernels: compiles one, and says where it is kept."""
-    from sdslab.kernels.compiled import CACHE, NOTE
-    from sdslab.kernels.cpu_bodies import bits_cpu
+    from sdslab.kernels.compiled import CACHE, NOTE, philox_bits_cpu
 
-    bits_cpu(torch.arange(1), (0, 0, 0, 0), 4)
+    philox_bits_cpu(torch.arange(1), (0, 0, 0, 0), 1)
     return Finding("CPU kernels", NOTE or f"compiled once, and kept in {CACHE}", True)
 
 
