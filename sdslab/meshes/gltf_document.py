@@ -42,10 +42,9 @@ class JsonObject:
         """A nested object, empty if absent."""
         return JsonObject(self.values.get(key, {}), self.at(key))
 
-    def extension(self, name: str) -> "JsonObject | None":
-        """An object's extension of that name, or None."""
-        extensions = self.object("extensions")
-        return extensions.object(name) if name in extensions else None
+    def extension(self, name: str) -> "JsonObject":
+        """An object's extension of that name, empty if absent."""
+        return self.object("extensions").object(name)
 
     def array(self, key: str) -> list[Any]:
         """A list, empty if absent."""

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdslab.meshes.gltf_document import MOST_VERTICES, GltfDocument, JsonObject
-from sdslab.meshes.gltf_materials import GltfMaterials, inventory
-from sdslab.meshes.gltf_nodes import MeshInstance, mesh_instances
+from sdslab.meshes.gltf_scene import GltfMaterials, MeshInstance, inventory, mesh_instances
 from sdslab.meshes.mesh_file import (
     MOST_FACES,
     Floats,
@@ -15,6 +14,7 @@ from sdslab.meshes.mesh_file import (
     MeshFile,
     MeshFileError,
     TexturePlace,
+    strips,
 )
 from sdslab.meshes.mesh_folder import MeshFolder
 
@@ -93,22 +93,17 @@ class _Reader:
             self._read_mesh(instance)
         if not self.faces:
             raise MeshFileError("its scene holds no triangles")
-        texture_uv = self._joined("texture_uv")
-        uv = self._joined("uv")
+        arrays = {name: self._joined(name) for name in WIDTHS}
+        uv, texture_uv = arrays["uv"], arrays["texture_uv"]
         if texture_uv is not None and uv is not None and np.array_equal(uv, texture_uv, True):
-            texture_uv = None
+            del arrays["texture_uv"]
         return MeshFile(
-            positions=np.concatenate([block for _, block in self.blocks["positions"]]),
+            **arrays,  # type: ignore[arg-type]
             faces=np.concatenate(self.faces),
             face_part=np.repeat(np.arange(len(self.faces)), [len(f) for f in self.faces]),
             part_names=self.names,
             part_material=self.part_material,
             mesh_names=self.mesh_names,
-            uv=uv,
-            normals=self._joined("normals"),
-            colors=self._joined("colors"),
-            extra_uv=self._joined("extra_uv"),
-            texture_uv=texture_uv,
             lost=list(dict.fromkeys([*inventory(self.document), *self.lost, *self.materials.lost])),
             materials=self.materials.materials,
             notes=list(dict.fromkeys([*self.document.notes, *self.materials.notes])),
@@ -116,15 +111,10 @@ class _Reader:
 
     def _joined(self, name: str) -> Floats | None:
         """[v, w] of all blocks, NaN where there is none; None where there are none at all."""
-        blocks = self.blocks[name]
-        if not blocks:
-            return None
-        if sum(len(block) for _, block in blocks) == self.vertices:
-            return np.concatenate([block for _, block in blocks])
         joined = np.full((self.vertices, WIDTHS[name]), np.nan)
-        for start, block in blocks:
+        for start, block in self.blocks[name]:
             joined[start : start + len(block)] = block
-        return joined
+        return joined if self.blocks[name] else None
 
     def _read_mesh(self, instance: MeshInstance) -> None:
         shared: dict[tuple[object, ...], _Vertices] = {}
@@ -285,8 +275,7 @@ class _Reader:
         if mode == 4:
             return indices[: len(indices) // 3 * 3].reshape(-1, 3)
         if mode == 5:
-            faces = np.stack([indices[:-2], indices[1:-1], indices[2:]], axis=1)
-            faces[1::2] = faces[1::2, [1, 0, 2]]
+            faces = strips(indices, np.array([len(indices)]))[0].reshape(-1, 3)
             # Strips are joined by triangles that name a vertex twice.
             return faces[(faces != np.roll(faces, 1, axis=1)).all(1)]
         first = np.broadcast_to(indices[:1], (max(len(indices) - 2, 0),))

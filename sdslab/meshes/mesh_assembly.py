@@ -56,15 +56,14 @@ def assemble_mesh(
     used[file.faces] = True
     if not used.all():
         notes.append(f"{(~used).sum():,} vertices of no face")
-    settled = settle_normals(file.normals, normalized, repaired)
-    notes += settled.notes
-    if len(settled.source) > len(positions):
-        file = file.with_vertices(settled.source)
-        positions, normalized = positions[settled.source], normalized[settled.source]
-    place = torch.from_numpy(repaired.place[settled.source])
-    _note_duplicates(file, place, settled.normals, notes)
+    source, faces, normals = settle_normals(file.normals, normalized, repaired, notes)
+    if len(source) > len(positions):
+        file = file.with_vertices(source)
+        positions, normalized = positions[source], normalized[source]
+    place = torch.from_numpy(repaired.place[source])
+    _note_duplicates(file, place, normals, notes)
 
-    faces, face_part = settled.faces, file.face_part[repaired.kept]
+    face_part = file.face_part[repaired.kept]
     material_of_face = np.array(file.part_material, np.int64)[face_part]
     layout = settle_uv(file, normalized, faces, face_part, unwrapping, progress)
     if layout.note:
@@ -75,10 +74,10 @@ def assemble_mesh(
     notes += opacity_notes(file, material_of_face)
     corners = torch.from_numpy(layout.faces)
     uv = torch.from_numpy(np.nan_to_num(layout.uv, posinf=0, neginf=0).astype(np.float32))
-    normals = torch.from_numpy(settled.normals[layout.source].astype(np.float32))
+    directions = torch.from_numpy(normals[layout.source].astype(np.float32))
     points = torch.from_numpy(normalized[layout.source])
     place = place[torch.from_numpy(layout.source)]
-    frame = vertex_tangents(points, corners, uv, normals, repaired.frames, place)
+    frame = vertex_tangents(points, corners, uv, directions, repaired.frames, place)
     if frame.torn:
         notes.append(f"{frame.torn:,} vertices on the seam of a mirrored texture")
     return Mesh(
@@ -86,7 +85,7 @@ def assemble_mesh(
         positions=torch.from_numpy(positions[layout.source]),
         faces=corners.int(),
         uv=uv,
-        normals=normals,
+        normals=directions,
         tangents=frame.tangents.float(),
         parts=parts,
         source_vertex=torch.from_numpy(file.source_vertex[layout.source]),

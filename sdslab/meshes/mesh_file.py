@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sdslab.meshes import mesh_kernels
 from sdslab.pictures.color import srgb_to_linear
 
 MOST_FACES = 5_000_000
@@ -116,33 +117,22 @@ class FileMaterial:
 
     def without_maps(self) -> "FileMaterial":
         """What a result keeps: name, alpha mode, sides, emission and occlusion."""
-        return FileMaterial(
-            name=self.name,
-            double_sided=self.double_sided,
-            alpha_mode=self.alpha_mode,
-            alpha_cutoff=self.alpha_cutoff,
-            emissive=self.emissive,
-            emissive_image=self.emissive_image,
-            emissive_place=self.emissive_place,
-            occlusion_strength=self.occlusion_strength,
-            occlusion_image=self.occlusion_image,
-            occlusion_place=self.occlusion_place,
-        )
+        return self._only(
+            "name", "double_sided", "alpha_mode", "alpha_cutoff", "emissive", "emissive_image",
+            "emissive_place", "occlusion_strength", "occlusion_image", "occlusion_place",
+        )  # fmt: skip
 
     def look(self) -> "FileMaterial":
         """What the maps are made of, and nothing else: equal looks have equal maps."""
-        return FileMaterial(
-            color=self.color,
-            roughness=self.roughness,
-            metallic=self.metallic,
-            normal_scale=self.normal_scale,
-            color_image=self.color_image,
-            roughness_image=self.roughness_image,
-            metallic_image=self.metallic_image,
-            normal_image=self.normal_image,
-            alpha=1.0 if self.alpha_mode == "OPAQUE" else self.alpha,
-            alpha_mode="OPAQUE" if self.alpha_mode == "OPAQUE" else "BLEND",
-        )
+        look = self._only(
+            "color", "roughness", "metallic", "normal_scale", "color_image", "roughness_image",
+            "metallic_image", "normal_image",
+        )  # fmt: skip
+        opaque = self.alpha_mode == "OPAQUE"
+        return look if opaque else replace(look, alpha=self.alpha, alpha_mode="BLEND")
+
+    def _only(self, *names: str) -> "FileMaterial":
+        return FileMaterial(**{name: getattr(self, name) for name in names})
 
 
 @dataclass
@@ -203,16 +193,9 @@ def linear_colors(encoded: Floats) -> Floats:
     return rgba
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, nouns: str = "") -> str:
     """Words such as "1 corner" and "2,000 corners"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def note_small_polygons(sizes: Indices, notes: list[str]) -> None:
-    """Notes polygons of fewer than three corners, of which no triangle is made."""
-    small = int((sizes < 3).sum())
-    if small:
-        notes.append(f"{counted(small, 'face')} of fewer than three corners left out")
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
 def split_corners(
@@ -238,15 +221,11 @@ def split_corners(
         return vertex, source, only_uv, only_normal
     torn = np.zeros(vertex_count, bool)
     torn[vertex[other]] = True
-    corner = np.flatnonzero(torn[vertex])  # only corners of vertices that differ are sorted
-    order = corner[np.lexsort((normal[corner], uv[corner], vertex[corner]))]  # stable
-    rows = np.stack([vertex[order], uv[order], normal[order]])
-    starts = np.concatenate([[True], (rows[:, 1:] != rows[:, :-1]).any(0)])
-    first = order[starts]
-    sorting = np.lexsort((first, vertex[first]))
-    rank = np.empty(len(first), np.int64)
-    rank[sorting] = np.arange(len(first))
-    first = first[sorting]
+    corner = np.flatnonzero(torn[vertex])  # only corners of vertices that differ are compared
+    rows = np.stack([vertex[corner], uv[corner], normal[corner]], axis=1)
+    number, count = mesh_kernels.number_rows(rows)
+    first = np.empty(count, np.int64)
+    first[number[::-1]] = corner[::-1]
     # Vertices that stay whole, and the pieces of the others, in the order of the file.
     whole = np.flatnonzero(~torn)
     source = np.concatenate([whole, vertex[first]])
@@ -256,7 +235,7 @@ def split_corners(
     new = np.empty(vertex_count, np.int64)
     new[whole] = moved[: len(whole)]
     result = new[vertex]
-    result[order] = moved[len(whole) + rank[np.cumsum(starts) - 1]]
+    result[corner] = moved[len(whole) + number]
     return (
         result,
         source[place],
@@ -268,17 +247,38 @@ def split_corners(
 MOST_CORNERS = 2000  # of a polygon that is not convex: clipping ears takes n² steps
 
 
-def triangulate(sizes: Indices, points: Floats) -> tuple[Indices, Indices]:
+def strips(corner: Indices, sizes: Indices) -> tuple[Indices, Indices]:
+    """Corners of triangles that face one way, and how many each has, of strips of triangles.
+
+    Args:
+        corner: [c] vertices of all strips; −1 ends a strip, too.
+        sizes: of each list of strips.
+    """
+    if len(corner) > 3 * MOST_FACES:
+        raise MeshFileError(f"it has more than {MOST_FACES:,} triangles")
+    starts = np.union1d(np.cumsum(sizes) - sizes, np.flatnonzero(corner == -1) + 1)
+    strip = np.searchsorted(starts, np.arange(len(corner)), "right") - 1
+    first = np.flatnonzero((strip[2:] == strip[:-2]) & (corner[2:] != -1))
+    odd = (first - starts[strip[first]]) % 2
+    turned = np.stack([first + odd, first + 1 - odd, first + 2], axis=1)
+    return corner[turned].reshape(-1), np.full(len(first), 3)
+
+
+def triangulate(sizes: Indices, points: Floats, notes: list[str]) -> tuple[Indices, Indices]:
     """Cuts polygons into triangles: fans where they are convex, by ears where not.
 
     Args:
         sizes: [p] corners of each polygon; those with fewer than three are left out.
         points: [c, 3] positions of all corners, polygon after polygon.
+        notes: gets a phrase on what is left out.
 
     Returns:
         Triangles [t, 3] as indices of corners, in the order of the polygons, and the polygon [t]
         that each comes from.
     """
+    small = int((sizes < 3).sum())
+    if small:
+        notes.append(f"{counted(small, 'face')} of fewer than three corners left out")
     if int(np.maximum(sizes - 2, 0).sum()) > MOST_FACES:
         raise MeshFileError(f"it has more than {MOST_FACES:,} triangles")
     starts = np.cumsum(sizes) - sizes

@@ -200,25 +200,30 @@ def settle_tangents(group, normals, sums, weights, tangents):
 
 
 @njit(nogil=True, cache=True)
-def join_faces(faces, edge, uses, first, parent, against, torn):
+def join_faces(faces, edges, uses, parent, against, torn):
     """Joins faces along the edges that exactly two of them share.
 
     Args:
         faces: [f, 3], vertices by place.
-        edge: [3 f], the edge from each corner to the next, by number.
-        uses: [edges], how many faces each has.
-        first: [edges], one of the places in ``edge`` where each stands.
+        edges: [f, 3], the edge from each corner to the next, by number.
+        uses: [e], how many faces each edge has.
         parent: [f], 0 … f − 1; written: each face's piece, which is its lowest face.
         against: [f] bool, False; written: whether it is wound against that one.
         torn: [f] bool, False; written at lowest faces: whether the piece cannot be wound alike.
     """
-    for half in range(len(edge)):
-        other = first[edge[half]]
-        if uses[edge[half]] != 2 or other == half:
+    first = np.full(len(uses), -1)
+    for half in range(edges.size):
+        face, corner = half // 3, half % 3
+        edge = edges[face, corner]
+        if uses[edge] != 2:
             continue
-        disagree = faces[half // 3, half % 3] == faces[other // 3, other % 3]
-        a, a_against = _root(parent, against, half // 3)
-        b, b_against = _root(parent, against, other // 3)
+        if first[edge] < 0:
+            first[edge] = half
+            continue
+        other = first[edge] // 3
+        disagree = faces[face, corner] == faces[other, first[edge] % 3]
+        a, a_against = _root(parent, against, face)
+        b, b_against = _root(parent, against, other)
         turned = a_against ^ b_against ^ disagree
         if a == b:
             torn[a] |= turned

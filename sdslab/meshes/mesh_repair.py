@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sdslab.meshes import mesh_kernels
-from sdslab.meshes.mesh_file import Floats, Indices
+from sdslab.meshes.mesh_file import Floats, Indices, counted
 from sdslab.meshes.surface_frame import FaceFrames, vertex_normals, weld
 
 
@@ -52,79 +52,45 @@ def repair_faces(positions: Floats, faces: Indices) -> RepairedFaces:
     a, b, c = place[faces].T
     kept = frames.normals.any(1).numpy() & (a != b) & (b != c) & (c != a)
     if not kept.all():
-        notes.append(f"{_count((~kept).sum(), 'degenerate triangle')} dropped")
+        notes.append(f"{counted((~kept).sum(), 'degenerate triangle')} dropped")
         faces = faces[kept]
-    pieces = _Pieces.of(place[faces])
-    torn = pieces.torn
-    turned = (pieces.against ^ pieces.inside_out(positions, faces)) & ~torn
+    edge, uses = _edges(place[faces])
+    # Pieces of faces that hang together along edges of exactly two, named by their lowest face.
+    piece = np.arange(len(faces))
+    against, torn, bordered = np.zeros((3, len(faces)), bool)
+    mesh_kernels.join_faces(place[faces], edge, uses, piece, against, torn)
+    torn = torn[piece]
+    (area, wound, volume), centre = np.zeros((3, len(faces))), np.zeros((len(faces), 3))
+    mesh_kernels.measure_pieces(
+        positions, faces, piece, against & ~torn, area, wound, centre, volume
+    )
+    bordered[piece[(uses != 2)[edge].any(1)]] = True
+    solid = ~bordered & (np.abs(volume) > 6e-6 * area**1.5)
+    inside_out = np.where(solid, volume < 0, wound < 0)[piece]
+    turned = (against ^ inside_out) & ~torn
     if turned.any():
-        notes.append(f"winding of {_count(turned.sum(), 'triangle')} turned")
+        notes.append(f"winding of {counted(turned.sum(), 'triangle')} turned")
         faces = np.where(turned[:, None], faces[:, ::-1], faces)
     if turned.any() or not kept.all():
         frames = FaceFrames.of(points, torch.from_numpy(faces))
-    if pieces.open:
-        notes.append(f"open surface ({_count(pieces.open, 'border edge')})")
-    if pieces.crowded:
-        notes.append(f"{_count(pieces.crowded, 'edge')} of more than two triangles")
+    if (uses == 1).any():
+        notes.append(f"open surface ({counted((uses == 1).sum(), 'border edge')})")
+    if (uses > 2).any():
+        notes.append(f"{counted((uses > 2).sum(), 'edge')} of more than two triangles")
     if torn.any():
         notes.append("one-sided surface")
-    closed = not (pieces.open or pieces.crowded or torn.any())
-    return RepairedFaces(faces, kept, turned, pieces.piece, place, frames, closed, tuple(notes))
+    closed = bool((uses == 2).all() and not torn.any())
+    return RepairedFaces(faces, kept, turned, piece, place, frames, closed, tuple(notes))
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Pieces:
-    """Faces [f] that hang together along edges of exactly two.
-
-    Attributes:
-        piece: the lowest face of each face's piece.
-        against: whether it is wound against that one.
-        torn: whether its piece cannot be wound alike.
-        bordering: whether it lies at an edge of another number of faces.
-        open: edges of one face.
-        crowded: edges of more than two.
-    """
-
-    piece: Indices
-    against: np.ndarray
-    torn: np.ndarray
-    bordering: np.ndarray
-    open: int
-    crowded: int
-
-    @classmethod
-    def of(cls, faces: Indices) -> "_Pieces":
-        following = faces[:, [1, 2, 0]]
-        keys = np.minimum(faces, following)
-        keys *= faces.max(initial=0) + 1
-        keys += np.maximum(faces, following, out=following)
-        edge, count = mesh_kernels.number_rows(keys.reshape(-1, 1))
-        uses = np.bincount(edge, minlength=count)
-        first = np.empty(count, np.int64)
-        first[edge] = np.arange(len(edge))
-        piece = np.arange(len(faces))
-        against, torn = np.zeros(len(faces), bool), np.zeros(len(faces), bool)
-        mesh_kernels.join_faces(faces, edge, uses, first, piece, against, torn)
-        bordering = (uses != 2)[edge].reshape(-1, 3).any(1)
-        return cls(
-            piece, against, torn[piece], bordering, int((uses == 1).sum()), int((uses > 2).sum())
-        )  # fmt: skip
-
-    def inside_out(self, positions: Floats, faces: Indices) -> np.ndarray:
-        """Which faces lie in a piece that is to be turned over once it is wound alike."""
-        area, wound, volume = (np.zeros(len(faces)) for _ in range(3))
-        centre, border = np.zeros((len(faces), 3)), np.zeros(len(faces), bool)
-        inverted = self.against & ~self.torn
-        mesh_kernels.measure_pieces(
-            positions, faces, self.piece, inverted, area, wound, centre, volume
-        )
-        border[self.piece[self.bordering]] = True
-        solid = ~border & (np.abs(volume) > 6e-6 * area**1.5)
-        return np.where(solid, volume < 0, wound < 0)[self.piece]
+def _edges(faces: Indices) -> tuple[Indices, Indices]:
+    """The number [f, 3] of the edge from each corner to the next, and each edge's faces."""
+    following = faces[:, [1, 2, 0]]
+    keys = np.minimum(faces, following)
+    keys *= faces.max(initial=0) + 1
+    keys += np.maximum(faces, following, out=following)
+    edge, count = mesh_kernels.number_rows(keys.reshape(-1, 1))
+    return edge.reshape(-1, 3), np.bincount(edge, minlength=count)
 
 
 LEAST_AGREEMENT = 0.6  # of corners whose normal points to the face's front; of random ones, a half
@@ -132,27 +98,9 @@ FLAT = 1e-6  # 1 − cosine: a dense smooth mesh differs by more, four written d
 _KEPT, _TURNED, _COMPUTED = range(3)
 
 
-@dataclass(frozen=True, eq=False)
-class SettledNormals:
-    """Normals that fit the faces.
-
-    Attributes:
-        source: [n], non-decreasing: the given vertex that each comes from. A vertex is split where
-            its normal fits some of its faces only.
-        faces: [f, 3].
-        normals: [n, 3], unit.
-        notes: phrases on what was found.
-    """
-
-    source: Indices
-    faces: Indices
-    normals: Floats
-    notes: tuple[str, ...] = ()
-
-
 def settle_normals(
-    normals: Floats | None, positions: Floats, repaired: RepairedFaces
-) -> SettledNormals:
+    normals: Floats | None, positions: Floats, repaired: RepairedFaces, notes: list[str]
+) -> tuple[Indices, Indices, Floats]:
     """Brings normals to unit length, turns those of turned faces, and computes what does not fit.
 
     Faces that were turned have their normals turned too where, in their connected piece, most of
@@ -162,6 +110,11 @@ def settle_normals(
         normals: [v, 3] of any length, NaN or 0 where there is none; or None.
         positions: [v, 3].
         repaired: the faces.
+        notes: gets phrases on what was found.
+
+    Returns:
+        The given vertex that each vertex comes from [n], non-decreasing: one is split where its
+        normal fits some of its faces only; the faces [f, 3], and unit normals [n, 3].
     """
     faces, same = repaired.faces, np.arange(len(positions))
     points, place = torch.from_numpy(positions), torch.from_numpy(repaired.place)
@@ -170,7 +123,7 @@ def settle_normals(
         return vertex_normals(points, torch.from_numpy(faces), repaired.frames, place).numpy()
 
     if normals is None:
-        return SettledNormals(same, faces, computed())
+        return same, faces, computed()
     with np.errstate(all="ignore"):
         scaled = normals / np.abs(normals).max(1, keepdims=True)
         unit = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
@@ -182,17 +135,15 @@ def settle_normals(
     along[turned] *= -1
     fits, has_one = along > 0, sane[faces]
     if (fits.sum() < LEAST_AGREEMENT * has_one.sum()) or not has_one.any():
-        share = 1 - fits.mean()
-        note = f"normals computed: {share:.0%} of the file's do not fit"
-        return SettledNormals(same, faces, computed(), (note,))
-    notes = []
+        notes.append(f"normals computed: {1 - fits.mean():.0%} of the file's do not fit")
+        return same, faces, computed()
     if turned.any():
         notes.append(f"normals of {turned.sum():,} triangles turned with them")
     if along.min() > 1 - FLAT:
         notes.append("flat-shaded: the file's normals are those of its faces")
     if fits.all() and not turned.any():
         unit[~sane] = (0, 0, 1)  # of no face
-        return SettledNormals(same, faces, unit, tuple(notes))
+        return same, faces, unit
     if not fits.all():
         notes.append(
             f"normals computed at {1 - fits.mean():.2g} of the corners: the file's do not fit there"
@@ -206,7 +157,7 @@ def settle_normals(
     source, kind = np.nonzero(present)
     settled = np.where((kind == _TURNED)[:, None], -unit[source], unit[source])
     settled = np.where((kind == _COMPUTED)[:, None], computed()[source], settled)
-    return SettledNormals(source, number[key], settled, tuple(notes))
+    return source, number[key], settled
 
 
 def _belong_to_old_winding(along: Floats, repaired: RepairedFaces) -> np.ndarray:

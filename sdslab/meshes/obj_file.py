@@ -15,7 +15,6 @@ from sdslab.meshes.mesh_file import (
     MeshFileError,
     counted,
     linear_colors,
-    note_small_polygons,
     split_corners,
     triangulate,
 )
@@ -70,8 +69,7 @@ def read_obj(content: bytes, folder: MeshFolder) -> MeshFile:
     vertices, uv, normals = (_rows(lines, kinds[kind], kind) for kind in WIDTHS)
     corners, sizes = _corners(lines, kinds, notes)
     lost = _unread(names.unread, text, notes)
-    note_small_polygons(sizes, notes)
-    triangles, polygon = triangulate(sizes, vertices[corners[:, 0], :3])
+    triangles, polygon = triangulate(sizes, vertices[corners[:, 0], :3], notes)
     keys, part = _parts(names, np.flatnonzero(kinds["f"])[polygon])
     order = np.argsort(part, kind="stable")
     corners, part = corners[triangles[order].reshape(-1)], part[order]
@@ -109,25 +107,18 @@ def _texts(content: bytes, notes: list[str]) -> tuple[bytes, bytes]:
     if b"1.#" in text:  # not a number, as Microsoft's compilers write it
         text = re.sub(rb"1\.#(QNAN|IND|INF)\d*", lambda match: b"nan".ljust(len(match[0])), text)
     numeric = without_comments(text)
-    if b"\\" in numeric:  # a line that goes on
-        text, numeric = _joined(text, numeric)
+    if b"\\\n" in numeric:  # a line that goes on
+        both = [np.frombuffer(bytearray(old), np.uint8) for old in (text, numeric)]
+        going_on = (both[1][:-1] == ord("\\")) & (both[1][1:] == NEWLINE)
+        at = np.flatnonzero(going_on).astype(np.int32)
+        for data in both:
+            data[at] = data[at + 1] = SPACE
+        text, numeric = (data.tobytes() for data in both)
     if b"," in numeric:
         numeric, commas = re.subn(rb",(?=\s|\Z)", b" ", numeric)
         if commas:
             notes.append(f"{counted(commas, 'comma')} between values passed over")
     return text, numeric
-
-
-def _joined(text: bytes, numeric: bytes) -> tuple[bytes, bytes]:
-    """Both with blanks for the line ends behind a backslash."""
-    data = np.frombuffer(numeric, np.uint8)
-    at = np.flatnonzero((data[:-1] == ord("\\")) & (data[1:] == NEWLINE)).astype(np.int32)
-    both = []
-    for old in (text, numeric):
-        new = np.frombuffer(bytearray(old), np.uint8)
-        new[at] = new[at + 1] = SPACE
-        both.append(new.tobytes())
-    return both[0], both[1]
 
 
 def _kinds(lines: TextLines) -> dict[str, NDArray[np.bool_]]:

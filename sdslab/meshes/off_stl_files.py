@@ -11,7 +11,6 @@ from sdslab.meshes.mesh_file import (
     MeshFileError,
     counted,
     linear_colors,
-    note_small_polygons,
     triangulate,
 )
 from sdslab.meshes.mesh_folder import MeshFolder
@@ -64,8 +63,7 @@ def read_off(content: bytes, folder: MeshFolder) -> MeshFile:
     if not ((corner >= 0) & (corner < vertex_count)).all():
         raise MeshFileError(f"a face names a vertex outside 0 … {vertex_count - 1}")
     corner = corner.astype(np.int64)
-    note_small_polygons(corners, notes)
-    triangles, _ = triangulate(corners, table[corner, :3])
+    triangles, _ = triangulate(corners, table[corner, :3], notes)
     normals, colors, uv = _off_attributes(table[:, 3:], kind, lost)
     return MeshFile(
         table[:, :3],

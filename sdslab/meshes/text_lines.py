@@ -121,10 +121,11 @@ class TextLines:
         raise MeshFileError("its numbers cannot be read")
 
 
-def ragged(starts: Indices, sizes: Indices) -> Indices:
-    """``starts[k], starts[k] + 1, …``, ``sizes[k]`` of them, for every k in turn."""
+def ragged(starts: Indices, sizes: Indices, step: int = 1) -> Indices:
+    """``starts[k], starts[k] + step, …``, ``sizes[k]`` of them, for every k in turn."""
     ends = np.cumsum(sizes)
-    return np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - step * (ends - sizes), sizes) + step * np.arange(total)
 
 
 NONE = np.iinfo(np.int64).min  # no index
@@ -140,44 +141,25 @@ def corner_indices(text: bytes, count: int) -> Indices | None:
         return result
     if text.translate(None, SPACES + b"0123456789+-/") or b"///" in text:
         return None
-    data = np.frombuffer(b"   " + text, np.uint8)  # so that three bytes stand before each number
-    sign = np.flatnonzero((data == ord("-")) | (data == ord("+")))
-    if not (IS_SPACE[data[sign - 1]] | (data[sign - 1] == ord("/"))).all():
+    data = np.frombuffer(b" " + text, np.uint8)
+    before = data[np.flatnonzero((data == ord("-")) | (data == ord("+"))) - 1]
+    if not (IS_SPACE[before] | (before == ord("/"))).all():
         return None
-    slash = np.flatnonzero(data == ord("/"))
-    columns = _same_columns(slash, word_starts(text) + 3)
-    if columns is not None:
-        numbers = parsed(text.replace(b"/", b" "), np.int64)
-        if len(numbers) == count * len(columns):
-            result[:, columns] = numbers.reshape(count, -1)
-            return result
-    digit = (data - ord("0")) < 10
-    begins, stops = digit.copy(), digit.copy()
-    begins[1:] &= ~digit[:-1]
-    stops[:-1] &= ~digit[1:]
-    at = np.flatnonzero(begins)
-    length = np.flatnonzero(stops) - at + 1
-    if not len(at) or length.max() > 18:
+    plain, words = text.replace(b"/", b" "), word_starts(text)
+    slash = np.flatnonzero(data == ord("/")) - 1
+    values = parsed(plain, np.int64)
+    columns = _same_columns(slash, words)
+    if columns is not None and len(values) == count * len(columns):
+        result[:, columns] = values.reshape(count, -1)
+        return result
+    # The slashes of its word before a number tell what it is.
+    at = word_starts(plain)
+    word = np.searchsorted(words, at, "right") - 1
+    column = np.searchsorted(slash, at) - np.searchsorted(slash, words)[word]
+    if len(values) != len(at) or column.max(initial=0) > 2:
         return None
-    value = np.zeros(len(at), np.int64)
-    for k in range(int(length.max())):
-        longer = length > k
-        value = np.where(longer, 10 * value + data[np.where(longer, at + k, 0)] - ord("0"), value)
-    before = data[at - 1]
-    signed = (before == ord("-")) | (before == ord("+"))
-    value = np.where(before == ord("-"), -value, value)
-    at -= signed
-    leads, behind_slash = IS_SPACE[data[at - 1]], data[at - 1] == ord("/")
-    if leads.sum() != count or len(sign) != signed.sum() or not (leads | behind_slash).all():
-        return None
-    # The first number of a word is its vertex; behind two slashes stands a normal.
-    first = np.flatnonzero(leads)
-    column = np.arange(len(at)) - first.repeat(np.diff(first, append=len(at)))
-    column += behind_slash & (data[at - 2] == ord("/"))
-    if column.max() > 2:
-        return None
-    result[np.cumsum(leads) - 1, column] = value
-    return result
+    result[word, column] = values
+    return None if (result[:, 0] == NONE).any() else result
 
 
 def _same_columns(slash: Indices, words: Indices) -> list[int] | None:

@@ -158,31 +158,27 @@ def _run_xatlas(
     usual_s = 0.5 + len(faces) * 1e-4
     started = time.monotonic()
     command = [sys.executable, "-m", xatlas_process.__name__]
-    with (
-        tempfile.TemporaryFile() as request,
-        tempfile.TemporaryFile() as answer,
-        tempfile.TemporaryFile() as complaints,
-    ):
+    with tempfile.TemporaryFile() as request:
         request.write(xatlas_process.pack_arrays(positions, faces.astype(np.uint32)))
         request.seek(0)
-        process = subprocess.Popen(command, stdin=request, stdout=answer, stderr=complaints)
+        process = subprocess.Popen(
+            command, stdin=request, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         try:
             while True:
                 try:
-                    process.wait(timeout=0.1)
+                    answer, complaints = process.communicate(timeout=0.1)
                     break
                 except subprocess.TimeoutExpired:
                     if progress is not None:
                         progress(1 - math.exp((started - time.monotonic()) / usual_s))
         finally:
             process.kill()
-            process.wait()
-        answer.seek(0)
-        complaints.seek(0)
-        if process.returncode:
-            last = complaints.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-            raise _cannot_unwrap("".join(last) or f"xatlas ended with code {process.returncode}")
-        source, new_faces, uv, charts = xatlas_process.unpack_arrays(answer.read(), 4)
+            process.communicate()
+    if process.returncode:
+        last = complaints.decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise _cannot_unwrap("".join(last) or f"xatlas ended with code {process.returncode}")
+    source, new_faces, uv, charts = xatlas_process.unpack_arrays(answer, 4)
     if new_faces.shape != faces.shape or not np.array_equal(source[new_faces], faces):
         raise _cannot_unwrap("xatlas changed the faces")
     arrays = {"source": source, "faces": new_faces, "uv": uv.clip(0, 1), "charts": charts}

@@ -32,7 +32,7 @@ def signed_area(points: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_triangles_fill_a_polygon_once(outline: np.ndarray, axis: int):
     points = np.roll(np.insert(outline, 2, 0.0, axis=1), axis, axis=1)
-    triangles, polygon = triangulate(np.array([len(outline)]), points)
+    triangles, polygon = triangulate(np.array([len(outline)]), points, [])
     assert len(triangles) == len(outline) - 2
     assert (polygon == 0).all()
     assert set(triangles.reshape(-1)) == set(range(len(outline)))
@@ -54,7 +54,7 @@ def test_polygons_of_all_sizes_keep_their_order():
     outlines = [star(n, 1) for n in (7, 3, 4, 7, 5, 4)]
     sizes = np.array([*(len(o) for o in outlines[:3]), 2, *(len(o) for o in outlines[3:])])
     flat = np.concatenate([*outlines[:3], np.zeros((2, 2)), *outlines[3:]])
-    triangles, polygon = triangulate(sizes, np.insert(flat, 2, 0.0, axis=1))
+    triangles, polygon = triangulate(sizes, np.insert(flat, 2, 0.0, axis=1), [])
     assert polygon.tolist() == [0] * 5 + [1] + [2] * 2 + [4] * 5 + [5] * 3 + [6] * 2
     areas = signed_area(flat[triangles])
     expected = [float(signed_area(o)) for o in outlines]

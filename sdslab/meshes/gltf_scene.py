@@ -1,12 +1,147 @@
-"""glTF's materials and pictures, and what of a file the reader does not use."""
+"""A glTF file's nodes and materials, and what of it the reader does not use."""
 
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
+
+import numpy as np
 
 from sdslab.errors import one_line
 from sdslab.meshes.gltf_document import GltfDocument, JsonObject
-from sdslab.meshes.mesh_file import FileMaterial, MeshFileError, TexturePlace
+from sdslab.meshes.mesh_file import (
+    MOST_FACES,
+    FileMaterial,
+    Floats,
+    MeshFileError,
+    TexturePlace,
+    counted,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class MeshInstance:
+    """A mesh under a node.
+
+    Attributes:
+        name: the node's or the mesh's.
+        mesh: its entry.
+        matrices: [n, 4, 4] from its coordinates to the world's; several where it is instanced.
+        weights: of its morph targets.
+    """
+
+    name: str
+    mesh: JsonObject
+    matrices: Floats
+    weights: tuple[float, ...]
+
+
+def mesh_instances(document: GltfDocument, lost: list[str]) -> Iterator[MeshInstance]:
+    """Every mesh in the scene with its node's name and its transforms, depth first."""
+    nodes = document.lists["nodes"]
+    if not nodes:
+        for mesh in document.lists["meshes"]:
+            yield MeshInstance(mesh.text("name"), mesh, np.eye(4)[None], _weights(mesh))
+        return
+    children = [node.wholes("children") for node in nodes]
+    for node, own in zip(nodes, children, strict=True):
+        for child in own:
+            document.entry("nodes", child, node.at("children"))
+    waiting = [(root, np.eye(4)) for root in reversed(_roots(document, children))]
+    visited: set[int] = set()
+    while waiting:
+        index, parent = waiting.pop()
+        node = nodes[index]
+        if index in visited:
+            document.notes.append(f"{node.path} has two parents: it is placed by the first")
+            continue
+        visited.add(index)
+        matrix = parent @ _local_matrix(node)
+        waiting += [(child, matrix) for child in reversed(children[index])]
+        if "mesh" in node:
+            mesh = document.named(node, "mesh", "meshes")
+            name = node.text("name") or mesh.text("name")
+            # glTF: the transform of a skinned mesh's own node is to be ignored
+            place = np.eye(4) if "skin" in node else matrix
+            matrices = place @ _gpu_instances(document, node, lost)
+            weights = _weights(node if "weights" in node else mesh)
+            yield MeshInstance(name, mesh, matrices, weights)
+
+
+def _weights(user: JsonObject) -> tuple[float, ...]:
+    return user.numbers("weights", (0.0,) * len(user.array("weights")))
+
+
+def _roots(document: GltfDocument, children: list[list[int]]) -> list[int]:
+    """The scene's roots, without those that are children of others too."""
+    scenes = document.lists["scenes"]
+    if not scenes:
+        below = {child for own in children for child in own}
+        return [index for index in range(len(children)) if index not in below]
+    index = document.root.whole("scene", 0)
+    scene = document.entry("scenes", index, "scene")
+    roots = list(dict.fromkeys(scene.wholes("nodes")))
+    for root in roots:
+        document.entry("nodes", root, scene.at("nodes"))
+    reached: set[int] = set()
+    waiting = [child for root in roots for child in children[root]]
+    while waiting:
+        child = waiting.pop()
+        if child not in reached:
+            reached.add(child)
+            waiting += children[child]
+    inner = [root for root in roots if root in reached]
+    document.notes += [f"nodes[{k}] is a root and a child: it is placed as a child" for k in inner]
+    if inner and len(inner) == len(roots):
+        raise MeshFileError(f"nodes[{inner[0]}] is its own ancestor")
+    return [root for root in roots if root not in reached]
+
+
+def _gpu_instances(document: GltfDocument, node: JsonObject, lost: list[str]) -> Floats:
+    """[n, 4, 4] of EXT_mesh_gpu_instancing; one identity without."""
+    if "EXT_mesh_gpu_instancing" not in node.object("extensions"):
+        return np.eye(4)[None]
+    attributes = node.extension("EXT_mesh_gpu_instancing").object("attributes")
+    read = {
+        key: document.floats(attributes, key, width)
+        for key, width in (("TRANSLATION", 3), ("ROTATION", 4), ("SCALE", 3))
+        if key in attributes
+    }
+    if not read:
+        lost.append(f"EXT_mesh_gpu_instancing of {node.path}, which has no instances")
+        return np.eye(4)[None]
+    counts = {len(values) for values in read.values()}
+    if len(counts) > 1 or not 0 < min(counts) <= MOST_FACES:
+        raise MeshFileError(f"{attributes.path} must name accessors of one length, above zero")
+    document.notes.append(f"{max(counts):,} instances of {node.text('name') or node.path!r}")
+    (n,) = counts
+    return _matrices(
+        read.get("TRANSLATION", np.zeros((n, 3))),
+        read.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (n, 1))),
+        read.get("SCALE", np.ones((n, 3))),
+    )
+
+
+def _local_matrix(node: JsonObject) -> Floats:
+    """[4, 4]; glTF stores matrices column by column."""
+    if "matrix" in node:
+        return np.array(node.numbers("matrix", (0.0,) * 16)).reshape(4, 4).T
+    translation = node.numbers("translation", (0.0,) * 3)
+    rotation = node.numbers("rotation", (0.0, 0.0, 0.0, 1.0))
+    scale = node.numbers("scale", (1.0,) * 3)
+    return _matrices(*(np.array([values]) for values in (translation, rotation, scale)))[0]
+
+
+def _matrices(translation: Floats, rotation: Floats, scale: Floats) -> Floats:
+    """[n, 4, 4] of [n, 3], quaternions [n, 4] (x, y, z, w) and [n, 3]; scale comes first."""
+    axis, unit = rotation[:, None, :3], np.eye(3)
+    once = np.cross(axis, unit)  # of each unit vector: its image is v + 2 w q × v + 2 q × (q × v)
+    columns = unit + 2 * (rotation[:, None, 3:] * once + np.cross(axis, once))
+    matrices = np.tile(np.eye(4), (len(translation), 1, 1))
+    matrices[:, :3, :3] = columns.swapaxes(1, 2) * scale[:, None]
+    matrices[:, :3, 3] = translation
+    return matrices
+
 
 SPECULAR = "KHR_materials_pbrSpecularGlossiness"
 # Extensions whose content is read, or told where it is left out; compression is refused where
@@ -46,7 +181,7 @@ class GltfMaterials:
     def _material(self, entry: JsonObject) -> tuple[FileMaterial, TexturePlace | None]:
         name = entry.text("name")
         pbr, specular = entry.object("pbrMetallicRoughness"), entry.extension(SPECULAR)
-        if specular is None or pbr.values:
+        if SPECULAR not in entry.object("extensions") or pbr.values:
             factors = pbr.numbers("baseColorFactor", (1.0, 1.0, 1.0, 1.0))
             color, surface = pbr.object("baseColorTexture"), pbr.object("metallicRoughnessTexture")
             roughness, metallic = pbr.unit("roughnessFactor", 1.0), pbr.unit("metallicFactor", 1.0)
@@ -68,9 +203,8 @@ class GltfMaterials:
                     image = None
                     self.lost.append(f"{kind} picture of {name!r} (it has coordinates of its own)")
             images[kind] = image
-        emission, strength = entry.extension("KHR_materials_emissive_strength"), 1.0
-        if emission is not None:
-            strength = emission.number("emissiveStrength", 1.0)
+        emission = entry.extension("KHR_materials_emissive_strength")
+        strength = emission.number("emissiveStrength", 1.0)
         emissive = entry.numbers("emissiveFactor", (0.0, 0.0, 0.0))
         glow, glow_place = self._picture(
             entry.object("emissiveTexture"), f"emissive picture of {name!r}"
@@ -136,8 +270,6 @@ class GltfMaterials:
 def _place(reference: JsonObject, wrap: tuple[int, int]) -> TexturePlace:
     uv_set = reference.whole("texCoord", 0)
     transform = reference.extension("KHR_texture_transform")
-    if transform is None:
-        return TexturePlace(uv_set, wrap=wrap)
     return TexturePlace(
         transform.whole("texCoord", uv_set),
         cast(Any, transform.numbers("offset", (0.0, 0.0))),
@@ -149,21 +281,16 @@ def _place(reference: JsonObject, wrap: tuple[int, int]) -> TexturePlace:
 
 def _image_user(texture: JsonObject) -> JsonObject:
     """The object whose `source` names the picture to read: WebP, then PNG or JPEG, then others."""
-    webp = texture.extension("EXT_texture_webp")
-    if webp is not None:
-        return webp
-    if "source" not in texture:
-        for name in texture.object("extensions").values:
-            extension = texture.object("extensions").object(name)
-            if "source" in extension:
-                return extension
-    return texture
+    extensions = texture.object("extensions")
+    if "EXT_texture_webp" in extensions:
+        return extensions.object("EXT_texture_webp")
+    others = (extensions.object(name) for name in extensions.values)
+    return texture if "source" in texture else next((o for o in others if "source" in o), texture)
 
 
 def inventory(document: GltfDocument) -> list[str]:
     """What a file holds that its triangles and materials do not: a phrase each."""
     root, lists = document.root, document.lists
-    lights = root.extension("KHR_lights_punctual")
     targets = sum(
         any(p.array("targets") for p in mesh.objects("primitives")) for mesh in lists["meshes"]
     )
@@ -172,10 +299,10 @@ def inventory(document: GltfDocument) -> list[str]:
         (len(lists["skins"]), "skin"),
         (targets, "mesh with morph targets", "meshes with morph targets"),
         (len(lists["cameras"]), "camera"),
-        (len(lights.array("lights")) if lights else 0, "light"),
+        (len(root.extension("KHR_lights_punctual").array("lights")), "light"),
         (max(len(lists["scenes"]) - 1, 0), "further scene"),
     ]
-    lost = [_counted(*entry) for entry in counts if entry[0]]
+    lost = [counted(*entry) for entry in counts if entry[0]]
     if any(node.array("children") for node in lists["nodes"]):
         lost.append(f"the hierarchy of {len(lists['nodes'])} nodes (their transforms are applied)")
     users, extras = _extensions_and_extras(root)
@@ -183,12 +310,8 @@ def inventory(document: GltfDocument) -> list[str]:
     declared = root.texts("extensionsUsed") | root.texts("extensionsRequired")
     lost += sorted(name for name in declared - READ - set(users) if "_texture_" not in name)
     if extras:
-        lost.append(f"extras of {_counted(extras, 'object')}")
+        lost.append(f"extras of {counted(extras, 'object')}")
     return lost
-
-
-def _counted(number: int, thing: str, things: str = "") -> str:
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 def _phrase(name: str, document: GltfDocument, owners: list[tuple[str, int]]) -> str:
