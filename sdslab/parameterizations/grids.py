@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from sdslab.errors import UserError
 from sdslab.kernels.philox import INITIALIZATION_STREAM, NoiseKey, philox_uniform
 from sdslab.kernels.validation import require_layout, require_shape
+from sdslab.shell.named_object import named_object
 from sdslab.tensor_types import Diffused, Maps, Texels
 
 
@@ -105,3 +108,34 @@ class LatentGrid(Parameterization):
 
     def forward(self) -> Maps:
         return self._decode(self.latents)
+
+
+@dataclass(frozen=True, eq=False)
+class MaterialSetup:
+    """What a named function gets to make a material's parameterization from.
+
+    Attributes:
+        initial: valid maps [h, w, 8] that the run would start from.
+        seed: of the run.
+    """
+
+    initial: Tensor
+    seed: int
+
+
+def own_parameterization(
+    given: str, setup: object, shape: tuple[int, ...], like: Tensor
+) -> Parameterization:
+    """θ as the user's ``module:name`` makes it of a setup, on `like`'s device and of its dtype.
+
+    Raises:
+        UserError: it cannot be had, or does not give pictures of the shape.
+    """
+    theta = named_object(given, "parameterization")(setup)
+    must = f"{given} must give a Parameterization"
+    if not isinstance(theta, Parameterization) or not list(theta.parameters()):
+        raise UserError(f"{must} with parameters, got {type(theta).__name__}; see examples/")
+    theta = theta.to(like.device, like.dtype)
+    if theta().shape != shape:
+        raise UserError(f"{must} of shape {list(shape)}, got {list(theta().shape)}; see examples/")
+    return theta

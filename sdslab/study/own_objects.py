@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdslab.denoisers.denoiser import Denoiser, require_denoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.errors import UserError
 from sdslab.kernels import SDSResult
-from sdslab.parameterizations.grids import Parameterization
 from sdslab.shell.named_object import file_of, is_named_object, named_object
 
 Objective = Callable[..., SDSResult]
@@ -33,22 +32,6 @@ class CellSetup:
     z_star: Tensor
     schedule: NoiseSchedule
     seed: int
-
-
-def own_parameterization(given: str, setup: CellSetup) -> Parameterization:
-    """θ as the user's function makes it, on the image's device and of its dtype.
-
-    Raises:
-        UserError: it gives something else, or pictures of another shape.
-    """
-    theta = named_object(given, "parameterization")(setup)
-    if not isinstance(theta, nn.Module) or not list(theta.parameters()):
-        raise _refused(given, "a Parameterization with parameters", type(theta).__name__)
-    theta = theta.to(setup.image.device, setup.image.dtype)
-    shape = tuple(theta().shape)
-    if shape != tuple(setup.image.shape):
-        raise _refused(given, f"pictures of shape {list(setup.image.shape)}", f"{list(shape)}")
-    return theta  # pyright: ignore[reportReturnType]  a module will do
 
 
 def own_denoiser(given: str, setup: CellSetup) -> Denoiser:
@@ -73,14 +56,13 @@ def own_objective(given: str) -> Objective | None:
 def check_importable(option: str, given: str) -> None:
     """Refuses, before anything runs, a name that cannot be imported or that is no function."""
     if is_named_object(given) and not callable(named_object(given, option)):
-        raise _refused(given, "a function or class", "another object")
+        raise UserError(
+            f"{option} must name a function or class, got another object, {given}; see "
+            f"examples/own_study.py"
+        )
 
 
 def sources_of(named: tuple[str, ...]) -> dict[str, str]:
     """The text of each named module's file, for the key of what it makes."""
     own = filter(is_named_object, named)
     return {given: Path(file).read_text("utf-8") for given in own if (file := file_of(given))}
-
-
-def _refused(given: str, expected: str, got: str) -> UserError:
-    return UserError(f"{given} must give {expected}, got {got}; see examples/own_study.py")

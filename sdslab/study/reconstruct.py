@@ -26,7 +26,12 @@ from sdslab.parameterizations.deep_image_prior import (
     check_size,
     resolve_architecture,
 )
-from sdslab.parameterizations.grids import LatentGrid, Parameterization, PixelGrid
+from sdslab.parameterizations.grids import (
+    LatentGrid,
+    Parameterization,
+    PixelGrid,
+    own_parameterization,
+)
 from sdslab.pictures.metrics import mse, psnr_db
 from sdslab.runs.from_toml import OneOfOrOwn
 from sdslab.shell.named_object import is_named_object
@@ -36,7 +41,6 @@ from sdslab.study.own_objects import (
     check_importable,
     own_denoiser,
     own_objective,
-    own_parameterization,
 )
 
 MEASUREMENTS = 60  # points of a convergence curve, spread evenly over log(step)
@@ -315,7 +319,8 @@ def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:
     shape = (batch, channels, height, width)
     if is_named_object(cell.parameterization):
         z_star = problem.space(cell).encode(image).detach()
-        return own_parameterization(cell.parameterization, _setup(cell, problem, z_star, seed))
+        setup = _setup(cell, problem, z_star, seed)
+        return own_parameterization(cell.parameterization, setup, shape, image)
     if cell.parameterization == "dip":
         network = DeepImagePrior(shape, seed, cell.network, cell.width)
         return network.to(image.device, image.dtype)

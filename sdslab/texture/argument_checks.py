@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdslab.errors import UserError, one_line
 from sdslab.files.pickles import refuse_pickle
+from sdslab.runs.from_toml import OneOfOrOwn
 from sdslab.shell.named_inputs import (
     LIGHTS,
     MESH_SUFFIXES,
@@ -107,6 +108,7 @@ def check(arguments: Arguments) -> None:
     size = optimization.texture_size
     if not 1 <= size <= 8192 or size & (size - 1):
         raise UserError(f"--texture-size must be a power of two up to 8192, got {size}")
+    OneOfOrOwn("texels", "dip").check(optimization.parameterization, "--parameterization")
     limits = {
         "--steps": (optimization.steps, 1, 10**6),
         "--sr-steps": (optimization.sr_steps, 1, 10**6),
@@ -229,6 +231,7 @@ def named_inputs(arguments: Arguments) -> dict[str, str]:
         "--exemplar-mask": exemplar.exemplar_mask,
         "--light": arguments.rendering.light,
         "--guidance": (_own_source(subject.guidance),),
+        "--parameterization": (_own_source(arguments.optimization.parameterization),),
         "--embeddings": (model.embeddings,),
         "--model": (model.model,),
         "--sr-model": (model.sr_model,),
@@ -241,8 +244,8 @@ def named_inputs(arguments: Arguments) -> dict[str, str]:
     }
 
 
-def _own_source(guidance: str | None) -> str | None:
-    return file_of(guidance) if guidance is not None and is_named_object(guidance) else None
+def _own_source(given: str | None) -> str | None:
+    return file_of(given) if given is not None and is_named_object(given) else None
 
 
 def check_inputs(arguments: Arguments) -> None:

@@ -188,8 +188,8 @@ class Optimization:
         tuple[MapName, ...], tyro.conf.UseAppendAction, _option("MAP", "none; repeatable")
     ] = ()
     """Leave this map out: flat normals, no metal, roughness 0.5, white; repeatable."""
-    parameterization: Literal["texels", "dip"] = "texels"
-    """Explicit texels, or Paint-it's deep image prior."""
+    parameterization: Annotated[str, _option("texels|dip|MODULE:NAME", "texels")] = "texels"
+    """Explicit texels, Paint-it's deep image prior, or your own function's `Parameterization`."""
     seed: int = 0
     """Seed of views, lights, backgrounds, timesteps and noise."""
 

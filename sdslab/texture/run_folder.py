@@ -195,13 +195,20 @@ def resumed_run(given: Arguments, parse: Callable[[Arguments], Arguments]) -> Re
             f"--resume goes on in the run's own folder, got --out {given.output.out}; leave it out"
         )
     recorded = _arguments(run.record["config"], run.out)
-    guidance = recorded.subject.guidance
-    if is_named_object(guidance) and given.subject.guidance != guidance:
-        # A record may come from anywhere: code runs only where the command line names it.
-        raise UserError(
-            f"--resume of a run by code of one's own needs that named again, got a run by "
-            f"{one_line(str(guidance))!r}; if you trust it, add --guidance {guidance}"
-        )
+    for option, name, again in (
+        ("guidance", recorded.subject.guidance, given.subject.guidance),
+        (
+            "parameterization",
+            recorded.optimization.parameterization,
+            given.optimization.parameterization,
+        ),
+    ):
+        if is_named_object(name) and again != name:
+            # A record may come from anywhere: code runs only where the command line names it.
+            raise UserError(
+                f"--resume of a run by code of one's own needs that named again, got a run by "
+                f"{one_line(str(name))!r}; if you trust it, add --{option} {name}"
+            )
     merged = parse(recorded)
     changed = differences(dataclasses.asdict(recorded), _explicit(given, merged, recorded))
     if changed:

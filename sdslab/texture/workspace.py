@@ -20,8 +20,8 @@ from sdslab.meshes.material import ALBEDO, without
 from sdslab.meshes.mesh import Mesh
 from sdslab.optimization.material_optimization import MaterialConfig
 from sdslab.optimization.optimizer_state import OptimizeConfig
+from sdslab.parameterizations import grids
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
-from sdslab.parameterizations.grids import Parameterization, TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer
@@ -34,6 +34,7 @@ from sdslab.runs.checkpoint import Checkpoint, Checkpoints, OtherCodeError
 from sdslab.runs.lock import RunLock
 from sdslab.runs.record import code_digests, recorded, run_record, version_of
 from sdslab.runs.schema import read_run
+from sdslab.shell.named_object import is_named_object
 from sdslab.shell.progress_lines import ProgressLines, tell
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.inputs import (
@@ -179,15 +180,10 @@ class Workspace:
         render_size = render_size or rendering.render_size
         assert render_size is not None
         seed = self.seed(stage)
+        cameras = CAMERA_SAMPLERS[rendering.cameras]
         lights = self.lights and dataclasses.replace(self.lights, seed=seed)
-        return SceneSampler(
-            CAMERA_SAMPLERS[rendering.cameras],
-            lights,
-            rendering.background,
-            render_size,
-            seed,
-            self.device,
-        )
+        background = rendering.background
+        return SceneSampler(cameras, lights, background, render_size, seed, self.device)
 
     def seed(self, stage: int = 1) -> int:
         """Seed of a stage: stages of one run, and runs of near seeds, draw nothing alike."""
@@ -231,18 +227,20 @@ class Workspace:
         except UserError as error:
             raise UserError(f"{must}, got {source!r}: {error}") from error
 
-    def theta(self, initial: Tensor, scale: Tensor | None = None) -> Parameterization:
-        """θ that starts from some maps; a deep image prior starts from its own network instead.
+    def theta(self, initial: Tensor, scale: Tensor | None = None) -> grids.Parameterization:
+        """θ that starts from some maps; a network of ours or of the user's from its own weights.
 
         Args:
             initial: [size, size, 8].
             scale: of a `TexelGrid`.
         """
-        if self.arguments.optimization.parameterization == "dip":
-            size = self.texture_size
-            network = DeepImagePrior((1, 8, size, size), self.seed())
-            return network.to(self.device)
-        return TexelGrid(initial, scale).to(self.device)
+        given, size = self.arguments.optimization.parameterization, self.texture_size
+        if is_named_object(given):
+            setup, like = grids.MaterialSetup(initial, self.seed()), initial.to(self.device)
+            return grids.own_parameterization(given, setup, (1, 8, size, size), like)
+        if given == "dip":
+            return DeepImagePrior((1, 8, size, size), self.seed()).to(self.device)
+        return grids.TexelGrid(initial, scale).to(self.device)
 
     def begin(self) -> None:
         """Takes the folder: locks it, removes what an earlier run left, writes ``run.json``.

@@ -69,11 +69,11 @@ def test_resume_runs_no_code_that_a_record_names():
         ("own_study:spectrum", "own_study:nothing", "own_study has .*Spectrum"),
         ("own_study:spectrum", "no_such_module:spectrum", "No module named 'no_such_module'"),
         ("own_study:spectrum", "spectrum", "must be one of pixel, dip, latent, or MODULE:NAME"),
-        ("own_study:spectrum", "own_study:DEVIATION", "must give a function or class"),
+        ("own_study:spectrum", "own_study:DEVIATION", "must name a function or class"),
         ("own_study:spectrum", "own_study:NormalAround", "a Parameterization with parameters"),
         ("own_study:NormalAround", "own_study:spectrum", "derive a class from Denoiser"),
         ('noise = "sampled"', "", "noise must be 'sampled' where the denoiser"),
-        ("s=self.size", "s=(8, 8)", r"pictures of shape \[1, 3, 64, 64\], got \[1, 3, 8, 8\]"),
+        ("s=self.size", "s=(8, 8)", r"of shape \[1, 3, 64, 64\], got \[1, 3, 8, 8\]"),
     ],
 )
 def test_what_is_no_part_of_a_study_is_refused(before: str, after: str, message: str):

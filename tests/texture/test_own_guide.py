@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,20 @@ import torch
 
 from sdslab.meshes.material import ALBEDO, load_maps
 from sdslab.runs.schema import read_run
-from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, texture
+from tests.texture_runs import (
+    SMALL,
+    after_steps,
+    assert_same_maps,
+    interrupt,
+    saved_tensors,
+    texture,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OWN = """
-from sdslab import Prediction
+import torch
+from sdslab import PixelGrid, Prediction
+def small(setup): return PixelGrid(torch.zeros(1, 3, 4, 4))
 def nothing(setup): return None
 def a_class(setup): return dict
 class NoDenoiser: pass
@@ -29,6 +39,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    for module in ("own_denoiser", "own_guide", "own"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
 
 
 def test_a_denoiser_of_ones_own_leads_to_its_mean(monkeypatch: pytest.MonkeyPatch):
@@ -62,6 +74,40 @@ def test_a_run_by_a_guide_of_ones_own_goes_on_unless_its_module_has_changed(
     module.write_text(content)
     assert texture(monkeypatch, "--resume=stopped", "--guidance=own_guide:moss_and_stone") == 0
     assert_same_maps(Path("whole"), Path("stopped"))
+
+
+def test_a_parameterization_of_ones_own_is_recovered_saved_and_gone_on_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    own = "--parameterization=own_denoiser:ripples"
+    options = ("sphere", "--target=brick", own, "--unlit", "--steps=4", *SMALL)
+    assert texture(monkeypatch, *options, "--out=whole") == 0
+    with after_steps(monkeypatch, 2, interrupt):
+        assert texture(monkeypatch, *options, "--out=stopped") == 130
+    assert (8, 64) in {tuple(tensor.shape) for tensor in saved_tensors(Path("stopped")).values()}
+    assert texture(monkeypatch, "--resume=stopped") == 2
+    assert "if you trust it, add --parameterization own_denoiser:ripples" in capsys.readouterr().err
+    assert texture(monkeypatch, "--resume=stopped", own) == 0
+    assert_same_maps(Path("whole"), Path("stopped"))
+    assert "own_denoiser.py" in read_run(Path("whole/run.json"))["details"]["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own:nothing", "must give a Parameterization with parameters, got NoneType"),
+        ("own:small", r"of shape \[1, 8, \d+, \d+\], got \[1, 3, 4, 4\]"),
+        ("texel", "must be one of texels, dip, or MODULE:NAME, got 'texel'"),
+    ],
+)
+def test_what_is_no_parameterization_is_one_line(
+    name: str, message: str, monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ("sphere", "--target=brick", f"--parameterization={name}", *SMALL)
+    assert texture(monkeypatch, *arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
 
 
 def test_no_record_names_code_that_runs(monkeypatch, capsys: pytest.CaptureFixture[str]):
