@@ -1,9 +1,8 @@
 """Trains the small KL autoencoder that ships with sdslab: ``python -m sdslab.train_vae FOLDER``.
 
-The result is a folder in diffusers' own ``AutoencoderKL`` format. Photographs may come from
-anywhere; the shipped weights used the wallpapers that Debian packages under free licences (see
-``sdslab/shipped_vae/README.md`` for the commands). The four scikit-image photographs that the
-study uses are only ever evaluated on.
+Photographs may come from anywhere; the shipped weights used the wallpapers that Debian packages
+under free licences (see ``sdslab/shipped_vae/README.md`` for the commands). The four scikit-image
+photographs that the study uses are only ever evaluated on.
 """
 
 import csv
@@ -94,9 +93,8 @@ def find_photographs(folders: tuple[Path, ...]) -> list[Path]:
         if not folder.is_dir():
             raise UserError(f"each FOLDER must be an existing folder, got {folder}")
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp"}:
-                continue
-            if path.stem == "screenshot":
+            suffix = path.suffix.lower()
+            if suffix not in {".jpg", ".jpeg", ".png", ".webp"} or path.stem == "screenshot":
                 continue
             size = re.fullmatch(r"(\d+)x(\d+)", path.stem)
             group, area = (path.parent, int(size[1]) * int(size[2])) if size else (path, 0)
@@ -239,15 +237,10 @@ def training_steps(
     """Trains ``vae`` in place, yielding (step, share of the run done, loss) after each step."""
     rng = np.random.default_rng(config.seed)
     kernels = [p for p in vae.parameters() if p.ndim == 4 and min(p.shape[0], p[0].numel()) > 8]
-    ids = {id(p) for p in kernels}
-    rest = [p for p in vae.parameters() if id(p) not in ids]
-    optimizers = (
-        (Muon(kernels, config.learning_rate), config.learning_rate),
-        (
-            torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0, fused=True),
-            0.3 * config.learning_rate,
-        ),
-    )
+    rest = [p for p in vae.parameters() if all(p is not kernel for kernel in kernels)]
+    rate = config.learning_rate
+    adam = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0, fused=True)
+    optimizers = ((Muon(kernels, rate), rate), (adam, 0.3 * rate))
     start, done, step = time.perf_counter(), 0.0, 0
     while done < 1:
         side = config.crop_sides[int(done * len(config.crop_sides))]
@@ -340,12 +333,10 @@ def _check_out(config: TrainVaeConfig) -> None:
     check_writable(config.out)
     check_output_folder(config.out, was_trained_here, "--out")
     inputs = {f"FOLDER {n}": folder for n, folder in enumerate(config.folders, 1)}
-    if config.initial is not None:
-        inputs["--initial"] = config.initial
+    inputs |= {"--initial": config.initial} if config.initial is not None else {}
     check_inputs_apart(config.out, inputs, "--out")
-    own_files(
-        config.out, ("config.json", "diffusion_pytorch_model.safetensors", CURVE), None, "--out"
-    )
+    written = ("config.json", "diffusion_pytorch_model.safetensors", CURVE)
+    own_files(config.out, written, None, "--out")
 
 
 def main() -> None:

@@ -318,8 +318,7 @@ def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:
     batch, channels, height, width = image.shape
     shape = (batch, channels, height, width)
     if is_named_object(cell.parameterization):
-        z_star = problem.space(cell).encode(image).detach()
-        setup = _setup(cell, problem, z_star, seed)
+        setup = _setup(cell, problem, problem.space(cell).encode(image).detach(), seed)
         return own_parameterization(cell.parameterization, setup, shape, image)
     if cell.parameterization == "dip":
         network = DeepImagePrior(shape, seed, cell.network, cell.width)
