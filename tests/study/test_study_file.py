@@ -80,7 +80,7 @@ def test_rows_that_are_not_there_are_refused(path: Path):
             '"pixels"\nparam',
             "diffusion must be one of pixel, latent, got 'pixels'",
         ),
-        ('"dip"', '"latent"', "initialization must be 'network' for dip"),
+        ('"dip"', '"latent"', "initialization must be 'grey', 'noise' or 'image' for pixel"),
         ('name = "two"', 'name = "one"', "different names, got 'one' twice"),
         ('name = "two"', 'name = "../two"', "lower-case letters, digits and underscores"),
         ("theta = 148", "tehta = 148", "valid keys are theta, decoded; got 'tehta'"),
