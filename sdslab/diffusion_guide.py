@@ -16,6 +16,40 @@ from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How a step's t and ε are drawn.
+
+    Attributes:
+        timesteps: where t is drawn.
+        steps: of the stage, for the annealing of t.
+        seed: of t and ε.
+        shared_timestep: one t a step, as CasTex has it, instead of one a picture.
+    """
+
+    timesteps: TimestepSampler
+    steps: int
+    seed: int
+    shared_timestep: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class SuperResolution:
+    """What makes a stage the second: SR-SDS's condition.
+
+    Attributes:
+        stage_one: the frozen material of stage I, [h, w, 8].
+        low_size: height and width of the low-resolution picture.
+        mode: how its render becomes the condition: as the paper's code does, or as diffusers'.
+        schedule: of the condition's noise, where it is not the denoiser's.
+    """
+
+    stage_one: Tensor
+    low_size: int = 64
+    mode: SRMode = "castex"
+    schedule: NoiseSchedule | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class DiffusionGuide(RecordableGuide):
     """Eq. 1 for the pictures of a step, divided by their number; a `Guide` for `optimize_material`.
@@ -28,45 +62,34 @@ class DiffusionGuide(RecordableGuide):
         denoiser: the model, classifier-free guidance included.
         prompt_of: the row of each view's prompt, [b].
         renderer: of the mesh, for stage I's picture.
-        timesteps: where t is drawn.
-        steps: of the stage, for the annealing of t.
-        seed: of t and ε.
+        drawn: how t and ε are drawn.
         weighting: w(t).
         clamp: of x̂_0, or None.
         gradient_clamp: bound of each element of the gradient of a picture, or None.
-        shared_timestep: one t a step, as CasTex has it, instead of one a picture.
-        stage_one: the frozen material of stage I, [h, w, 8]; None is stage I itself.
-        sr_mode: how its render becomes the condition: as the paper's code does, or as diffusers'.
-        low_size: height and width of the low-resolution picture.
-        condition_schedule: of the condition's noise, where it is not the denoiser's.
+        super_resolution: None is stage I.
     """
 
     denoiser: Denoiser
     prompt_of: Callable[[Cameras], Tensor]
     renderer: Renderer
-    timesteps: TimestepSampler
-    steps: int
-    seed: int
+    drawn: Draw
     weighting: Weighting
     clamp: float | None
     gradient_clamp: float | None = None
-    shared_timestep: bool = False
-    stage_one: Tensor | None = None
-    sr_mode: SRMode = "castex"
-    low_size: int = 64
-    condition_schedule: NoiseSchedule | None = None
+    super_resolution: SuperResolution | None = None
 
     def draw(self, index: int, cameras: Cameras) -> Draws:
-        key = NoiseKey(self.seed, index, torch.arange(len(cameras)))
-        t = self.timesteps(key, index / self.steps, shared=self.shared_timestep)
+        drawn, key = self.drawn, NoiseKey(self.drawn.seed, index, torch.arange(len(cameras)))
+        t = drawn.timesteps(key, index / drawn.steps, shared=drawn.shared_timestep)
         return Draws(torch.tensor([index]), t, self.prompt_of(cameras))
 
     @torch.no_grad()
     def gradient(self, z: Tensor, draws: Draws, scene: Scene, surface: Surface) -> SDSResult:
         sample = torch.arange(len(z), device=z.device)
-        noise = NoiseKey(self.seed, draws.step, sample)
+        noise = NoiseKey(self.drawn.seed, draws.step, sample)
         t, condition = draws.t, Condition(prompt=draws.prompt)
-        if self.stage_one is None:
+        sr = self.super_resolution
+        if sr is None:
             result = sds_gradient(
                 z,
                 self.denoiser,
@@ -78,20 +101,20 @@ class DiffusionGuide(RecordableGuide):
             )
             return self._mean(result)
         # The same view, light and background as θ's own picture: they differ in the maps alone.
-        picture = self.renderer.picture(surface, self.stage_one, scene.lighting, scene.background)
+        picture = self.renderer.picture(surface, sr.stage_one, scene.lighting, scene.background)
         result = sr_sds_gradient(
             z,
             picture,
             self.denoiser,
             t,
             noise,
-            NoiseKey(self.seed, draws.step, sample, SR_CONDITION_STREAM),
+            NoiseKey(self.drawn.seed, draws.step, sample, SR_CONDITION_STREAM),
             weighting=self.weighting,
             condition=condition,
             clamp=self.clamp,
-            mode=self.sr_mode,
-            low_size=self.low_size,
-            condition_schedule=self.condition_schedule,
+            mode=sr.mode,
+            low_size=sr.low_size,
+            condition_schedule=sr.schedule,
         )
         return self._mean(result)
 

@@ -16,7 +16,7 @@ from sdslab.denoisers.noise_schedule import (
 from sdslab.denoisers.prompts import VIEW_NAMES, Prompts, view_of
 from sdslab.denoisers.unet import GuidanceModel
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance
-from sdslab.diffusion_guide import DiffusionGuide
+from sdslab.diffusion_guide import DiffusionGuide, Draw, SuperResolution
 from sdslab.diffusion_space import PixelSpace
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.mesh_io import load_mesh
@@ -184,18 +184,17 @@ class OurStep:
         if not recorded:
             renderer, scenes = _clocked(renderer, clock), _ClockedScenes(scenes, clock)
             guided = _ClockedDenoiser(guided, clock)
+        frozen, sr = problem.stage_one, None
+        if frozen is not None:
+            sr = SuperResolution(frozen, model.low_size)
         guide = DiffusionGuide(
             guided,
             lambda cameras: view_of(cameras.eye),
             renderer,
-            SqrtAnnealedTimesteps(),
-            STEPS,
-            SEED,
+            Draw(SqrtAnnealedTimesteps(), STEPS, SEED, shared_timestep=True),
             weighting_named("x0_castex"),
             clamp=1.0,
-            shared_timestep=True,
-            stage_one=problem.stage_one,
-            low_size=model.low_size,
+            super_resolution=sr,
         )
         size = (problem.initial.shape[0], problem.initial.shape[1])
         material = MaterialProblem(

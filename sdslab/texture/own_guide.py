@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdslab.denoisers.denoiser import Denoiser, require_denoiser
 from sdslab.denoisers.noise_schedule import UniformTimesteps, weighting_named
-from sdslab.diffusion_guide import DiffusionGuide
+from sdslab.diffusion_guide import DiffusionGuide, Draw
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.meshes.mesh import Mesh
@@ -116,9 +116,7 @@ def _guide(workspace: Workspace, steps: int) -> Guide:
         made,
         _first_prompt,
         workspace.renderer,
-        UniformTimesteps(*TIMESTEPS),
-        steps,
-        workspace.seed(),
+        Draw(UniformTimesteps(*TIMESTEPS), steps, workspace.seed()),
         weighting_named(WEIGHTING),
         clamp=1.0,
     )

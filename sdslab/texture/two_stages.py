@@ -24,7 +24,7 @@ from sdslab.denoisers.wrappers import (
     DynamicThresholding,
     PerpendicularNegatives,
 )
-from sdslab.diffusion_guide import DiffusionGuide
+from sdslab.diffusion_guide import DiffusionGuide, Draw, SuperResolution
 from sdslab.errors import UserError
 from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
 from sdslab.optimization.optimizer_state import OptimizeConfig
@@ -180,21 +180,20 @@ class _Stages:
         denoiser = _guided(model.denoiser(prompts), prompts, settings, number, arguments)
         if in_pixels and settings.x0_bound == "dynamic":
             denoiser = DynamicThresholding(denoiser, *model.thresholds)
+        seed, sr = workspace.seed(number), None
+        if number == 2:
+            schedule = model.condition_schedule if settings.sr_mode == "pipeline" else None
+            frozen = initial.to(workspace.device)
+            sr = SuperResolution(frozen, model.low_size, settings.sr_mode, schedule)
         guide = DiffusionGuide(
             denoiser,
             lambda cameras: view_of(cameras.eye),
             workspace.renderer,
-            settings.timesteps,
-            settings.steps,
-            workspace.seed(number),
+            Draw(settings.timesteps, settings.steps, seed, settings.shared_timestep),
             weighting_named(settings.weighting),
             1.0 if in_pixels and settings.x0_bound == "clamp" else None,
             settings.gradient_clamp,
-            settings.shared_timestep,
-            initial.to(workspace.device) if number == 2 else None,
-            settings.sr_mode,
-            model.low_size,
-            model.condition_schedule if settings.sr_mode == "pipeline" else None,
+            sr,
         )
         render_size = arguments.rendering.render_size or max(RENDER_SIZE, model.size)
         workspace.record["config"]["stages"][NAMES[number]]["render_size"] = render_size

@@ -14,7 +14,7 @@ from sdslab.denoisers.noise_schedule import (
     NoiseSchedule,
     SqrtAnnealedTimesteps,
 )
-from sdslab.diffusion_guide import DiffusionGuide
+from sdslab.diffusion_guide import DiffusionGuide, Draw, SuperResolution
 from sdslab.diffusion_space import PixelSpace
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.optimization.material_optimization import (
@@ -103,17 +103,15 @@ class Run:
             maps = maps.tile(2, 2, 1)
             theta = DeepImagePrior((1, 8, 2 * SIZE, 2 * SIZE), seed=0)
         self.theta = theta.to(device)
+        sr = SuperResolution(maps.flip(0).to(device), 8) if self.stage == 2 else None
         self.guide = DiffusionGuide(
             self.denoiser(self.device),
             lambda cameras: (cameras.eye[:, 1] > 0).long(),
             self.renderer,
-            SqrtAnnealedTimesteps(),
-            STEPS,
-            7,
+            Draw(SqrtAnnealedTimesteps(), STEPS, 7),
             WEIGHTINGS["x0_castex"],
             1.0,
-            stage_one=maps.flip(0).to(device) if self.stage == 2 else None,
-            low_size=8,
+            super_resolution=sr,
         )
         self.config = MaterialConfig(
             2,

@@ -101,13 +101,13 @@ class PaperStage:
         guidance = guide.denoiser
         assert isinstance(guidance, ClassifierFreeGuidance)
         assert isinstance(guidance.model, UNetDenoiser)
-        self.seed, self.scale = guide.seed, guidance.scale
+        self.seed, self.scale = guide.drawn.seed, guidance.scale
         self.unet: Any = copy.deepcopy(guidance.model.model.unet).double()
         self.prompts = guidance.model.prompts
         embeddings = self.prompts.embeddings.double()
         self.states = embeddings[[guidance.unconditional, 0]]
         self.alpha_bars = paper_alpha_bars()
-        self.frozen = None if guide.stage_one is None else raw(guide.stage_one)
+        self.frozen = guide.super_resolution and raw(guide.super_resolution.stage_one)
         self.size = guidance.model.model.size
         self.theta = raw(watched.first)
         self.losses: list[float] = []

@@ -17,7 +17,7 @@ from sdslab.denoisers.noise_schedule import (
 )
 from sdslab.denoisers.pipelines import PRESETS
 from sdslab.denoisers.prompts import BACK, FRONT, SIDE, TOP, view_of
-from sdslab.diffusion_guide import DiffusionGuide
+from sdslab.diffusion_guide import DiffusionGuide, Draw, SuperResolution
 from sdslab.diffusion_space import PixelSpace
 from sdslab.errors import UserError
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, sr_condition
@@ -156,7 +156,8 @@ def test_stage_two_is_shown_the_same_view_light_and_background():
     denoiser = Listens()
     guide = DiffusionGuide(
         denoiser, lambda cameras: torch.zeros(len(cameras), dtype=torch.int64), renderer,
-        UniformTimesteps(), 10, 7, WEIGHTINGS["x0_castex"], 1.0, stage_one=maps, low_size=16,
+        Draw(UniformTimesteps(), 10, 7), WEIGHTINGS["x0_castex"], 1.0,
+        super_resolution=SuperResolution(maps, 16),
     )  # fmt: skip
     scene = scenes.sample(3, 2, renderer.extreme_points)
     surface = renderer.see(scene.cameras, 64)
@@ -202,19 +203,23 @@ def test_the_guides_options_do_what_they_say(stage_one: bool):
     surface = renderer.see(scene.cameras, 32)
     z = torch.linspace(-2, 2, 4 * 3 * 16 * 16).view(4, 3, 16, 16)
 
-    def guided(denoiser: Denoiser | None = None, **options: Any) -> tuple[torch.Tensor, Any]:
+    def guided(
+        denoiser: Denoiser | None = None,
+        gradient_clamp: float | None = None,
+        condition_schedule: NoiseSchedule | None = None,
+        **draw: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        frozen = torch.full((8, 8, 8), 0.5)
+        sr = SuperResolution(frozen, 8, schedule=condition_schedule)
         guide = DiffusionGuide(
             denoiser or Constant(),
             lambda cameras: torch.zeros(len(cameras), dtype=torch.int64),
             renderer,
-            UniformTimesteps(),
-            10,
-            7,
+            Draw(UniformTimesteps(), 10, 7, **draw),
             WEIGHTINGS["x0_unit"],
             None,
-            stage_one=torch.full((8, 8, 8), 0.5) if stage_one else None,
-            low_size=8,
-            **options,
+            gradient_clamp,
+            sr if stage_one else None,
         )
         draws = guide.draw(3, scene.cameras)
         return guide.gradient(z, draws, scene, surface).gradient, draws
