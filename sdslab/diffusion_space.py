@@ -20,6 +20,12 @@ from sdslab.tensor_types import Diffused, Image, Maps
 Autoencoder = Any
 
 SHIPPED_VAE = Path(__file__).parent / "shipped_vae"
+# What has a short name: the paper's model, and its distilled copy of a twentieth of the size.
+NAMED_VAES = {
+    "shipped": str(SHIPPED_VAE),
+    "sd": "stabilityai/sd-vae-ft-mse",
+    "taesd": "madebyollin/taesd",
+}
 
 
 class DiffusionSpace(ABC):
@@ -129,14 +135,15 @@ class LatentSpace(DiffusionSpace):
         """Loads an autoencoder through diffusers, from safetensors only.
 
         Args:
-            source: a folder with ``config.json`` and safetensors weights, a pipeline's folder with
-                such a ``vae`` folder in it, or a hub id such as ``stabilityai/sd-vae-ft-mse``.
+            source: a name of ``NAMED_VAES``, a folder with ``config.json`` and safetensors
+                weights, a pipeline's folder with such a ``vae`` folder in it, or a hub id.
             device: where the weights go.
             dtype: precision of the weights, and so of the latents.
 
         Raises:
             UserError: nothing there, not an autoencoder, or the hub cannot be reached.
         """
+        source = NAMED_VAES.get(str(source), source)
         folder = Path(source)
         if (folder / "vae" / "config.json").is_file():
             folder = folder / "vae"

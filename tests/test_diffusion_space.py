@@ -180,7 +180,9 @@ def test_models_of_other_shapes_are_refused_in_one_line(tmp_path: Path):
 def test_a_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="--vae stabilityai/sd-vae-ft-mse is no folder here"):
-        LatentSpace.load("stabilityai/sd-vae-ft-mse")
+        LatentSpace.load("sd")
+    with pytest.raises(UserError, match="--vae madebyollin/taesd is no folder here"):
+        LatentSpace.load("taesd")
 
 
 def test_a_hub_id_that_was_downloaded_before_loads_without_network(

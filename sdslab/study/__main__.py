@@ -70,7 +70,7 @@ class Overrides:
     size: Annotated[int | None, _option("PIXELS", "the study's")] = None
     """Height and width of the image."""
     vae: Annotated[str | None, _option("VAE", "the study's")] = None
-    """"shipped", a diffusers autoencoder's folder, or a hub id."""
+    """"shipped", "sd", "taesd", a diffusers autoencoder's folder, or a hub id."""
     steps: Annotated[int | None, _option("N", "each cell's")] = None
     """Optimisation steps of every cell."""
     seeds: Annotated[tuple[int, ...], _option("SEED ...", "the study's")] = ()

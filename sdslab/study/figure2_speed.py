@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
+from sdslab.diffusion_space import LatentSpace
 from sdslab.errors import UserError
 from sdslab.pictures.image_io import load_image
 from sdslab.runs.from_toml import Between
@@ -134,8 +134,7 @@ class Figure2Speeds(Experiment):
         self, study: Figure2SpeedStudy, only: tuple[str, ...], device: torch.device
     ) -> None:
         super().__init__(study, only, device)
-        source = SHIPPED_VAE if study.vae == "shipped" else study.vae
-        self.vae = LatentSpace.load(source, device)
+        self.vae = LatentSpace.load(study.vae, device)
         for timed in study.cells:
             check_cell(timed.cell, timed.size, self.vae)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, final
 import numpy as np
 import torch
 
-from sdslab.diffusion_space import SHIPPED_VAE, LatentSpace
+from sdslab.diffusion_space import LatentSpace
 from sdslab.errors import UserError, one_line
 from sdslab.files.disk_cache import content_hash
 from sdslab.pictures.image_io import load_image
@@ -61,7 +61,7 @@ class Settings:
     size: Annotated[int, Between(1, 8192)]
     """Height and width of the image, in pixels."""
     vae: str = "shipped"
-    """"shipped", a local folder or a hub id."""
+    """"shipped", "sd", "taesd", a local folder or a hub id."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of θ, the VAE and the gradient."""
     device: str = "cpu"
@@ -105,8 +105,7 @@ class Reconstruction(Experiment):
         }
         self.vae = None
         if any(cell.diffusion == "latent" for cell in study.cells):
-            source = SHIPPED_VAE if settings.vae == "shipped" else settings.vae
-            self.vae = LatentSpace.load(source, device, dtype)
+            self.vae = LatentSpace.load(settings.vae, device, dtype)
         for cell in study.cells:
             reconstruct.check_cell(cell, settings.size, self.vae)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from PIL import Image
 
 from sdslab.errors import UserError
@@ -181,3 +183,23 @@ def test_unknown_studies_and_options_exit_with_2():
     assert "STUDY must be one of exemplar, exemplar_mesh, figure2" in done.stderr
     assert command_line("figure2", "--colour").returncode == 2
     assert command_line("figure2", "--quick", "--preset", "full").returncode == 2
+
+
+def test_an_autoencoder_without_a_posterior_serves_every_latent_row(tmp_path: Path):
+    """AutoencoderTiny (TAESD) has no distribution, no scaling and no normalisation."""
+    widths = (8, 8, 8, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderTiny(
+            encoder_block_out_channels=widths, decoder_block_out_channels=widths
+        ).save_pretrained(tmp_path / "tiny")
+    rows = ("latent_rgb", "latent_rgb_grey", "latent_direct", "vae_ceiling")
+    overrides = Overrides(
+        out=str(tmp_path / "out"), image=("chelsea",), size=64, vae=str(tmp_path / "tiny"), steps=3
+    )
+    run(Selection("figure2", only=rows), overrides)
+    table = pd.read_csv(tmp_path / "out" / "figure2.csv")
+    assert set(table.cell) == set(rows)
+    assert np.isfinite(table[["psnr_db", "latent_mse", "vae_ceiling_db"]]).all(axis=None)
+    moved = table[table.cell == "latent_rgb_grey"]
+    assert (moved.latent_mse != moved.latent_mse_start).all()
