@@ -42,11 +42,12 @@ from sdslab.study.reconstruction_figures import (
 PRESENTATION = ("name", "label", "pictured", "paper_psnr_db")
 COLUMNS = (
     "diffusion", "θ", "read-out", "PSNR, dB", "clamped", "VAE ceiling", "latent MSE", "paper",
-    "difference", "steps", "seconds",
+    "difference", "steps", "seconds", "--only",
 )  # fmt: skip
 # Where a terminal is narrow, the first goes first.
 EXPENDABLE = (
-    "seconds", "steps", "latent MSE", "clamped", "difference", "VAE ceiling", "paper", "PSNR, dB",
+    "--only", "seconds", "steps", "latent MSE", "clamped", "difference", "VAE ceiling", "paper",
+    "PSNR, dB",
 )  # fmt: skip
 
 
@@ -275,9 +276,10 @@ def table_of(study: Study, rows: Sequence[dict[str, Any]]) -> Table:
                 _number(mean("psnr_db") - mean("paper_psnr_db"), "+.2f"),
                 _number(mean("steps"), ".0f"),
                 _number(mean("seconds"), ".1f"),
+                name,
             )
         )
-    return Table(COLUMNS, lines, ("θ", "read-out"), EXPENDABLE, grouped=True)
+    return Table(COLUMNS, lines, ("θ", "read-out", "--only"), EXPENDABLE, grouped=True)
 
 
 def notes_of(study: Study, device: str) -> list[str]:

@@ -55,7 +55,10 @@ def reconstruction_figure(
 
 
 def convergence_figure(cells: Sequence[Cell], finished: Sequence[Finished]) -> Figure:
-    """PSNR of θ against the step for every cell, mean over images and seeds."""
+    """PSNR of θ against the step for every cell, mean over images and seeds.
+
+    The paper's numbers are ticks on the right.
+    """
     groups = [name for name in GROUP_TITLES if any(c.diffusion == name for c in cells)]
     figure, axes = plt.subplots(
         1, len(groups), figsize=(5.2 * len(groups), 4.4), squeeze=False, layout="constrained"
@@ -75,6 +78,13 @@ def convergence_figure(cells: Sequence[Cell], finished: Sequence[Finished]) -> F
         ]
         if ceilings:
             ax.axhline(float(np.mean(ceilings)), color="grey", ls=":", label="dec(enc(x*))")
+        paper = {
+            cell.paper_psnr_db["theta"]: f"paper, {cell.label}"
+            for cell in reversed(cells)
+            if cell.diffusion == group and "theta" in cell.paper_psnr_db
+        }
+        right = ax.secondary_yaxis("right")
+        right.set_yticks(list(paper), list(paper.values()), fontsize=7, parse_math=False)
         ax.set(xscale="log", xlabel="step", ylabel="PSNR of θ, dB", title=GROUP_TITLES[group])
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)

@@ -35,7 +35,7 @@ def test_the_study_s_table_keeps_its_labels(width: int, capsys: pytest.CaptureFi
     # Where there are 40 columns its last bracket is on the next line.
     assert ("dec(enc(θ))" if width >= 60 else "dec(enc(θ") in shown
     assert ("seconds" in lines[2] + lines[3]) == (width == 200)
-    assert ("no room for seconds" in shown.replace("\n", " ")) == (width < 200)
+    assert ("no room for --only, seconds" in shown.replace("\n", " ")) == (width < 200)
 
 
 PAGE = Page(

@@ -61,6 +61,7 @@ def test_the_table_s_means_spreads_and_differences():
         "difference": "-0.50",
         "steps": "10",
         "seconds": "2.0",
+        "--only": "latent_rgb",
     }
     assert (decoded["read-out"], decoded["PSNR, dB"]) == ("dec(enc(θ))", "25.00 ± 1.41")
     assert (decoded["paper"], decoded["difference"]) == ("", "")
