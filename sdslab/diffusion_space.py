@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.errors import UserError, first_line
-from sdslab.files.hub import ask_hub, not_available, require_hub_id
-from sdslab.files.pickles import require_safetensors
+from sdslab.files.weights import ask_hub, not_available, require_hub_id, require_safetensors
 from sdslab.kernels.validation import require_integer, require_layout
 from sdslab.tensor_types import Diffused, Image, Maps
 

@@ -28,7 +28,7 @@ from sdslab.pictures.image_io import load_image
 from sdslab.pictures.metrics import psnr_db
 from sdslab.runs.folder import check_inputs_apart, check_output_folder, own_files
 from sdslab.shell.command_line import parse
-from sdslab.shell.standard_streams import keep_streams
+from sdslab.shell.process import keep_streams
 
 HELD_OUT = ("astronaut", "chelsea", "coffee", "rocket")  # never trained on
 HELD_OUT_SIZE = 256

@@ -188,11 +188,11 @@ def test_mistakes_import_nothing_heavy(tmp_path: Path):
         "{python} -m sdslab.study | head -n 1",
         "{python} -m sdslab.study >&-",
         "{python} -m sdslab.study --help >&- 2>&-",
-        "{python} -c 'from sdslab.shell.standard_streams import keep_streams; "
+        "{python} -c 'from sdslab.shell.process import keep_streams; "
         "keep_streams(); import os, sys; "
         '[print("x" * 999) for _ in range(999)]; print(1, file=sys.stderr); '
         'assert os.open("/dev/null", os.O_RDONLY) > 2; open("{end}", "w")\' 2>&1 | head -n 1',
-        "{python} -c 'from sdslab.shell.standard_streams import keep_streams; "
+        "{python} -c 'from sdslab.shell.process import keep_streams; "
         "keep_streams(); import os, sys; "
         "print(1); print(2, file=sys.stderr); sys.stdout.flush(); "
         'assert os.open("/dev/null", os.O_RDONLY) > 2; open("{end}", "w")\' >&- 2>&- <&-',

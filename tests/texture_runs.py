@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from sdslab.optimization.optimize import Step
-from sdslab.shell.interrupts import exit_code
+from sdslab.shell.process import exit_code
 from sdslab.texture import stage
 from sdslab.texture.__main__ import main
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sdslab.denoisers.noise_schedule import SqrtAnnealedTimesteps, TimestepSampler, UniformTimesteps
 from sdslab.errors import UserError
 from sdslab.files.disk_cache import content_hash
-from sdslab.files.hub import ask_hub, not_available, require_hub_id
+from sdslab.files.weights import ask_hub, not_available, require_hub_id
 from sdslab.kernels import SRMode
 
 X0Bound = Literal["clamp", "dynamic", "none"]

@@ -15,7 +15,7 @@ from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.errors import UserError, first_line
 from sdslab.files.atomic_write import atomic_write
 from sdslab.files.disk_cache import cached_tensors, content_hash
-from sdslab.files.pickles import refuse_pickle, require_safetensors
+from sdslab.files.weights import refuse_pickle, require_safetensors
 from sdslab.tensor_types import map_tensors
 
 _CACHE_VERSION = 1  # raise it whenever encoding changes

@@ -16,7 +16,7 @@ from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.denoisers.prompts import Prompts
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace, load_whole
 from sdslab.errors import UserError, first_line
-from sdslab.files.pickles import require_safetensors
+from sdslab.files.weights import require_safetensors
 from sdslab.kernels import PredictionType
 from sdslab.tensor_types import Diffused, Timesteps
 

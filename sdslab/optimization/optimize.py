@@ -18,7 +18,7 @@ from sdslab.optimization.optimizer_state import (
     make_optimizer,
     save_in_place,
 )
-from sdslab.shell.interrupts import interrupts_held
+from sdslab.shell.process import interrupts_held
 from sdslab.tensor_types import map_tensors
 
 WARM_UPS = 3  # calls before the first capture, in which libraries choose their kernels and allocate

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sdslab.errors import UserError
 from sdslab.kernels.philox import INITIALIZATION_STREAM, NoiseKey, philox_uniform
 from sdslab.kernels.validation import require_layout, require_shape
-from sdslab.shell.named_object import named_object
+from sdslab.shell.named_inputs import named_object
 from sdslab.tensor_types import Diffused, Maps, Texels
 
 

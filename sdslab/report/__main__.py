@@ -12,7 +12,7 @@ from sdslab.errors import UserError, exit_on_user_error, one_line
 from sdslab.files.atomic_write import check_writable
 from sdslab.runs.folder import PAGE, check_own_file, is_own_page
 from sdslab.shell.command_line import parse
-from sdslab.shell.standard_streams import keep_streams
+from sdslab.shell.process import keep_streams
 
 
 @dataclass(frozen=True)

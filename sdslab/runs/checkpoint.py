@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdslab.errors import UserError, one_line
 from sdslab.files.atomic_write import atomic_write
-from sdslab.files.pickles import refuse_pickle
+from sdslab.files.weights import refuse_pickle
 
 FORMAT = 1
 KEPT = 2

@@ -12,11 +12,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdslab.errors import UserError, one_line
-from sdslab.runs.schema import LARGEST_FILE
+from sdslab.files.weights import refuse_pickle
+from sdslab.runs.schema import LARGEST_FILE, read_run
 
 # What operating systems, file managers and git put into folders of their own accord.
 OF_THE_SYSTEM = frozenset(
@@ -232,3 +234,38 @@ def _os_errors_told(folder: Path, option: str) -> Iterator[None]:
             f"{option} must be a folder that can be read and written, got {str(folder)!r}: "
             f"{error.strerror or error}; give another {option}"
         ) from error
+
+
+@dataclass(frozen=True)
+class ResumedRun:
+    """A run to go on with.
+
+    Attributes:
+        out: its folder, absolute.
+        record: its ``run.json``.
+        started_in: the folder that it was started in, or the present one where that is gone.
+    """
+
+    out: Path
+    record: dict[str, Any]
+    started_in: Path
+
+    @classmethod
+    def of(cls, option: str) -> "ResumedRun":
+        """Reads the record of the folder that ``--resume`` names.
+
+        Raises:
+            UserError: there is no such run.
+        """
+        out = Path(option).expanduser().absolute()
+        if out.is_file():
+            refuse_pickle(out)
+        if not out.is_dir():
+            raise UserError(
+                f"--resume must be a run's folder, with its run.json, got {option!r}; give the "
+                f"folder that the run writes to"
+            )
+        record = read_run(out / "run.json")
+        folder = record["details"].get("folder")
+        known = isinstance(folder, str) and Path(folder).is_dir()
+        return cls(out, record, Path(folder) if known else Path.cwd())

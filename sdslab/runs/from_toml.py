@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, final
 
 from sdslab.errors import UserError
-from sdslab.shell.named_object import is_named_object
+from sdslab.shell.named_inputs import is_named_object
 
 T = TypeVar("T")
 

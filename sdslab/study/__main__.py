@@ -13,10 +13,10 @@ import tyro
 from sdslab.errors import UserError, exit_on_user_error
 from sdslab.runs.from_toml import check_bounds
 from sdslab.shell.command_line import parse
-from sdslab.shell.interrupts import exit_code
 from sdslab.shell.named_inputs import MESHES, PHOTOGRAPHS, check_file_or_name
-from sdslab.shell.standard_streams import keep_streams
+from sdslab.shell.process import exit_code, keep_streams
 from sdslab.study.study_file import (
+    claim_study_folder,
     experiment_of,
     find_study,
     list_studies,
@@ -24,7 +24,6 @@ from sdslab.study.study_file import (
     resumed_study,
     study_kind,
 )
-from sdslab.study.study_folder import claim_study_folder
 
 CHANGED_OUT = "figures/custom"
 

@@ -22,7 +22,7 @@ from sdslab.runs.store import ResultStore, code_of
 from sdslab.runs.table import csv_of
 from sdslab.shell.progress_lines import ProgressLines
 from sdslab.study.experiment import Experiment, Finished, Given, Piece, Result, Step
-from sdslab.study.study_folder import SUFFIXES, claim_study_folder
+from sdslab.study.study_file import SUFFIXES, claim_study_folder
 
 SECONDS_BETWEEN_SAVES = 30.0
 progress_console = Console(stderr=True)

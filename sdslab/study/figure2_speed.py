@@ -17,7 +17,7 @@ from sdslab.errors import UserError
 from sdslab.pictures.image_io import load_image
 from sdslab.runs.from_toml import Between
 from sdslab.runs.table import Page, Table
-from sdslab.shell.named_object import is_named_object
+from sdslab.shell.named_inputs import is_named_object
 from sdslab.study.experiment import Experiment, Finished, Given, Piece, Result, save_figure
 from sdslab.study.figure2_steps import (
     SEED,

@@ -11,7 +11,7 @@ from sdslab.denoisers.denoiser import Denoiser, require_denoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.errors import UserError
 from sdslab.kernels import SDSResult
-from sdslab.shell.named_object import file_of, is_named_object, named_object
+from sdslab.shell.named_inputs import file_of, is_named_object, named_object
 
 Objective = Callable[..., SDSResult]
 """A function with the signature of `sdslab.sds_gradient`."""

@@ -34,7 +34,7 @@ from sdslab.parameterizations.grids import (
 )
 from sdslab.pictures.metrics import mse, psnr_db
 from sdslab.runs.from_toml import OneOfOrOwn
-from sdslab.shell.named_object import is_named_object
+from sdslab.shell.named_inputs import is_named_object
 from sdslab.study.experiment import Result, Step
 from sdslab.study.own_objects import (
     CellSetup,

@@ -1,18 +1,30 @@
-"""A study as data: strict TOML, a preset applied, to frozen dataclasses; and back from a record."""
+"""A study as data: strict TOML, a preset applied, to dataclasses and back; its files in a folder."""
 
 import dataclasses
 import importlib
 import math
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdslab.errors import UserError, one_line
+from sdslab.files.atomic_write import check_writable
+from sdslab.runs.folder import (
+    ResumedRun,
+    check_inputs_apart,
+    check_output_folder,
+    check_own_file,
+    does_not_count,
+    is_own_page,
+    listed_in,
+    own_files,
+    record_in,
+)
 from sdslab.runs.from_toml import as_table, build, check_keys, read_toml
-from sdslab.runs.resumed import ResumedRun
-from sdslab.shell.named_object import is_named_object
+from sdslab.shell.named_inputs import is_named_object
 
 if TYPE_CHECKING:
     from sdslab.study.experiment import Experiment
@@ -244,3 +256,58 @@ def _with_infinities(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_infinities(item) for item in value]
     return _NUMBERS.get(value, value) if isinstance(value, str) else value
+
+
+SUFFIXES = (
+    "csv", "md", "png", "pdf", "convergence.png", "convergence.pdf", "mode_seeking.png",
+)  # fmt: skip
+
+
+def claim_study_folder(out: Path, name: str, inputs: Mapping[str, str]) -> None:
+    """Refuses to write a study's results over anything but its own earlier ones.
+
+    Args:
+        out: folder of the tables and pictures.
+        name: of the study.
+        inputs: files and folders that it reads, by option.
+
+    Raises:
+        UserError: a folder cannot be written, or holds what is not ours or an input.
+    """
+    check_writable(out)
+    check_writable(out / name)
+    check_output_folder(out, _holds_studies, "--out")
+    check_output_folder(out / name, _holds_a_study, "--out")
+    check_inputs_apart(out / name, inputs, "--out")
+    check_own_file(out / name / "report.html", is_own_page, "the report")
+    table = out / f"{name}.json"
+    if table.exists():
+        record = record_in(table)
+        if not record or record["program"] != "study" or record["config"].get("name") != name:
+            raise UserError(
+                f"{str(table)!r} must be the table of the study {name}, got another file; move it "
+                f"away or give another --out"
+            )
+        listed = listed_in(record)
+    else:
+        # A study that was stopped may have written the others before its table.
+        record = record_in(out / name / "run.json")
+        listed = None if record and record.get("outcome") != "finished" else {}
+    own_files(out, [f"{name}.{suffix}" for suffix in SUFFIXES], listed, "--out", inputs)
+    own_files(out, [f"{name}.json"], None, "--out", inputs)
+
+
+def _holds_a_study(folder: Path) -> bool:
+    return (record_in(folder / "run.json") or {}).get("program") == "study"
+
+
+def _holds_studies(folder: Path) -> bool:
+    """Whether studies were written here, or it holds nothing but folders of them, as quick ones."""
+    if any(record_in(path) for path in folder.glob("*.json")):
+        return True
+    # A study that has just begun holds its lock and no record yet.
+    found = [path for path in folder.iterdir() if not does_not_count(path)]
+    inside = [path for path in found if path.is_dir()]
+    if any(_holds_a_study(path) for path in inside):
+        return True
+    return len(inside) == len(found) and all(map(_holds_studies, inside))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from sdslab.errors import exit_on_user_error
 from sdslab.shell.command_line import parse
-from sdslab.shell.interrupts import exit_code, terminations_raised
-from sdslab.shell.standard_streams import keep_streams
+from sdslab.shell.process import exit_code, keep_streams, terminations_raised
 from sdslab.texture.argument_checks import check
 from sdslab.texture.arguments import Arguments, DoctorArguments
 

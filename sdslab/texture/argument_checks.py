@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sdslab.errors import UserError, one_line
-from sdslab.files.pickles import refuse_pickle
+from sdslab.files.weights import refuse_pickle
 from sdslab.runs.from_toml import OneOfOrOwn
 from sdslab.shell.named_inputs import (
     LIGHTS,
@@ -18,9 +18,10 @@ from sdslab.shell.named_inputs import (
     PHOTOGRAPHS,
     check_file_or_name,
     did_you_mean,
+    file_of,
+    is_named_object,
     tag_and_file,
 )
-from sdslab.shell.named_object import file_of, is_named_object
 from sdslab.texture.arguments import DEFAULT_EXEMPLAR, GUIDANCES, Arguments, GuidanceName, Rendering
 from sdslab.texture.run_folder import own_outputs
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from sdslab.denoisers.pipelines import KNOWN_MODELS, KnownModel, PipelineSource
 from sdslab.denoisers.unet import KINDS, STAGE_OF
 from sdslab.errors import UserError, first_line
-from sdslab.files.hub import ask_hub
+from sdslab.files.weights import ask_hub
 from sdslab.machine import device_name
 from sdslab.rendering.renderer import NVDIFFRAST_HELP
 

@@ -25,8 +25,7 @@ from sdslab.meshes.mesh import Mesh, SourceMaterial
 from sdslab.meshes.mesh_file import MeshFile, MeshFileError
 from sdslab.meshes.mesh_folder import LARGEST_FILE, MeshFolder
 from sdslab.meshes.mesh_io import READERS, load_mesh, read_mesh_file
-from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
-from sdslab.pictures.image_io import load_image
+from sdslab.pictures.image_io import linear_to_srgb, load_image, srgb_to_linear
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.texels import covered_texels, rasterize_texels, transfer_maps

@@ -26,7 +26,7 @@ from torch import Tensor
 from sdslab.errors import UserError, one_line
 from sdslab.meshes.export_glb import export_glb
 from sdslab.optimization.optimize import Step
-from sdslab.shell.interrupts import interrupts_held
+from sdslab.shell.process import interrupts_held
 from sdslab.texture.live_page import Command, serve
 from sdslab.texture.live_picture import LiveScene, covered_at, fitted
 

@@ -17,7 +17,7 @@ from sdslab.optimization.material_optimization import Guide, MaterialProblem
 from sdslab.optimization.optimizer_state import OptimizeConfig
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer
-from sdslab.shell.named_object import named_object
+from sdslab.shell.named_inputs import named_object
 from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.outputs import TextureResult, seen_words
 from sdslab.texture.stage import Stage, run_stage

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sdslab.errors import UserError, one_line
 from sdslab.files.atomic_write import check_writable
 from sdslab.runs.folder import (
+    ResumedRun,
     check_inputs_apart,
     check_output_folder,
     listed_in,
@@ -17,9 +18,8 @@ from sdslab.runs.folder import (
     record_in,
 )
 from sdslab.runs.from_toml import build
-from sdslab.runs.resumed import ResumedRun
 from sdslab.runs.schema import read_run
-from sdslab.shell.named_object import is_named_object
+from sdslab.shell.named_inputs import is_named_object
 from sdslab.texture.arguments import Arguments
 
 # What a run may be continued with: it changes where and how the result is made, not which.

@@ -17,7 +17,7 @@ from sdslab.optimization.material_optimization import MaterialProblem, optimize_
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimizer_state import OptimizerState
 from sdslab.rendering.preview import contact_sheet
-from sdslab.shell.interrupts import interrupts_held
+from sdslab.shell.process import interrupts_held
 from sdslab.shell.progress_lines import ProgressLines, tell
 from sdslab.texture.arguments import GuidanceName
 from sdslab.texture.workspace import Workspace

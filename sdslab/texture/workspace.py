@@ -34,7 +34,7 @@ from sdslab.runs.checkpoint import Checkpoint, Checkpoints, OtherCodeError
 from sdslab.runs.lock import RunLock
 from sdslab.runs.record import code_digests, recorded, run_record, version_of
 from sdslab.runs.schema import read_run
-from sdslab.shell.named_object import is_named_object
+from sdslab.shell.named_inputs import is_named_object
 from sdslab.shell.progress_lines import ProgressLines, tell
 from sdslab.texture.arguments import Arguments, GuidanceName
 from sdslab.texture.inputs import (

@@ -23,7 +23,7 @@ import safetensors
 import torch
 
 from sdslab.runs.checkpoint import Checkpoints
-from sdslab.shell.interrupts import exit_code
+from sdslab.shell.process import exit_code
 from sdslab.texture.__main__ import main as main_of_texture
 from tests.faults.small_run import EVERY, STAGES, identity, result_path, run
 from tests.texture_runs import SMALL

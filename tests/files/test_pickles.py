@@ -9,7 +9,7 @@ import torch
 
 from sdslab.diffusion_space import LatentSpace
 from sdslab.errors import UserError
-from sdslab.files.pickles import SUFFIXES, conversion_line, refuse_pickle
+from sdslab.files.weights import SUFFIXES, conversion_line, refuse_pickle
 
 
 class Bomb:

@@ -14,7 +14,7 @@ from sdslab.errors import UserError
 from sdslab.kernels import SDSResult
 from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimizer_state import OptimizeConfig, OptimizerState
-from sdslab.shell.interrupts import Terminated, exit_code
+from sdslab.shell.process import Terminated, exit_code
 from tests.conftest import random_image
 
 
