@@ -1,4 +1,4 @@
-"""A study as data: strict TOML, a preset applied, to dataclasses and back; its files in a folder."""
+"""A study as data: strict TOML to dataclasses, a preset applied, and back; its files on disk."""
 
 import dataclasses
 import importlib
