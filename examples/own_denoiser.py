@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdslab import Condition, Denoiser, NoiseSchedule, Parameterization, Prediction
-from sdslab.parameterizations.grids import MaterialSetup
+from sdslab.parameterizations.parameterization import MaterialSetup
 
 COLOUR = (0.72, 0.38, 0.26)  # sRGB-encoded, in [0, 1]
 DEVIATION = 0.05  # of the pixels, in [−1, 1]

@@ -1,7 +1,7 @@
 __version__: str
 
+from .denoisers.degenerate import DegenerateDenoiser as DegenerateDenoiser
 from .denoisers.denoiser import Condition as Condition
-from .denoisers.denoiser import DegenerateDenoiser as DegenerateDenoiser
 from .denoisers.denoiser import Denoiser as Denoiser
 from .denoisers.denoiser import Prediction as Prediction
 from .denoisers.exemplar import ExemplarDenoiser as ExemplarDenoiser
@@ -12,7 +12,7 @@ from .denoisers.wrappers import ClassifierFreeGuidance as ClassifierFreeGuidance
 from .diffusion_space import LatentSpace as LatentSpace
 from .diffusion_space import PixelSpace as PixelSpace
 from .distillation.sds import sds_gradient as sds_gradient
-from .distillation.sds import sr_sds_gradient as sr_sds_gradient
+from .distillation.sr_sds import sr_sds_gradient as sr_sds_gradient
 from .kernels import NoiseKey as NoiseKey
 from .kernels import SDSResult as SDSResult
 from .meshes.export_glb import export_glb as export_glb
@@ -22,10 +22,10 @@ from .meshes.mesh_io import load_mesh as load_mesh
 from .optimization.optimize import optimize as optimize
 from .optimization.optimizer_state import OptimizeConfig as OptimizeConfig
 from .parameterizations.deep_image_prior import DeepImagePrior as DeepImagePrior
-from .parameterizations.grids import LatentGrid as LatentGrid
-from .parameterizations.grids import Parameterization as Parameterization
-from .parameterizations.grids import PixelGrid as PixelGrid
-from .parameterizations.grids import TexelGrid as TexelGrid
+from .parameterizations.latent import LatentGrid as LatentGrid
+from .parameterizations.parameterization import Parameterization as Parameterization
+from .parameterizations.pixel import PixelGrid as PixelGrid
+from .parameterizations.pixel import TexelGrid as TexelGrid
 from .pictures.image_io import load_image as load_image
 from .pictures.metrics import psnr_db as psnr_db
 from .rendering.renderer import Renderer as Renderer

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sdslab.denoisers.denoiser import Condition, Denoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule, TimestepSampler, Weighting
-from sdslab.distillation.sds import sds_gradient, sr_sds_gradient
+from sdslab.distillation.sds import sds_gradient
+from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, SDSResult, SRMode
 from sdslab.optimization.material_optimization import Draws, RecordableGuide
 from sdslab.rendering.cameras import Cameras

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import DegenerateDenoiser
+from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
     NoiseSchedule,
     UniformTimesteps,
@@ -22,7 +22,7 @@ from sdslab.kernels import NoiseKey, SDSResult
 from sdslab.meshes.material import MAPS, constant_material
 from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations.grids import Parameterization
+from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cameras import EVALUATION_VIEWS, Views
 from sdslab.rendering.cpu_backend import CpuBackend

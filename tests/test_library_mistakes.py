@@ -11,18 +11,18 @@ import pytest
 
 SET_UP = """
     import numpy as np, torch
-    from sdslab.denoisers.denoiser import DegenerateDenoiser
+    from sdslab.denoisers.degenerate import DegenerateDenoiser
     from sdslab.denoisers.denoiser import Denoiser, Prediction
     from sdslab.denoisers.wrappers import ClassifierFreeGuidance
     from sdslab.denoisers.noise_schedule import WEIGHTINGS, NoiseSchedule, UniformTimesteps
     from sdslab.diffusion_space import LatentSpace, PixelSpace
     from sdslab.distillation.sds import exact_sds_gradient, sds_gradient
-    from sdslab.distillation.sds import sr_sds_gradient
+    from sdslab.distillation.sr_sds import sr_sds_gradient
     from sdslab.pictures.image_io import load_image
     from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey
     from sdslab.parameterizations.deep_image_prior import DeepImagePrior
-    from sdslab.parameterizations.grids import LatentGrid
-    from sdslab.parameterizations.grids import PixelGrid, TexelGrid
+    from sdslab.parameterizations.latent import LatentGrid
+    from sdslab.parameterizations.pixel import PixelGrid, TexelGrid
 
     schedule, space = NoiseSchedule.deepfloyd_if(), LatentSpace.load()
     x = torch.linspace(-1, 1, 384).view(2, 3, 8, 8)

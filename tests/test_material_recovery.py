@@ -22,7 +22,7 @@ from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.optimization.material_optimization import MaterialConfig, maps_of, optimize_material
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations.grids import TexelGrid
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, LightSampler

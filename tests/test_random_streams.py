@@ -18,7 +18,7 @@ from sdslab.kernels.philox import (
     NoiseKey,
     philox_uniform,
 )
-from sdslab.parameterizations.grids import PixelGrid
+from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import LAMP_DISTANCE, Environment, LightSampler
 from sdslab.rendering.scene import sample_background

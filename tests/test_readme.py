@@ -79,3 +79,19 @@ def test_every_named_file_exists():
     assert len(named) > 20
     for name in named:
         assert (root / "sdslab" / name).exists(), name
+
+
+def test_files_named_without_their_folder_exist_there():
+    """`pixel.py` in the row of a folder is in that folder; in the architecture it is somewhere."""
+    root = README.parent
+    rows = re.findall(r"^\| (`sdslab/\w+/`) \| (.*) \|$", README.read_text("utf-8"), re.M)
+    named = [(folder.strip("`"), name) for folder, text in rows for name in _files_in(text)]
+    assert len(named) > 8
+    assert [(folder, name) for folder, name in named if not (root / folder / name).exists()] == []
+    known = {path.name for path in (root / "sdslab").rglob("*.py")}
+    for path in (root / "docs").glob("*.md"):
+        assert set(_files_in(path.read_text("utf-8"))) <= known, path
+
+
+def _files_in(text: str) -> list[str]:
+    return re.findall(r"`(\w+\.py)`", text)

@@ -14,7 +14,8 @@ from sdslab.denoisers.exemplar import ExemplarDenoiser, timestep
 from sdslab.denoisers.noise_schedule import WEIGHTINGS
 from sdslab.denoisers.patch_bank import low_pass
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance
-from sdslab.distillation.sds import sds_gradient, sr_sds_gradient
+from sdslab.distillation.sds import sds_gradient
+from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal, philox_uniform
 from sdslab.kernels.philox import ANCHORED_NOISE_STREAM, NOISE_LEVEL_STREAM
 from sdslab.meshes.material import NORMAL, dilate_seams

@@ -16,7 +16,7 @@ from sdslab.exemplar_texturing.guide import ExemplarGuide, GuidedPicture, Tangen
 from sdslab.meshes.material import constant_material, dilate_seams, resize_maps
 from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations.grids import TexelGrid
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SurfaceViews

@@ -15,7 +15,8 @@ from sdslab.kernels import SDSResult
 from sdslab.meshes.material import CHANNELS, MAPS, renormalized
 from sdslab.optimization.optimize import Step, copy_into, optimize, static_copy
 from sdslab.optimization.optimizer_state import OptimizeConfig, OptimizerState
-from sdslab.parameterizations.grids import Parameterization, TexelGrid
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, Scenes

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sdslab.errors import UserError
 from sdslab.kernels.validation import require_integer, require_shape
-from sdslab.parameterizations.grids import Parameterization
+from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.tensor_types import Maps
 
 

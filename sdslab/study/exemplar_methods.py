@@ -15,11 +15,12 @@ from sdslab.denoisers.noise_schedule import WEIGHTINGS, UniformTimesteps
 from sdslab.denoisers.patch_bank import PatchBank
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance, TemperedDenoiser
 from sdslab.diffusion_space import PixelSpace, resize
-from sdslab.distillation.sds import sds_gradient, sr_sds_gradient
+from sdslab.distillation.sds import sds_gradient
+from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations.grids import PixelGrid
+from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.pictures.metrics import (
     completeness,
     contrast,

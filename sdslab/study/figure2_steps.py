@@ -14,7 +14,8 @@ from sdslab.kernels import NoiseKey
 from sdslab.optimization.optimize import Step, optimize
 from sdslab.optimization.optimizer_state import OptimizeConfig
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
-from sdslab.parameterizations.grids import LatentGrid, Parameterization
+from sdslab.parameterizations.latent import LatentGrid
+from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.study.reconstruct import (
     Cell,
     Problem,

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import DegenerateDenoiser, Denoiser
+from sdslab.denoisers.degenerate import DegenerateDenoiser
+from sdslab.denoisers.denoiser import Denoiser
 from sdslab.denoisers.noise_schedule import (
     NoiseSchedule,
     UniformTimesteps,
@@ -26,12 +27,9 @@ from sdslab.parameterizations.deep_image_prior import (
     check_size,
     resolve_architecture,
 )
-from sdslab.parameterizations.grids import (
-    LatentGrid,
-    Parameterization,
-    PixelGrid,
-    own_parameterization,
-)
+from sdslab.parameterizations.latent import LatentGrid
+from sdslab.parameterizations.parameterization import Parameterization, own_parameterization
+from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.pictures.metrics import mse, psnr_db
 from sdslab.runs.from_toml import OneOfOrOwn
 from sdslab.shell.named_inputs import is_named_object

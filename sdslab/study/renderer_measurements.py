@@ -23,7 +23,7 @@ from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import subdivide
 from sdslab.optimization.material_optimization import MaterialConfig, maps_of, optimize_material
 from sdslab.optimization.optimize import Step
-from sdslab.parameterizations.grids import TexelGrid
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler
 from sdslab.rendering.preview import Previewer

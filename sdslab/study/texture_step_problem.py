@@ -27,7 +27,7 @@ from sdslab.optimization.material_optimization import (
 )
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations.grids import TexelGrid
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, LightSampler
 from sdslab.rendering.renderer import Renderer, make_backend

@@ -28,7 +28,8 @@ from sdslab.diffusion_guide import DiffusionGuide, Draw, SuperResolution
 from sdslab.errors import UserError
 from sdslab.optimization.material_optimization import MaterialConfig, MaterialProblem
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations.grids import Parameterization, TexelGrid
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.texels import fill_unseen
 from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.arguments import Arguments

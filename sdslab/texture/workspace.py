@@ -20,8 +20,9 @@ from sdslab.meshes.material import ALBEDO, without
 from sdslab.meshes.mesh import Mesh
 from sdslab.optimization.material_optimization import MaterialConfig
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations import grids
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
+from sdslab.parameterizations.parameterization import Parameterization, own_material
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer
@@ -227,7 +228,7 @@ class Workspace:
         except UserError as error:
             raise UserError(f"{must}, got {source!r}: {error}") from error
 
-    def theta(self, initial: Tensor, scale: Tensor | None = None) -> grids.Parameterization:
+    def theta(self, initial: Tensor, scale: Tensor | None = None) -> Parameterization:
         """θ that starts from some maps; a network of ours or of the user's from its own weights.
 
         Args:
@@ -236,11 +237,10 @@ class Workspace:
         """
         given, size = self.arguments.optimization.parameterization, self.texture_size
         if is_named_object(given):
-            setup, like = grids.MaterialSetup(initial, self.seed()), initial.to(self.device)
-            return grids.own_parameterization(given, setup, (1, 8, size, size), like)
+            return own_material(given, initial, self.seed(), self.device)
         if given == "dip":
             return DeepImagePrior((1, 8, size, size), self.seed()).to(self.device)
-        return grids.TexelGrid(initial, scale).to(self.device)
+        return TexelGrid(initial, scale).to(self.device)
 
     def begin(self) -> None:
         """Takes the folder: locks it, removes what an earlier run left, writes ``run.json``.

@@ -1,13 +1,8 @@
 import pytest
 import torch
 
-from sdslab.denoisers.denoiser import (
-    Condition,
-    DegenerateDenoiser,
-    Denoiser,
-    Prediction,
-    ddim_sample,
-)
+from sdslab.denoisers.degenerate import DegenerateDenoiser
+from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction, ddim_sample
 from sdslab.denoisers.exemplar import ExemplarDenoiser, cosine_schedule
 from sdslab.denoisers.patch_bank import PatchBank
 from tests.conftest import random_image

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sdslab.denoisers.denoiser import DegenerateDenoiser
+from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule
 from tests.conftest import random_image
 

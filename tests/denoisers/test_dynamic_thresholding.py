@@ -3,7 +3,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import DegenerateDenoiser
+from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.denoisers.wrappers import DynamicThresholding
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import Condition, DegenerateDenoiser
+from sdslab.denoisers.degenerate import DegenerateDenoiser
+from sdslab.denoisers.denoiser import Condition
 from sdslab.denoisers.exemplar import BandEnergy, ExemplarDenoiser, cosine_schedule, timestep
 from sdslab.denoisers.patch_bank import PatchBank, low_pass
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance

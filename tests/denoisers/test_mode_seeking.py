@@ -17,7 +17,7 @@ from sdslab.distillation.sds import sds_gradient
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations.grids import PixelGrid
+from sdslab.parameterizations.pixel import PixelGrid
 from sdslab.pictures.image_io import load_image
 from sdslab.pictures.metrics import contrast, fidelity, sliced_wasserstein
 

@@ -18,7 +18,8 @@ from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.denoisers.prompts import Prompts
 from sdslab.denoisers.unet import GuidanceModel, load_guidance
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance
-from sdslab.distillation.sds import sds_gradient, sr_sds_gradient
+from sdslab.distillation.sds import sds_gradient
+from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, SDSResult, philox_normal
 from tests.conftest import random_image

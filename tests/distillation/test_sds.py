@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import DegenerateDenoiser
+from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
     WEIGHTINGS,
     NoiseSchedule,
@@ -16,7 +16,9 @@ from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace
 from sdslab.distillation.sds import exact_sds_gradient, sds_gradient
 from sdslab.kernels import NoiseKey
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
-from sdslab.parameterizations.grids import LatentGrid, Parameterization, PixelGrid
+from sdslab.parameterizations.latent import LatentGrid
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.parameterizations.pixel import PixelGrid
 from tests.conftest import random_image
 
 SIZE = 64

@@ -15,7 +15,8 @@ from sdslab.denoisers.denoiser import (
 )
 from sdslab.denoisers.noise_schedule import WEIGHTINGS, NoiseSchedule
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance
-from sdslab.distillation.sds import NOISE_LEVELS, sds_gradient, sr_sds_gradient
+from sdslab.distillation.sds import sds_gradient
+from sdslab.distillation.sr_sds import NOISE_LEVELS, sr_sds_gradient
 from sdslab.kernels import SR_CONDITION_STREAM, NoiseKey, philox_normal, sr_condition
 from tests.conftest import random_image
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import DegenerateDenoiser
+from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import (
     NoiseSchedule,
     UniformTimesteps,
@@ -24,7 +24,7 @@ from sdslab.files.atomic_write import atomic_write
 from sdslab.kernels import NoiseKey, SDSResult
 from sdslab.optimization.optimize import Step, optimize
 from sdslab.optimization.optimizer_state import OptimizeConfig, OptimizerState
-from sdslab.parameterizations.grids import TexelGrid
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.runs.checkpoint import Checkpoints
 from sdslab.runs.lock import RunLock
 

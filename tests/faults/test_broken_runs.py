@@ -17,7 +17,7 @@ from rich.progress import TaskID
 from torch import Tensor
 
 from sdslab.optimization.material_optimization import MaterialProblem
-from sdslab.parameterizations.grids import TexelGrid
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture import inputs, runner, stage, workspace
 from tests.texture_runs import (

@@ -8,7 +8,7 @@ from torch import Tensor
 from sdslab.kernels import SDSResult
 from sdslab.machine import out_of_memory_message
 from sdslab.optimization.optimizer_state import OptimizerState
-from sdslab.parameterizations.grids import TexelGrid
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.runs.checkpoint import Checkpoints
 from tests.faults import small_run
 from tests.faults.small_run import STAGES, identity, result_path, run, save, steps_of

@@ -27,7 +27,8 @@ from sdslab.optimization.material_optimization import (
 from sdslab.optimization.optimize import Step, copy_into, static_copy
 from sdslab.optimization.optimizer_state import OptimizeConfig, Optimizer, OptimizerState
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
-from sdslab.parameterizations.grids import Parameterization, TexelGrid
+from sdslab.parameterizations.parameterization import Parameterization
+from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, Lamp, LightSampler
 from sdslab.rendering.renderer import Renderer, make_backend

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdslab.denoisers.denoiser import DegenerateDenoiser
+from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule, UniformTimesteps, weighting_named
 from sdslab.diffusion_space import PixelSpace
 from sdslab.distillation.sds import exact_sds_gradient
@@ -12,7 +12,7 @@ from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult
 from sdslab.optimization.optimize import optimize
 from sdslab.optimization.optimizer_state import OptimizeConfig
-from sdslab.parameterizations.grids import PixelGrid
+from sdslab.parameterizations.pixel import PixelGrid
 from tests.recorded_calls import watch_recorded_calls
 
 NEEDS_GPU = [

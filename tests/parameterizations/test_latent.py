@@ -1,7 +1,7 @@
 import torch
 
 from sdslab.diffusion_space import LatentSpace
-from sdslab.parameterizations.grids import LatentGrid
+from sdslab.parameterizations.latent import LatentGrid
 from tests.conftest import random_image
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sdslab.parameterizations.grids import PixelGrid
+from sdslab.parameterizations.pixel import PixelGrid
 from tests.conftest import random_image
 
 

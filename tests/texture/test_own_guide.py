@@ -96,6 +96,7 @@ def test_a_parameterization_of_ones_own_is_recovered_saved_and_gone_on_from(
     ("name", "message"),
     [
         ("own:nothing", "must give a Parameterization with parameters, got NoneType"),
+        ("own:number", "must give a Parameterization with parameters, got int"),
         ("own:small", r"of shape \[1, 8, \d+, \d+\], got \[1, 3, 4, 4\]"),
         ("texel", "must be one of texels, dip, or MODULE:NAME, got 'texel'"),
     ],
@@ -110,17 +111,26 @@ def test_what_is_no_parameterization_is_one_line(
     assert re.search(message, errors[0])
 
 
-def test_no_record_names_code_that_runs(monkeypatch, capsys: pytest.CaptureFixture[str]):
-    options = ("sphere", "--guidance=own_guide:moss_and_stone", "--unlit", "--steps=4", *SMALL)
+@pytest.mark.parametrize(
+    ("option", "name", "before"),
+    [
+        ("guidance", "own_guide:moss_and_stone", ()),
+        ("parameterization", "own_denoiser:ripples", ("--target=brick",)),
+    ],
+)
+def test_no_record_names_code_that_runs(
+    option: str, name: str, before: tuple[str, ...], monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    options = ("sphere", *before, f"--{option}={name}", "--unlit", "--steps=4", *SMALL)
     with after_steps(monkeypatch, 2, interrupt):
         assert texture(monkeypatch, *options, "--out=run") == 130
     Path("evil").mkdir()
     Path("evil", "__init__.py").write_text("open('ran', 'w')")
     Path("evil", "module.py").touch()
     record = Path("run/run.json")
-    record.write_text(record.read_text().replace("own_guide:moss_and_stone", "evil.module:guide"))
+    record.write_text(record.read_text().replace(name, "evil.module:guide"))
     assert texture(monkeypatch, "--resume=run") == 2
-    assert "if you trust it, add --guidance evil.module:guide" in capsys.readouterr().err
+    assert f"if you trust it, add --{option} evil.module:guide" in capsys.readouterr().err
     assert not Path("ran").exists()
 
 
