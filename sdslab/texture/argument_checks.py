@@ -82,6 +82,12 @@ def guidance_of(arguments: Arguments) -> GuidanceName:
                 f"--{changed[0].replace('_', '-')} is for {owner}, got --guidance {guidance}; "
                 f"leave it out"
             )
+    theta = arguments.optimization.parameterization
+    if needed == "--exemplar" and theta != "texels":
+        raise UserError(
+            f"--parameterization {one_line(theta)} is for --prompt, --target and a guidance of "
+            f"one's own, got --guidance {guidance}, which is laid out in texels; leave it out"
+        )
     if subject.prompt is not None and not subject.prompt.strip():
         raise UserError("--prompt must say something, got an empty text")
     for name, text in (

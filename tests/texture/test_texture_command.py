@@ -197,6 +197,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
         (("torus", "--target", "brick", "--prompt", "a cow"), "--prompt and --target; give one"),
         (("torus", "--prompt", " "), "--prompt must say something"),
         (("torus", "--target", "brick", "--model", "m"), "--model is for --prompt"),
+        (("torus", "--parameterization", "dip"), "--parameterization dip is for --prompt"),
         (("torus", "--guidance", "deepfloyd"), "--guidance deepfloyd needs --prompt"),
         (("nothing.obj", "--target", "brick"), "mesh must be an existing file or one of apple"),
         (("torus", "--target", "nothing.png"), "--target must be a material that fits the mesh"),
@@ -216,7 +217,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path):
         (("torus", "--target", "brick", "--out", "file"), "--out must be a folder"),
     ],
     ids=[
-        "no target", "two leads", "empty prompt", "model", "no prompt", "mesh", "target",
+        "no target", "two leads", "empty prompt", "model", "theta", "no prompt", "mesh", "target",
         "target mesh", "init", "texture size", "steps", "light", "turn", "fixed",
         "intensity", "unlit", "lamp", "device",
         "renderer", "learning rate", "out",
