@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from sdslab.kernels import NoiseKey, compiled
+from sdslab.kernels import NoiseKey, cpu_bodies, philox_cpu
 from sdslab.optimization.optimize import GraphedFunction
 from sdslab.rendering.cpu_backend import CpuBackend
 
@@ -36,7 +36,11 @@ class NothingFromTheHost(TorchDispatchMode):
 
 # A GPU launches one kernel in place of each.
 CPU_BODIES = (
-    (compiled, "philox_bits_cpu"),
+    (philox_cpu, "bits_cpu"),
+    (philox_cpu, "normal_cpu"),
+    (cpu_bodies, "perturb_cpu"),
+    (cpu_bodies, "sds_gradient_cpu"),
+    (cpu_bodies, "degenerate_sds_gradient_cpu"),
     (sys.modules["sdslab.kernels.noising"], "_sr_condition_reference"),
 )
 

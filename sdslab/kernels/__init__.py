@@ -1,4 +1,4 @@
-"""Fused operations: each has a plain torch body and a Triton body."""
+"""Fused operations: each has a plain torch body, a Triton body and, but for two, a CPU's own."""
 
 from sdslab.kernels.noising import SRMode, perturb, sr_condition
 from sdslab.kernels.philox import (

@@ -9,12 +9,12 @@ from torch import Tensor
 from sdslab.kernels.philox import NoiseKey, checked_noise, drawn_noise, launch_arguments
 from sdslab.kernels.validation import (
     Backend,
+    body_for,
     compute_dtype,
     require_alpha_bar,
     require_no_graph,
     require_one_of,
     require_samples,
-    runs_triton,
 )
 
 
@@ -33,6 +33,11 @@ def signal_and_noise_rates(alpha_bar: Tensor, x: Tensor) -> tuple[Tensor, Tensor
     return alpha_bar.sqrt().to(compute_dtype(x)), (1 - alpha_bar).sqrt().to(compute_dtype(x))
 
 
+def _perturb_reference(x: Tensor, alpha_bar: Tensor, eps: Tensor) -> Tensor:
+    signal, sigma = signal_and_noise_rates(alpha_bar, x)
+    return (signal * x.to(eps.dtype)).add_(sigma * eps).to(x.dtype)
+
+
 def perturb(
     x: Tensor, alpha_bar: Tensor, noise: Tensor | NoiseKey, *, backend: Backend = "auto"
 ) -> Tensor:
@@ -46,7 +51,7 @@ def perturb(
         alpha_bar: [b] in [0, 1], floating point. Values are checked on the CPU only.
         noise: ε as a tensor [b, *dims], or a `NoiseKey` with b samples, which stands for
             `philox_normal(noise, dims)` in the precision of the computation.
-        backend: "auto" by device, "reference" (plain torch) or "triton".
+        backend: "auto" by device (on a CPU a compiled loop), "reference" (plain torch) or "triton".
 
     Returns:
         x_t, [b, *dims], of x's dtype, contiguous.
@@ -61,14 +66,18 @@ def perturb(
     require_alpha_bar(alpha_bar, x, "[0, 1]")
     require_no_graph(x=x, alpha_bar=alpha_bar)
     noise = checked_noise(noise, x)
+    body = body_for(backend, x.device)
     x, alpha_bar = x.contiguous(), alpha_bar.contiguous()
-    if runs_triton(backend, x.device):
+    if body == "triton":
         from sdslab.kernels.triton_bodies import perturb_triton
 
         return perturb_triton(x, alpha_bar, *launch_arguments(noise, x.device))
-    signal, sigma = signal_and_noise_rates(alpha_bar, x)
     eps = drawn_noise(noise, x)
-    return (signal * x.to(eps.dtype)).add_(sigma * eps).to(x.dtype)
+    if body == "cpu":
+        from sdslab.kernels.cpu_bodies import perturb_cpu
+
+        return perturb_cpu(x, alpha_bar, eps)
+    return _perturb_reference(x, alpha_bar, eps)
 
 
 SRMode = Literal["castex", "pipeline"]
@@ -164,7 +173,7 @@ def sr_condition(
             "pass both, or neither for a clean condition"
         )
     render, size, low_size = render.contiguous(), int(size), int(low_size)
-    if not runs_triton(backend, render.device):
+    if body_for(backend, render.device) != "triton":
         return _sr_condition_reference(render, alpha_bar, noise, mode, size, low_size)
     from sdslab.kernels.triton_sr_condition import sr_condition_triton
 

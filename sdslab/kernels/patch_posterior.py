@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdslab.kernels.validation import Backend, compute_dtype, require_no_graph, runs_triton
+from sdslab.kernels.validation import Backend, body_for, compute_dtype, require_no_graph
 
 SIGMA_FLOOR = 0.02  # below it float32 rounds the logits away, and the nearest patch wins anyway
 ANY_BIN = -1
@@ -166,7 +166,7 @@ def patch_posterior(
     require_no_graph(
         y=y, keys=keys, alpha_bar=alpha_bar, **{k: v for k, v in optional.items() if v is not None}
     )
-    if runs_triton(backend, y.device):
+    if body_for(backend, y.device) == "triton":
         from sdslab.kernels.triton_patch_posterior import patch_posterior_triton as body
     else:
         body = _reference

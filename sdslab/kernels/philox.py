@@ -9,12 +9,12 @@ from torch import Tensor
 
 from sdslab.kernels.validation import (
     Backend,
+    body_for,
     compute_dtype,
     require_integer,
     require_like,
     require_no_graph,
     require_type,
-    runs_triton,
 )
 
 # Streams: what is drawn from one never repeats in another. All of the project's are here.
@@ -136,20 +136,8 @@ def philox_4x32_10(even: Tensor, odd: Tensor, key: tuple[int, int]) -> tuple[Ten
     return even, odd
 
 
-def _by_parity(lanes: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of [b, 4 blocks] lanes as (0, 2) and as (1, 3), each [2, b, blocks]."""
-    pairs = lanes.unflatten(1, (-1, 2, 2)).permute(2, 0, 1, 3)  # [2, b, blocks, 2]
-    return pairs[..., 0], pairs[..., 1]
-
-
-def _bits_reference(sample: Tensor, words: Sequence[int], blocks: int) -> Tensor:
-    """Words of the first blocks of every sample, [b, 4 blocks], by plain torch.
-
-    Args:
-        sample: `NoiseKey.counters`.
-        words: `NoiseKey.words`.
-        blocks: of each sample.
-    """
+def _blocks(sample: Tensor, words: Sequence[int], blocks: int) -> tuple[Tensor, Tensor]:
+    """The first blocks of every sample: words (0, 2) and words (1, 3), each [2, b, blocks]."""
     seed_low, seed_high, stream, step = words
     even = sample.new_empty(2, len(sample), blocks)
     odd = torch.empty_like(even)
@@ -157,36 +145,49 @@ def _bits_reference(sample: Tensor, words: Sequence[int], blocks: int) -> Tensor
     even[1] = (sample & _MASK)[:, None]
     odd[0] = stream
     odd[1] = ((sample >> 32) + step & _MASK)[:, None]
+    return philox_4x32_10(even, odd, (seed_low, seed_high))
+
+
+def _by_parity(lanes: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of [b, 4 blocks] lanes as (0, 2) and as (1, 3), each [2, b, blocks]."""
+    pairs = lanes.unflatten(1, (-1, 2, 2)).permute(2, 0, 1, 3)  # [2, b, blocks, 2]
+    return pairs[..., 0], pairs[..., 1]
+
+
+def _bits_reference(sample: Tensor, words: Sequence[int], n: int) -> Tensor:
+    blocks = -(-n // 4)
     lanes = sample.new_empty(len(sample), 4 * blocks)
-    drawn = philox_4x32_10(even, odd, (seed_low, seed_high))
-    for view, values in zip(_by_parity(lanes), drawn, strict=True):
+    for view, values in zip(_by_parity(lanes), _blocks(sample, words, blocks), strict=True):
         view.copy_(values)
-    return lanes
+    return lanes[:, :n].contiguous()
 
 
-def _bits(sample: Tensor, words: Sequence[int], n: int, backend: Backend) -> Tensor:
-    """At least n words of each sample, [b, 4 blocks], on a CPU from a compiled loop."""
-    if backend == "auto" and sample.device.type == "cpu":
-        from sdslab.kernels.compiled import philox_bits_cpu as draw
-    else:
-        draw = _bits_reference
-    return draw(sample, words, -(-n // 4))
+def _normal_reference(sample: Tensor, words: Sequence[int], n: int, dtype: torch.dtype) -> Tensor:
+    """Plain torch body of `philox_normal`, over flat samples.
 
+    Args:
+        sample: `NoiseKey.counters`.
+        words: `NoiseKey.words`.
+        n: Elements of one sample.
+        dtype: Data type of the result.
 
-def _box_muller(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Words to standard normals, both [b, 4 blocks].
+    Returns:
+        [b, n] standard normals.
 
     Source: Box and Muller 1958.
     """
+    blocks = -(-n // 4)
     compute = torch.promote_types(dtype, torch.float32)
-    # [2, b, blocks] each
-    u, v = (x.to(compute).mul_(2.0**-32).add_(2.0**-33) for x in _by_parity(bits))
-    radius, angle = u.log_().mul_(-2).sqrt_(), v.mul_(2 * math.pi)
-    lanes = torch.empty(bits.shape, dtype=dtype, device=bits.device)
+    even, odd = _blocks(sample, words, blocks)
+    u = even.to(compute).mul_(2.0**-32).add_(2.0**-33)  # [2, b, blocks]
+    v = odd.to(compute).mul_(2.0**-32).add_(2.0**-33)  # [2, b, blocks]
+    radius = u.log_().mul_(-2).sqrt_()
+    angle = v.mul_(2 * math.pi)
+    lanes = torch.empty(len(sample), 4 * blocks, dtype=dtype, device=sample.device)
     cosines, sines = _by_parity(lanes)
     cosines.copy_(angle.cos().mul_(radius))
-    sines.copy_(angle.sin_().mul_(radius))
-    return lanes
+    sines.copy_(angle.sin().mul_(radius))
+    return lanes[:, :n].contiguous()
 
 
 def philox_bits(key: NoiseKey, n: int, *, backend: Backend = "auto") -> Tensor:
@@ -209,11 +210,14 @@ def philox_bits(key: NoiseKey, n: int, *, backend: Backend = "auto") -> Tensor:
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.
     """
     _require_count("n", n)
-    if runs_triton(backend, key.sample.device):
-        from sdslab.kernels.triton_bodies import philox_bits_triton
-
-        return philox_bits_triton(key.counters, key.words, n)
-    return _bits(key.counters, key.words, n, backend)[:, :n].contiguous()
+    match body_for(backend, key.sample.device):
+        case "triton":
+            from sdslab.kernels.triton_bodies import philox_bits_triton as body
+        case "cpu":
+            from sdslab.kernels.philox_cpu import bits_cpu as body
+        case "reference":
+            body = _bits_reference
+    return body(key.counters, key.words, n)
 
 
 def philox_uniform(
@@ -271,8 +275,8 @@ def philox_normal(
         shape: Dimensions of one sample.
         dtype: float32, float64, bfloat16 or float16.
         device: Device of the result; by default that of `key.sample`.
-        backend: "auto" by device (on a CPU words from a compiled loop), "reference" (plain torch)
-            or "triton".
+        backend: "auto" by device (on a CPU a compiled loop with the reference's own bits),
+            "reference" (plain torch) or "triton".
 
     Returns:
         [b, *shape] of `dtype`, contiguous.
@@ -288,14 +292,14 @@ def philox_normal(
     for size in shape:
         _require_count("every dimension of shape", size)
     sample = key.counters.to(device or key.sample.device)
-    n = math.prod(shape)
-    if runs_triton(backend, sample.device):
-        from sdslab.kernels.triton_bodies import philox_normal_triton
-
-        normals = philox_normal_triton(sample, key.words, n, dtype)
-    else:
-        normals = _box_muller(_bits(sample, key.words, n, backend), dtype)[:, :n]
-    return normals.reshape(len(sample), *shape).contiguous()
+    match body_for(backend, sample.device):
+        case "triton":
+            from sdslab.kernels.triton_bodies import philox_normal_triton as body
+        case "cpu":
+            from sdslab.kernels.philox_cpu import normal_cpu as body
+        case "reference":
+            body = _normal_reference
+    return body(sample, key.words, math.prod(shape), dtype).reshape(len(sample), *shape)
 
 
 def _require_count(name: str, value: int) -> None:

@@ -9,6 +9,7 @@ from sdslab.kernels.philox import NoiseKey, checked_noise, drawn_noise, launch_a
 from sdslab.kernels.validation import (
     Backend,
     Interval,
+    body_for,
     compute_dtype,
     require_alpha_bar,
     require_clamp,
@@ -17,7 +18,6 @@ from sdslab.kernels.validation import (
     require_one_of,
     require_samples,
     require_weight,
-    runs_triton,
 )
 
 PredictionType = Literal["epsilon", "v", "x0", "flow"]
@@ -188,7 +188,7 @@ def sds_gradient_from_output(
         prediction_type: What the model predicts.
         form: Which of the two equations above.
         clamp: Bound of |x̂_0| (CasTex: 1 in the pixel space [-1, 1]), or None.
-        backend: "auto" by device, "reference" (plain torch) or "triton".
+        backend: "auto" by device (on a CPU a compiled loop), "reference" (plain torch) or "triton".
 
     Returns:
         The gradient, its loss and, as `nonfinite`, the number of elements of each sample at which
@@ -210,17 +210,22 @@ def sds_gradient_from_output(
     _require_model_output(model_output, x, guidance_scale)
     require_no_graph(x=x, model_output=model_output, alpha_bar=alpha_bar, weight=weight)
     noise = checked_noise(noise, x)
+    body = body_for(backend, x.device)
     x, model_output, alpha_bar, weight = (
         tensor.contiguous() for tensor in (x, model_output, alpha_bar, weight)
     )
     settings = (float(guidance_scale), prediction_type, form, clamp)
-    if runs_triton(backend, x.device):
+    if body == "triton":
         from sdslab.kernels.triton_bodies import sds_gradient_triton
 
         tensors = (x, model_output, alpha_bar, weight, *launch_arguments(noise, x.device))
         return SDSResult(*sds_gradient_triton(*tensors, *settings))
     # w (x - m) has no noise in it.
     eps = None if prediction_type == form == "x0" else drawn_noise(noise, x)
+    if body == "cpu":
+        from sdslab.kernels.cpu_bodies import sds_gradient_cpu
+
+        return SDSResult(*sds_gradient_cpu(x, model_output, alpha_bar, weight, eps, *settings))
     return SDSResult(*_reference(x, model_output, alpha_bar, weight, eps, *settings))
 
 
@@ -266,7 +271,7 @@ def degenerate_sds_gradient(
         weight: [b] floating point, w(t) in the chosen form.
         form: Which of the two equations above.
         clamp: Bound of |x*|, applied as `sds_gradient` applies it to x̂_0, or None.
-        backend: "auto" by device, "reference" (plain torch) or "triton".
+        backend: "auto" by device (on a CPU a compiled loop), "reference" (plain torch) or "triton".
 
     Returns:
         The gradient, its loss and, as `nonfinite`, the number of elements of each sample at which
@@ -286,8 +291,9 @@ def degenerate_sds_gradient(
     shapes = (list(x.shape), [1, *x.shape[1:]])
     require_like("target", target, x, shapes, "encode or resize it as x was")
     require_no_graph(x=x, target=target, alpha_bar=alpha_bar, weight=weight)
+    body = body_for(backend, x.device)
     x, target = x.contiguous(), target.contiguous()
-    if runs_triton(backend, x.device):
+    if body == "triton":
         from sdslab.kernels.triton_bodies import degenerate_sds_gradient_triton
 
         alpha_bar, weight = alpha_bar.contiguous(), weight.contiguous()
@@ -297,4 +303,8 @@ def degenerate_sds_gradient(
         # In float64, because 1 - alpha_bar cancels at small t.
         alpha_bar = alpha_bar.double()
         weight = weight * (alpha_bar / (1 - alpha_bar)).sqrt().to(weight.dtype)
+    if body == "cpu":
+        from sdslab.kernels.cpu_bodies import degenerate_sds_gradient_cpu
+
+        return SDSResult(*degenerate_sds_gradient_cpu(x, target, weight, clamp))
     return SDSResult(*_degenerate_reference(x, target, weight, clamp))

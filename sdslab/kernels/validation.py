@@ -13,8 +13,9 @@ from torch import Tensor
 # Which ends of [0, 1] an equation can stand: those that it does not divide by.
 Interval = Literal["[0, 1]", "(0, 1]", "(0, 1)"]
 
-# What a caller may ask for: tests and the kernel study compare bodies.
+# What a caller may ask for (tests and the kernel study compare bodies), and what that comes to.
 Backend = Literal["auto", "reference", "triton"]
+Body = Literal["reference", "cpu", "triton"]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -22,8 +23,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def runs_triton(backend: Backend, device: torch.device) -> bool:
-    """Whether the Triton body is the one that `backend` names; never another one in its place.
+def body_for(backend: Backend, device: torch.device) -> Body:
+    """The body that `backend` names; never another one in its place.
 
     Args:
         backend: "auto" (by device), "reference" (plain torch) or "triton".
@@ -34,7 +35,8 @@ def runs_triton(backend: Backend, device: torch.device) -> bool:
     """
     require_one_of("backend", backend, get_args(Backend))
     if backend == "auto":
-        return device.type == "cuda"
+        bodies: dict[str, Body] = {"cpu": "cpu", "cuda": "triton"}
+        return bodies.get(device.type, "reference")
     # Triton's own switch: its interpreter is what runs a kernel on CPU tensors.
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if backend == "triton" and device.type != "cuda" and not interpreted:
@@ -42,7 +44,7 @@ def runs_triton(backend: Backend, device: torch.device) -> bool:
             f"backend='triton' needs CUDA tensors, got tensors on {device}; move them to a GPU, "
             "pass backend='reference', or interpret the kernel (TRITON_INTERPRET=1 python ...)"
         )
-    return backend == "triton"
+    return backend
 
 
 def require_one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

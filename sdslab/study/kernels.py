@@ -131,7 +131,7 @@ class KernelSpeeds(Experiment):
         body = "the GPU's kernels"
         if self.device.type == "cpu":
             threads = torch.get_num_threads()
-            body = f"plain torch, random words a compiled loop, as on any CPU (threads: {threads})"
+            body = f"compiled loops but for the SR condition, as on any CPU (threads: {threads})"
         head = (
             f"{self.device_name}; preset {self.study.preset}; ours is {body}. In the same run a "
             f"copy of {settings.copy_mb} MB moves {limits.copy_bytes_per_s / 1e9:.1f} GB/s and a "

@@ -86,9 +86,10 @@ def machine() -> list[Finding]:
 
 def kernels() -> Finding:
     """The CPU kernels: compiles one, and says where it is kept."""
-    from sdslab.kernels.compiled import CACHE, NOTE, philox_bits_cpu
+    from sdslab.kernels.compiled import CACHE, NOTE
+    from sdslab.kernels.philox_cpu import bits_cpu
 
-    philox_bits_cpu(torch.arange(1), (0, 0, 0, 0), 1)
+    bits_cpu(torch.arange(1), (0, 0, 0, 0), 4)
     return Finding("CPU kernels", NOTE or f"compiled once, and kept in {CACHE}", True)
 
 

@@ -139,6 +139,21 @@ def test_strides_do_not_matter(body):
     assert torch.equal(actual.gradient, expected.gradient)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("targets", [1, 3], ids=["one target", "a target each"])
+def test_the_compiled_body_of_a_cpu_rounds_as_plain_torch_does(targets, threads):
+    inputs = batch((3, 3, 401, 227), targets=targets)
+    expected = degenerate_sds_gradient(**inputs, clamp=1.0, backend="reference")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        actual = degenerate_sds_gradient(**inputs, clamp=1.0)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(actual.gradient, expected.gradient)
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-6, atol=0)
+
+
 @settings(deadline=None, max_examples=20)
 @given(step=st.floats(0.01, 1.0), size=st.integers(1, 40), clamp=st.floats(0.1, 3.0))
 def test_descent_reaches_the_clamped_target(step, size, clamp):

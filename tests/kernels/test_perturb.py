@@ -56,6 +56,19 @@ def test_strides_do_not_matter(body):
     assert torch.equal(strided, perturb(x, alpha_bar, eps, backend=body.backend))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_compiled_body_of_a_cpu_rounds_as_plain_torch_does(dtype, threads):
+    x, alpha_bar, eps = batch((3, 3, 401, 227), dtype)
+    expected = perturb(x, alpha_bar, eps, backend="reference")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(perturb(x, alpha_bar, eps), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("alpha_bar", "expected"), [(1.0, "x"), (0.0, "eps")])
 def test_ends_of_the_process_are_exact(body, alpha_bar, expected):
     x, _, eps = batch((2, 4, 63))
