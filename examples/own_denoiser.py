@@ -4,8 +4,8 @@
     python -m sdslab.texture sphere --guidance own_denoiser:terracotta --unlit --steps 60
     python -m sdslab.texture sphere --target moon --steps 99 --parameterization own_denoiser:ripples
 
-Its posterior mean is in closed form, so that the result can be checked: the texels end around
-the colour. Below it a parameterization of one's own: a material made of plane waves.
+The denoiser's posterior mean is in closed form, so that the result can be checked: the texels end
+around the colour. Below it a parameterization of one's own: a material made of plane waves.
 """
 
 import torch

@@ -142,7 +142,8 @@ class LatentSpace(DiffusionSpace):
         Raises:
             UserError: nothing there, not an autoencoder, or the hub cannot be reached.
         """
-        source = NAMED_VAES.get(str(source), source)
+        if source == "shipped" or not Path(source).is_dir():  # a folder of the user's goes first
+            source = NAMED_VAES.get(str(source), source)
         folder = Path(source)
         if (folder / "vae" / "config.json").is_file():
             folder = folder / "vae"

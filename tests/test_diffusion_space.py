@@ -185,6 +185,14 @@ def test_a_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatc
         LatentSpace.load("taesd")
 
 
+def test_a_folder_goes_before_a_short_name(
+    tiny_vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(tiny_vae_folder, tmp_path / "sd")
+    monkeypatch.chdir(tmp_path)
+    assert LatentSpace.load("sd").factor == LatentSpace.load(tiny_vae_folder).factor
+
+
 def test_a_hub_id_that_was_downloaded_before_loads_without_network(
     tiny_vae_folder: Path, tmp_path: Path
 ):

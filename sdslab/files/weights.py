@@ -7,6 +7,7 @@ from pathlib import Path
 from sdslab.errors import UserError, first_line
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+TIMEOUT_SECONDS = 10
 _CONVERT = (
     "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], 'cpu', "
     "weights_only=True); s.save_file(d.get('state_dict', d), sys.argv[2])"
@@ -61,9 +62,6 @@ def _begins_like_a_pickle(path: Path) -> bool:
     return start == b"PK\3\4" or (
         start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
     )
-
-
-TIMEOUT_SECONDS = 10
 
 
 def require_hub_id(option: str, name: str, example: str) -> None:

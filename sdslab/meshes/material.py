@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdslab.errors import UserError
 from sdslab.files.atomic_write import atomic_write
-from sdslab.pictures.image_io import srgb_to_linear
+from sdslab.pictures.color import srgb_to_linear
 
 CHANNELS = 8
 ALBEDO = slice(0, 3)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sdslab.meshes import mesh_kernels
-from sdslab.pictures.image_io import srgb_to_linear
+from sdslab.pictures.color import srgb_to_linear
 
 MOST_FACES = 5_000_000
 

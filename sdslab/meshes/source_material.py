@@ -24,7 +24,7 @@ from sdslab.meshes.material import (
 from sdslab.meshes.mesh import SourceMaterial
 from sdslab.meshes.mesh_file import FileMaterial, Indices, MeshFile
 from sdslab.meshes.uv_layout import AtlasTile, atlas_tiles
-from sdslab.pictures.image_io import linear_to_srgb, srgb_to_linear
+from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
 
 MOST_MATERIALS = 256
 MOST_REPEATS = 2.0  # of a texture within one tile of a joint one

@@ -167,7 +167,7 @@ def optimize(
         FloatingPointError: z or the gradient of θ is not finite, or the model's output was not in
             ``config.nonfinite_limit`` steps in a row; θ is left as it was.
         UserError: L-BFGS is to be recorded.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM (`shell.interrupts.Terminated`), after the step.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM (`shell.process.Terminated`), after the step.
     """
     parameters = list(theta)
     work = _StepWork(parameters, diffused, gradient, config, project, record=record)

@@ -38,25 +38,31 @@ class MaterialSetup:
 def own_material(given: str, initial: Tensor, seed: int, device: torch.device) -> Parameterization:
     """`own_parameterization` of a material, from a `MaterialSetup`; its output is [1, 8, h, w]."""
     shape = (1, 8, *initial.shape[:2])
-    return own_parameterization(given, MaterialSetup(initial, seed), shape, initial.to(device))
+    setup, option = MaterialSetup(initial, seed), "--parameterization"
+    return own_parameterization(given, option, setup, shape, initial.to(device))
 
 
 def own_parameterization(
-    given: str, setup: object, shape: tuple[int, ...], like: Tensor
+    given: str, option: str, setup: object, shape: tuple[int, ...], like: Tensor
 ) -> Parameterization:
     """θ as the user's ``module:name`` makes it of a setup, on `like`'s device and of its dtype.
 
     Raises:
         UserError: it cannot be had, is no `Parameterization`, or gives another shape.
     """
-    make = named_object(given, "parameterization")
-    theta = make(setup) if callable(make) else make
-    must = f"{given} must give a Parameterization"
+    make = named_object(given, option)
+    if isinstance(make, nn.Module) or not callable(make):
+        raise UserError(
+            f"{option} {given} must be a function or class, got {type(make).__name__}; see "
+            f"examples/"
+        )
+    theta, must = make(setup), f"{option} {given} must give a Parameterization"
     if not isinstance(theta, Parameterization) or not list(theta.parameters()):
         raise UserError(f"{must} with parameters, got {type(theta).__name__}; see examples/")
     theta = theta.to(like.device, like.dtype)
     with torch.no_grad():
-        got = tuple(theta().shape)
-    if got != shape:
-        raise UserError(f"{must} of shape {list(shape)}, got {list(got)}; see examples/")
+        maps: object = theta()
+    got = list(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
+    if got != list(shape):
+        raise UserError(f"{must} of shape {list(shape)}, got {got}; see examples/")
     return theta

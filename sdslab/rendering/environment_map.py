@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sdslab.errors import UserError
 from sdslab.files.atomic_write import atomic_write
-from sdslab.pictures.image_io import load_picture, srgb_to_linear
+from sdslab.pictures.color import srgb_to_linear
+from sdslab.pictures.image_io import load_picture
 
 _LONGEST_HEADER = 65536
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sdslab.errors import UserError
 from sdslab.meshes.material import ALBEDO, METALLIC, NORMAL, ROUGHNESS
 from sdslab.meshes.mesh import Mesh
-from sdslab.pictures.image_io import ColorMode, linear_to_srgb, srgb_to_linear
+from sdslab.pictures.color import ColorMode, linear_to_srgb, srgb_to_linear
 from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.lighting import Lighting
 from sdslab.rendering.render_backend import RenderBackend

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.meshes.material import ALBEDO, METALLIC, NORMAL, ROUGHNESS
-from sdslab.pictures.image_io import ColorMode, srgb_to_linear
+from sdslab.pictures.color import ColorMode, srgb_to_linear
 from sdslab.rendering.lighting import Lighting
 
 DIELECTRIC_F0 = 0.04

@@ -1,4 +1,4 @@
-"""What the 3D view of a report shows, from the files of a run folder."""
+"""What the 3D view of a report shows, from a run folder's files: pictures, and parts of its GLB."""
 
 import base64
 import io
@@ -21,6 +21,8 @@ from sdslab.report.wording import stage_label
 MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 PICTURES = ("albedo", "metallic_roughness", "normal")
 LARGEST_FILE = 2**30  # bytes
+
+LARGEST_GEOMETRY = 8 * 2**20  # bytes, some 200,000 faces: with base64, most of a page of 15 MB
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,6 @@ def _errors_told(path: Path) -> Iterator[None]:
         ) from error
 
 
-LARGEST_GEOMETRY = 8 * 2**20  # bytes, some 200,000 faces: with base64, most of a page of 15 MB
 LARGEST_LIGHT = 2 * 2**20
 LARGEST_TEXTURE = 1024  # pixels a side
 QUALITY = {"albedo": 92, "metallic_roughness": 92, "normal": 95}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from sdslab.errors import UserError, one_line
 from sdslab.files.atomic_write import write_text
@@ -20,17 +19,11 @@ from sdslab.runs.record import recorded, run_record, version_of, write_json
 from sdslab.runs.schema import origin_of
 from sdslab.runs.store import ResultStore, code_of
 from sdslab.runs.table import csv_of
-from sdslab.shell.progress_lines import ProgressLines
+from sdslab.shell.progress_lines import ProgressLines, tell
 from sdslab.study.experiment import Experiment, Finished, Given, Piece, Result, Step
 from sdslab.study.study_file import SUFFIXES, claim_study_folder
 
 SECONDS_BETWEEN_SAVES = 30.0
-progress_console = Console(stderr=True)
-
-
-def tell(line: str) -> None:
-    """Prints a line for the user beside the progress."""
-    progress_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def run_study(
@@ -145,7 +138,7 @@ class _Run:
             return next(update for update in piece.work(given) if isinstance(update, Result))
         latest, resumed = Step(0), given.saved
         next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
-        with ProgressLines(progress_console) as progress:
+        with ProgressLines() as progress:
             task = progress.add_task(title, total=piece.steps)
             try:
                 for update in piece.work(given):

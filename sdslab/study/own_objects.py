@@ -1,5 +1,6 @@
 """``module:name`` in a study: a parameterization, denoiser or objective of the user's own."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,24 @@ def own_denoiser(given: str, setup: CellSetup) -> Denoiser:
 
 
 def own_objective(given: str) -> Objective | None:
-    """The user's function in place of `sds_gradient`; None where none is named."""
-    return named_object(given, "objective") if is_named_object(given) else None
+    """The user's function in place of `sds_gradient`; None where none is named.
+
+    It raises `UserError` where it gives no `SDSResult` with a gradient like z.
+    """
+    if not is_named_object(given):
+        return None
+    function = named_object(given, "objective")
+
+    def objective(z: Tensor, *arguments: Any, **options: Any) -> SDSResult:
+        result = function(z, *arguments, **options)
+        if not isinstance(result, SDSResult) or result.gradient.shape != z.shape:
+            raise UserError(
+                f"objective {given} must give an SDSResult with a gradient of shape "
+                f"{list(z.shape)}, got a {type(result).__name__}; see examples/own_study.py"
+            )
+        return result
+
+    return objective
 
 
 def check_importable(option: str, given: str) -> None:
@@ -63,6 +80,10 @@ def check_importable(option: str, given: str) -> None:
 
 
 def sources_of(named: tuple[str, ...]) -> dict[str, str]:
-    """The text of each named module's file, for the key of what it makes."""
-    own = filter(is_named_object, named)
-    return {given: Path(file).read_text("utf-8") for given in own if (file := file_of(given))}
+    """SHA-256 of each named module's file, for the key of what it makes."""
+    files = {given: file_of(given) for given in named if is_named_object(given)}
+    return {
+        given: hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for given, file in files.items()
+        if file
+    }

@@ -317,7 +317,9 @@ def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:
     shape = (batch, channels, height, width)
     if is_named_object(cell.parameterization):
         setup = _setup(cell, problem, problem.space(cell).encode(image).detach(), seed)
-        return own_parameterization(cell.parameterization, setup, shape, image)
+        return own_parameterization(
+            cell.parameterization, f"cell {cell.name}: parameterization", setup, shape, image
+        )
     if cell.parameterization == "dip":
         network = DeepImagePrior(shape, seed, cell.network, cell.width)
         return network.to(image.device, image.dtype)

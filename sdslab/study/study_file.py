@@ -39,6 +39,9 @@ KINDS = {
     "texture_step": "texture_step.TextureStepSpeeds",
     "figure2_speed": "figure2_speed.Figure2Speeds",
 }
+SUFFIXES = (
+    "csv", "md", "png", "pdf", "convergence.png", "convergence.pdf", "mode_seeking.png",
+)  # fmt: skip
 _HEAD = ("name", "title", "preset", "settings")  # fields of a study that are no sections
 _NUMBERS = {"inf": math.inf, "-inf": -math.inf}  # which JSON lacks
 
@@ -256,11 +259,6 @@ def _with_infinities(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_infinities(item) for item in value]
     return _NUMBERS.get(value, value) if isinstance(value, str) else value
-
-
-SUFFIXES = (
-    "csv", "md", "png", "pdf", "convergence.png", "convergence.pdf", "mode_seeking.png",
-)  # fmt: skip
 
 
 def claim_study_folder(out: Path, name: str, inputs: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""What a run reads: mesh, lights, materials, and digests: an edited file makes another run."""
+"""What a run reads: mesh, lights, materials on its texels, and digests of all of their files."""
 
 import hashlib
 import os
@@ -25,7 +25,8 @@ from sdslab.meshes.mesh import Mesh, SourceMaterial
 from sdslab.meshes.mesh_file import MeshFile, MeshFileError
 from sdslab.meshes.mesh_folder import LARGEST_FILE, MeshFolder
 from sdslab.meshes.mesh_io import READERS, load_mesh, read_mesh_file
-from sdslab.pictures.image_io import linear_to_srgb, load_image, srgb_to_linear
+from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
+from sdslab.pictures.image_io import load_image
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.texels import covered_texels, rasterize_texels, transfer_maps

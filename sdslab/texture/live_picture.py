@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdslab.meshes.material import MAPS, constant_material, dilate_seams, renormalized, resize_maps
 from sdslab.meshes.mesh import Mesh
-from sdslab.pictures.image_io import ColorMode
+from sdslab.pictures.color import ColorMode
 from sdslab.rendering.cameras import Cameras, six_views
 from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.renderer import Renderer, make_backend

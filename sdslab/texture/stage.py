@@ -1,4 +1,4 @@
-"""One stage of optimisation as a user sees it: a bar, a log, previews, and Ctrl-C."""
+"""One stage of optimisation as a user sees it: a bar, the log of its steps, previews, Ctrl-C."""
 
 import csv
 import time

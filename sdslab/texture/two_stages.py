@@ -148,7 +148,8 @@ class _Stages:
             Its maps on the CPU; what no view saw takes the nearest's colours.
         """
         workspace, options = self.workspace, self.workspace.arguments.model
-        device = workspace.device
+        device, one = workspace.device, number == 1
+        theta = workspace.theta(initial, SCALE) if one else TexelGrid(initial, SCALE).to(device)
         with self.progress.busy(f"loading {source.name}"):
             model = load_guidance(
                 source,
@@ -158,8 +159,6 @@ class _Stages:
                 offload=options.offload,
                 compile=options.compile,
             )
-        one = number == 1
-        theta = workspace.theta(initial, SCALE) if one else TexelGrid(initial, SCALE).to(device)
         stage = self._stage(number, theta, model, prompts, initial)
         if one:
             workspace.begin()

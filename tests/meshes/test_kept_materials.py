@@ -18,7 +18,7 @@ from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.mesh_file import MeshFile
 from sdslab.meshes.mesh_folder import MeshFolder
 from sdslab.meshes.mesh_io import load_mesh
-from sdslab.pictures.image_io import linear_to_srgb
+from sdslab.pictures.color import linear_to_srgb
 from sdslab.texture.inputs import own_maps, with_opacity
 from tests.meshes.gltf_builder import SQUARE_UV, GltfBuilder
 from tests.meshes.test_export_glb import run_node

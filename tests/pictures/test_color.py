@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sdslab.pictures.image_io import linear_to_srgb, srgb_to_linear
+from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
 
 
 def test_known_values_of_the_standard():

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sdslab.errors import UserError, UserNote, exit_on_user_error
-from sdslab.pictures.image_io import linear_to_srgb, load_image, load_picture
+from sdslab.pictures.color import linear_to_srgb
+from sdslab.pictures.image_io import load_image, load_picture
 from sdslab.shell.named_inputs import PHOTOGRAPHS
 from tests.color_profiles import (
     P3_PRIMARIES,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sdslab.errors import UserError
-from sdslab.pictures.image_io import linear_to_srgb
+from sdslab.pictures.color import linear_to_srgb
 from sdslab.rendering.environment_map import (
     MEAN_RADIANCE,
     directions,

@@ -11,7 +11,7 @@ from sdslab.errors import UserError
 from sdslab.meshes.material import NORMAL, constant_material
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.pictures.image_io import linear_to_srgb, srgb_to_linear
+from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
 from sdslab.pictures.metrics import psnr_db
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler, frame_fill
 from sdslab.rendering.cpu_backend import CpuBackend

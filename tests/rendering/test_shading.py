@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.meshes.material import FLAT_NORMAL
-from sdslab.pictures.image_io import linear_to_srgb, srgb_to_linear
+from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
 from sdslab.rendering.environment_map import load_environment, resize
 from sdslab.rendering.lighting import DirectionalLights, Environment, Lighting, PointLights
 from sdslab.rendering.shading import (

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdslab.meshes.material import FLAT_NORMAL
-from sdslab.pictures.image_io import linear_to_srgb
+from sdslab.pictures.color import linear_to_srgb
 from sdslab.rendering.environment_map import load_environment, resize
 from sdslab.rendering.lighting import Environment, Lighting
 from sdslab.rendering.shading import shade

@@ -139,3 +139,13 @@ def test_a_cell_of_no_study_is_refused(study: Path):
         UserError, match=r"named one of pixel_rgb, .* as in the study that is timed, got 'pixel'"
     ):
         load_study(study)
+
+
+def test_a_cell_of_ones_own_parts_is_refused(study: Path):
+    """Loading it runs none of its code."""
+    example = Path(__file__).parents[2] / "examples" / "own_study.toml"
+    study.write_text(
+        f'kind = "figure2_speed"\n[settings]\nstudy = "{example}"\n[[cells]]\nname = "spectrum"\n'
+    )
+    with pytest.raises(UserError, match=r"spectrum must be a cell of our own parts"):
+        load_study(study)

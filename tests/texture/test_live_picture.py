@@ -7,7 +7,7 @@ import torch
 
 from sdslab.meshes.material import MAPS, constant_material
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
-from sdslab.pictures.image_io import srgb_to_linear
+from sdslab.pictures.color import srgb_to_linear
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.lighting import Environment
 from sdslab.rendering.preview import Previewer

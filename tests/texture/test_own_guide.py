@@ -96,7 +96,7 @@ def test_a_parameterization_of_ones_own_is_recovered_saved_and_gone_on_from(
     ("name", "message"),
     [
         ("own:nothing", "must give a Parameterization with parameters, got NoneType"),
-        ("own:number", "must give a Parameterization with parameters, got int"),
+        ("own:number", "own:number must be a function or class, got int"),
         ("own:small", r"of shape \[1, 8, \d+, \d+\], got \[1, 3, 4, 4\]"),
         ("texel", "must be one of texels, dip, or MODULE:NAME, got 'texel'"),
     ],
