@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -70,8 +70,10 @@ class TrainVaeConfig:
         Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: none)")
     ] = None
     """Folder of a model to go on from, instead of random weights."""
-    channels: tuple[int, int, int, int] = (24, 48, 96, 96)
+    channels: tuple[int, int, int, int] = (32, 64, 128, 160)
     """Channels at full, half, quarter and eighth resolution."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; bfloat16 is faster where the CPU multiplies it itself (AMX)."""
     learning_rate: float = 5e-3
     """Peak learning rate of Muon (convolution kernels); AdamW (the rest) has 0.3 of it."""
     seed: int = 0
@@ -207,7 +209,7 @@ def build_vae(channels: tuple[int, int, int, int]) -> Autoencoder:
 def loss_of(vae: Autoencoder, x: torch.Tensor) -> torch.Tensor:
     """Mean squared error, a little of its image gradients' L1 error, and 1e-6 of the KL term."""
     posterior = vae.encode(x).latent_dist
-    reconstruction = vae.decode(posterior.mode()).sample
+    reconstruction = vae.decode(posterior.mode()).sample.float()
     edges = sum(
         F.l1_loss(torch.diff(reconstruction, dim=dim), torch.diff(x, dim=dim)) for dim in (2, 3)
     )
@@ -245,7 +247,10 @@ def training_steps(
     while done < 1:
         side = config.crop_sides[int(done * len(config.crop_sides))]
         count = max(1, config.batch * CROP_PIXELS // side**2)
-        loss = loss_of(vae, random_crops(scales, rng, count, side).to(config.device))
+        x = random_crops(scales, rng, count, side).to(config.device)
+        precision = getattr(torch, config.precision)
+        with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
+            loss = loss_of(vae, x)
         vae.zero_grad()
         loss.backward()
         for optimizer, peak in optimizers:
