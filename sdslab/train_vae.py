@@ -243,13 +243,15 @@ def training_steps(
     rate = config.learning_rate
     adam = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0, fused=True)
     optimizers = ((Muon(kernels, rate), rate), (adam, 0.3 * rate))
+    precision = getattr(torch, config.precision)
+    device_type = torch.device(config.device).type
+    autocast = torch.autocast(device_type, precision, enabled=precision != torch.float32)
     start, done, step = time.perf_counter(), 0.0, 0
     while done < 1:
         side = config.crop_sides[int(done * len(config.crop_sides))]
         count = max(1, config.batch * CROP_PIXELS // side**2)
         x = random_crops(scales, rng, count, side).to(config.device)
-        precision = getattr(torch, config.precision)
-        with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
+        with autocast:
             loss = loss_of(vae, x)
         vae.zero_grad()
         loss.backward()
@@ -257,7 +259,8 @@ def training_steps(
             warm_up = min(1.0, (step + 1) / 100)
             for group in optimizer.param_groups:
                 group["lr"] = peak * warm_up * (0.5 + 0.5 * math.cos(math.pi * done))
-            optimizer.step()
+            with autocast:
+                optimizer.step()
         step += 1
         elapsed_minutes = (time.perf_counter() - start) / 60
         done = max(step / config.steps, elapsed_minutes / config.minutes)
@@ -292,7 +295,7 @@ def train(config: TrainVaeConfig) -> None:
     if config.initial is not None:
         vae = LatentSpace.load(config.initial).vae.train().requires_grad_(True)
         vae.register_to_config(scaling_factor=1.0)
-    vae = vae.to(config.device)
+    vae = vae.to(config.device, memory_format=torch.channels_last)
     average = type(vae).from_config(dict(vae.config)).to(config.device)
     average.load_state_dict(vae.state_dict())
     config.out.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ class Environment:
         """
         radiance = load_environment(source)
         key = content_hash(radiance, _CACHE_VERSION, LEVELS, RESOLUTION)
-        return cls(**cached_tensors("environment", key, lambda: _prefilter(radiance, RESOLUTION)))
+        return cls(**cached_tensors("environment", key, lambda: vars(cls.from_radiance(radiance))))
 
     @classmethod
     def from_radiance(cls, radiance: Tensor, resolution: int = RESOLUTION) -> "Environment":
@@ -69,7 +69,7 @@ class Environment:
             radiance: [h, 2h, 3] as `environment_map.py` describes.
             resolution: of the octahedral maps, even.
         """
-        return cls(**_prefilter(radiance, resolution))
+        return cls(prefilter_specular(radiance, LEVELS, resolution), prefilter_irradiance(radiance))
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -229,10 +229,3 @@ def _on_sphere(u: Tensor, v: Tensor) -> Tensor:
     y, angle = 2 * u - 1, 2 * math.pi * v
     rim = (1 - y.square()).sqrt()
     return torch.stack((rim * angle.cos(), y, rim * angle.sin()), dim=1)
-
-
-def _prefilter(radiance: Tensor, resolution: int) -> dict[str, Tensor]:
-    return {
-        "specular": prefilter_specular(radiance, LEVELS, resolution),
-        "irradiance_sh": prefilter_irradiance(radiance),
-    }

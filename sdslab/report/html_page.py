@@ -1,8 +1,7 @@
-"""Templates and a study's Markdown to self-contained pages: what comes from files is escaped."""
+"""Templates and a study's tables to self-contained pages: what comes from files is escaped."""
 
 import base64
 import hashlib
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import jinja2
 from markupsafe import Markup, escape
 
 HERE = Path(__file__).parent
-_RULE = re.compile(r"\|(\s*:?-{3,}:?\s*\|)+")  # under the head of a pipe table
 
 
 def render_page(template: str, *, script: str = "", **values: Any) -> str:
@@ -58,30 +56,30 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def html_of(markdown: str) -> Markup:
-    """Converts what studies write; markup in the text is shown, not obeyed."""
-    blocks, lines = [], markdown.splitlines()
-    at = 0
-    while at < len(lines):
-        line = lines[at].strip()
-        if at + 1 < len(lines) and line.startswith("|") and _RULE.fullmatch(lines[at + 1].strip()):
-            end = at + 2
-            while end < len(lines) and lines[end].lstrip().startswith("|"):
-                end += 1
-            blocks.append(_table(_cells(line), [_cells(row) for row in lines[at + 2 : end]]))
-            at = end
-            continue
-        if line.startswith("#"):
-            # The page has a heading of its own above.
-            if line.startswith("##"):
-                blocks.append(Markup("<h3>{}</h3>").format(_plain(line.lstrip("# "))))
-        elif line:
-            blocks.append(Markup('<p class="note">{}</p>').format(_plain(line)))
-        at += 1
+def html_of(parts: list[Any]) -> Markup:
+    """A study's texts and tables; markup in them is shown, not obeyed.
+
+    Args:
+        parts: `sdslab.runs.table.Page.content` as JSON gives it back; what is neither is left out.
+    """
+    blocks = []
+    for part in parts:
+        match part:
+            case {"columns": list(columns), "rows": list(rows)}:
+                blocks.append(_table(columns, [row for row in rows if isinstance(row, list)]))
+            case str():
+                blocks += [_line(line.strip()) for line in part.splitlines() if line.strip()]
     return Markup("\n").join(blocks)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Markup:
+def _line(line: str) -> Markup:
+    if line.startswith("#"):
+        return Markup("<h3>{}</h3>").format(line.lstrip("# "))
+    return Markup('<p class="note">{}</p>').format(line)
+
+
+def _table(head: list[Any], rows: list[list[Any]]) -> Markup:
+    head, *rows = ([str(cell) for cell in row] for row in (head, *rows))
     numeric = [
         all(_is_number(row[column]) for row in rows if column < len(row)) and bool(rows)
         for column in range(len(head))
@@ -101,16 +99,6 @@ def _table(head: list[str], rows: list[list[str]]) -> Markup:
         f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
         f"<thead>{line('th', head)}</thead><tbody>{body}</tbody></table></div>"
     )
-
-
-def _cells(line: str) -> list[str]:
-    inner = line.strip().removeprefix("|").removesuffix("|")
-    return [_plain(cell.strip()) for cell in re.split(r"(?<!\\)\|", inner)]
-
-
-def _plain(text: str) -> str:
-    """Without Markdown's escapes."""
-    return re.sub(r"\\([\\*_|`#])", r"\1", text)
 
 
 def _is_number(cell: str) -> bool:

@@ -1,5 +1,6 @@
 """``report.html`` of a run folder: what came out, how it went, and how to make it again."""
 
+import json
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from markupsafe import Markup
 from PIL import Image
 
 from sdslab.errors import UserError, one_line
@@ -26,8 +26,7 @@ from sdslab.runs.schema import read_run
 from sdslab.shell.named_inputs import stem_of
 
 PAGE_NAME = "report.html"
-LARGEST_TABLE = 2**20  # bytes of a study's Markdown
-
+LARGEST_TABLE = 2**24  # bytes of a study's JSON
 MOST_PHOTOGRAPHS = 8  # of a page
 DEFAULT_EXEMPLAR = "gravel"  # of a run that names none
 LEAST_OTHER = 0.02  # of the time; less is rounding
@@ -117,10 +116,7 @@ def texture_page(folder: Path, record: dict[str, Any], index: str | None = None)
 
 def study_page(folder: Path, record: dict[str, Any], index: str | None = None) -> str:
     """The page of a study, as HTML."""
-    markdown = folder.parent / f"{folder.name}.md"
-    table = Markup("")
-    if markdown.is_file() and markdown.stat().st_size <= LARGEST_TABLE:
-        table = html_of(markdown.read_text(encoding="utf-8", errors="replace"))
+    table = html_of(_study_tables(folder.parent / f"{folder.name}.json"))
     return render_page(
         "study.html",
         title=title_of(record),
@@ -133,6 +129,17 @@ def study_page(folder: Path, record: dict[str, Any], index: str | None = None) -
         downloads=downloads_of_study(folder),
         **_shared(record, {}, index),
     )
+
+
+def _study_tables(path: Path) -> list[Any]:
+    """The page of a study's JSON; empty where there is none that can be read."""
+    try:
+        if path.stat().st_size > LARGEST_TABLE:
+            return []
+        page = json.loads(path.read_bytes())["page"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return page if isinstance(page, list) else []
 
 
 def study_figures(folder: Path) -> list[tuple[str, Image.Image, Path]]:

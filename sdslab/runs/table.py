@@ -1,4 +1,4 @@
-"""A page of text and tables: as Markdown, and in a terminal of any width."""
+"""A page of text and tables: as Markdown, for JSON, and in a terminal of any width."""
 
 import itertools
 import os
@@ -96,6 +96,13 @@ class Page:
     def markdown(self) -> str:
         """The whole page; asterisks, as of x*, are no emphasis."""
         return self._text().replace("*", r"\*")
+
+    def content(self) -> list[str | dict[str, Any]]:
+        """The parts for JSON: texts, and tables as their columns and rows."""
+        return [
+            part if isinstance(part, str) else {"columns": part.columns, "rows": part.rows}
+            for part in self.parts
+        ]
 
     def print(self, where: str) -> None:
         """Prints the page as it is, but for tables that a terminal has no room for.

@@ -179,7 +179,7 @@ class _Run:
         page, base = self.experiment.page(finished), self.out / f"{self.name}"
         write_text(Path(f"{base}.csv"), csv_of(rows))
         write_text(Path(f"{base}.md"), page.markdown())
-        self._write_json(finished, **self.experiment.details(finished))
+        self._write_json(finished, page=page.content(), **self.experiment.details(finished))
         self.experiment.draw(finished, Path(f"{base}.png"))
         # Their digests make them the study's own.
         table = Path(f"{base}.json")

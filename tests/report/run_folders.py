@@ -22,6 +22,7 @@ from sdslab.rendering.lighting import Environment
 from sdslab.rendering.preview import Previewer, contact_sheet
 from sdslab.rendering.renderer import Renderer
 from sdslab.runs.record import run_record, write_json
+from sdslab.runs.table import Page, Table
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parent / "node_modules"
@@ -120,11 +121,10 @@ def make_study(folder: Path, **changes: Any) -> Path:
     (folder / "small.csv").write_text("theta,psnr_db\n")
     Image.new("RGB", (600, 100), "navy").save(folder / "small.png")
     Image.new("RGB", (400, 300), "teal").save(folder / "small.convergence.png")
-    (folder / "small.md").write_text(
-        "# Small\n\n| θ | PSNR, dB |\n| --- | --- |\n| pixels | 147.26 ± 0.18 |\n"
-        f"| {HOSTILE} | −1 |\n\nNear x\\* it rounds.  \n",
-        encoding="utf-8",
-    )
+    table = Table(["θ", "PSNR, dB"], [["pixels", "147.26 ± 0.18"], [HOSTILE, "−1"]])
+    page = Page("Small", [table, "Near x* it rounds.  "])
+    (folder / "small.md").write_text(page.markdown(), encoding="utf-8")
+    write_json(folder / "small.json", {"page": page.content()})
     config = {"name": "small", "title": "A small study", "settings": {"size": 64}, "cells": []}
     record = record_of(program="study", kind="reconstruction", config=config, details={}, **changes)
     write_json(folder / "small" / "run.json", record)

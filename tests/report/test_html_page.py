@@ -1,3 +1,6 @@
+from typing import Any
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -5,12 +8,8 @@ from sdslab.report.html_page import html_of
 
 
 def test_headings_tables_and_notes():
-    html = html_of(
-        "# Title\n\nAbout **this** | that.\n\n"
-        "| a | b |\n| --- | --- |\n| x \\| y | 1.5 |\n| z | |\n\n"
-        "## Part\n\nNear x\\*.\n"
-    )
-    assert "Title" not in html  # the page has it above
+    table = {"columns": ["a", "b"], "rows": [["x | y", "1.5"], ["z", ""]]}
+    html = html_of(["About **this** | that.\n", table, "## Part\n\nNear x*.\n"])
     assert "<h3>Part</h3>" in html
     assert "<tr><td>x | y</td><td class=number>1.5</td></tr>" in html
     assert "<tr><td>z</td><td class=number></td></tr>" in html
@@ -19,14 +18,21 @@ def test_headings_tables_and_notes():
 
 
 def test_a_row_may_have_more_or_fewer_cells_than_the_head():
-    html = html_of("| a | b |\n| --- | --- |\n| 1 |\n| 1 | 2 | 3 |\n")
+    html = html_of([{"columns": ["a", "b"], "rows": [["1"], ["1", "2", "3"]]}])
     assert html.count("<td") == 4
+
+
+@pytest.mark.parametrize(
+    "part", [None, 1, ["a"], {}, {"columns": "ab", "rows": []}, {"columns": [], "rows": 3}]
+)
+def test_what_is_neither_text_nor_a_table_is_left_out(part: Any):
+    assert html_of([part, "after"]) == '<p class="note">after</p>'
 
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("|-\\\n #<>&\"'a1:"), max_size=200))
 def test_no_text_becomes_markup(text: str):
-    html = html_of(text)
+    html = html_of([text, {"columns": [text], "rows": [[text, text], [text]]}])
     tags = ("p", "h3", "div", "table", "thead", "tbody", "tr", "th", "td")
     for tag in tags:
         html = html.replace(f"</{tag}>", "").replace(f"<{tag}>", "")
