@@ -1,5 +1,6 @@
 """Fused operations: each has a plain torch body, a Triton body and, but for two, a CPU's own."""
 
+from sdslab.kernels.degenerate_sds import degenerate_sds_gradient
 from sdslab.kernels.noising import SRMode, perturb, sr_condition
 from sdslab.kernels.philox import (
     NOISE_STREAM,
@@ -14,7 +15,6 @@ from sdslab.kernels.sds_gradients import (
     Form,
     PredictionType,
     SDSResult,
-    degenerate_sds_gradient,
     sds_gradient_from_output,
 )
 from sdslab.kernels.validation import Backend

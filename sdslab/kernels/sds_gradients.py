@@ -1,4 +1,4 @@
-"""Score-distillation gradients: from a diffusion model's raw output, or under Eq. 3's one image."""
+"""The score-distillation gradient from a diffusion model's raw output."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -17,6 +17,7 @@ from sdslab.kernels.validation import (
     require_no_graph,
     require_one_of,
     require_samples,
+    require_type,
     require_weight,
 )
 
@@ -55,6 +56,29 @@ def guided_output(output: Tensor, x: Tensor, guidance_scale: float) -> Tensor:
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
+def combined_output(output: Tensor, x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ c_i m_i, written as (Σ c_i) m_0 + Σ c_i (m_i - m_0): guidance where the sum is 1.
+
+    Args:
+        output: [k·b, c or 2c, *spatial].
+        x: [b, c, *spatial].
+        coefficients: [k, b].
+
+    Returns:
+        The combination like x, and Σ c_i as [b, 1, ..., 1].
+    """
+    first, *others = output[:, : x.shape[1]].chunk(len(coefficients))
+    # In float64, so that (1 - s) + s is 1.
+    total, *rest = (
+        c.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        for c in (coefficients.double().sum(0), *coefficients[1:])
+    )
+    combination = total * first
+    for c, other in zip(rest, others, strict=True):
+        combination = combination + c * (other - first)
+    return combination, total
+
+
 def x0_from(
     prediction_type: PredictionType, output: Tensor, x_t: Tensor, signal: Tensor, sigma: Tensor
 ) -> Tensor:
@@ -84,6 +108,7 @@ def _reference(
     alpha_bar: Tensor,
     weight: Tensor,
     eps: Tensor | None,
+    coefficients: Tensor | None,
     guidance_scale: float,
     prediction_type: PredictionType,
     form: Form,
@@ -93,36 +118,34 @@ def _reference(
     signal, sigma = signal_and_noise_rates(alpha_bar, x)
     weight = weight.to(x.dtype).reshape(signal.shape)
     x_t = x if eps is None else (signal * x).add_(sigma * eps)
-    output = guided_output(model_output[:, : x.shape[1]].to(x.dtype), x, guidance_scale)
+    model_output, of_noise = model_output[:, : x.shape[1]].to(x.dtype), None
+    if coefficients is None:
+        output = guided_output(model_output, x, guidance_scale)
+    else:
+        output, total = combined_output(model_output, x, coefficients[:-1])
+        of_noise = coefficients[-1].to(x.dtype).reshape(total.shape)
+        rest = total + of_noise
+        x, x_t = total * x, total * x_t
     x0_hat = x0_from(prediction_type, output, x_t, signal, sigma)
     if clamp is not None:
         x0_hat = x0_hat.clamp(-clamp, clamp)
 
     if form == "x0":
         difference, coefficient = x - x0_hat, weight
+        if of_noise is not None:
+            difference = difference + rest * (sigma / signal) * eps
     else:
         straight = prediction_type == "epsilon" and clamp is None
         eps_hat = output if straight else (x_t - signal * x0_hat) / sigma
         assert eps is not None
-        difference, coefficient = eps_hat - eps, weight * (sigma / signal)
+        difference = eps_hat - eps if of_noise is None else eps_hat + of_noise * eps
+        coefficient = weight * (sigma / signal)
     gradient = weight * difference
     loss = 0.5 * coefficient.flatten() * difference.square().flatten(1).sum(1)
-    return gradient, loss, _count_nonfinite(output, gradient)
+    return gradient, loss, count_nonfinite(output, gradient)
 
 
-def _degenerate_reference(
-    x: Tensor, target: Tensor, weight: Tensor, clamp: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    x0_hat = target.to(weight.dtype)
-    if clamp is not None:
-        x0_hat = x0_hat.clamp(-clamp, clamp)
-    difference = x.to(weight.dtype) - x0_hat
-    gradient = weight.reshape(-1, *[1] * (x.ndim - 1)) * difference
-    loss = 0.5 * weight * difference.square().flatten(1).sum(1)
-    return gradient, loss, _count_nonfinite(target, gradient)
-
-
-def _count_nonfinite(used: Tensor, gradient: Tensor) -> Tensor:
+def count_nonfinite(used: Tensor, gradient: Tensor) -> Tensor:
     """Elements of each sample that are NaN or infinite in either tensor: [b] int64.
 
     Args:
@@ -133,11 +156,14 @@ def _count_nonfinite(used: Tensor, gradient: Tensor) -> Tensor:
     return (~finite).flatten(1).sum(1)
 
 
-def _alpha_bar_interval(prediction_type: PredictionType, form: Form) -> Interval:
+def _alpha_bar_interval(
+    prediction_type: PredictionType, form: Form, coefficients: Tensor | None
+) -> Interval:
     """The interval on which this form and prediction type do not divide by zero."""
     if form == "epsilon":
         return "(0, 1)"
-    return "(0, 1]" if prediction_type == "epsilon" else "[0, 1]"
+    divided = prediction_type == "epsilon" or coefficients is not None
+    return "(0, 1]" if divided else "[0, 1]"
 
 
 def sds_gradient_from_output(
@@ -148,6 +174,7 @@ def sds_gradient_from_output(
     noise: Tensor | NoiseKey,
     *,
     guidance_scale: float = 1.0,
+    coefficients: Tensor | None = None,
     prediction_type: PredictionType = "epsilon",
     form: Form = "x0",
     clamp: float | None = None,
@@ -170,6 +197,14 @@ def sds_gradient_from_output(
     otherwise. As x - x̂_0 = √((1 - ᾱ)/ᾱ) (ε̂ - ε), either loss has the gradient beside it as its
     derivative by x, x̂_0 fixed.
 
+    Other objectives compare other predictions: with ``coefficients`` c_i of k predictions m_i and
+    c_n of the noise, the ε-form is w (Σ c_i ε̂_i + c_n ε), the x0-form √((1 - ᾱ)/ᾱ) of that:
+
+        x0:      gradient = w ((Σ c_i) x - Σ c_i x̂_0i + √((1 - ᾱ)/ᾱ) (Σ c_i + c_n) ε)
+
+    Guidance is (1 - s, s) with c_n = -1; its loss is the one above, other losses are only the size
+    of their gradient.
+
     On CUDA nothing but the results is stored, and with a `NoiseKey` ε is generated again in
     registers. Computed in float32, or float64 for a float64 x. Inputs may be strided in any way:
     they are made contiguous first.
@@ -185,6 +220,8 @@ def sds_gradient_from_output(
         noise: The ε that x_t was made with: a tensor [b, c, *spatial] or the `NoiseKey` given to
             `perturb`.
         guidance_scale: s; anything but 1 needs both halves.
+        coefficients: [k + 1, b] floating point, of k predictions stacked on dim 0, [k·b, ...], and
+            of the noise. None is guidance. In float64 (1 - s) + s is 1.
         prediction_type: What the model predicts.
         form: Which of the two equations above.
         clamp: Bound of |x̂_0| (CasTex: 1 in the pixel space [-1, 1]), or None.
@@ -204,28 +241,33 @@ def sds_gradient_from_output(
     require_one_of("prediction_type", prediction_type, get_args(PredictionType))
     require_one_of("form", form, get_args(Form))
     require_samples("x", x, min_dims=2)
-    require_alpha_bar(alpha_bar, x, _alpha_bar_interval(prediction_type, form))
+    require_alpha_bar(alpha_bar, x, _alpha_bar_interval(prediction_type, form, coefficients))
     require_weight(weight, x)
     require_clamp(clamp)
-    _require_model_output(model_output, x, guidance_scale)
+    if coefficients is None:
+        _require_model_output(model_output, x, guidance_scale)
+    else:
+        _require_combination(model_output, x, coefficients, guidance_scale, clamp)
     require_no_graph(x=x, model_output=model_output, alpha_bar=alpha_bar, weight=weight)
     noise = checked_noise(noise, x)
     body = body_for(backend, x.device)
     x, model_output, alpha_bar, weight = (
         tensor.contiguous() for tensor in (x, model_output, alpha_bar, weight)
     )
-    settings = (float(guidance_scale), prediction_type, form, clamp)
+    coefficients = None if coefficients is None else coefficients.detach().contiguous()
+    settings = (coefficients, float(guidance_scale), prediction_type, form, clamp)
     if body == "triton":
         from sdslab.kernels.triton_bodies import sds_gradient_triton
 
         tensors = (x, model_output, alpha_bar, weight, *launch_arguments(noise, x.device))
         return SDSResult(*sds_gradient_triton(*tensors, *settings))
     # w (x - m) has no noise in it.
-    eps = None if prediction_type == form == "x0" else drawn_noise(noise, x)
-    if body == "cpu":
+    noiseless = prediction_type == form == "x0" and coefficients is None
+    eps = None if noiseless else drawn_noise(noise, x)
+    if body == "cpu" and coefficients is None:
         from sdslab.kernels.cpu_bodies import sds_gradient_cpu
 
-        return SDSResult(*sds_gradient_cpu(x, model_output, alpha_bar, weight, eps, *settings))
+        return SDSResult(*sds_gradient_cpu(x, model_output, alpha_bar, weight, eps, *settings[1:]))
     return SDSResult(*_reference(x, model_output, alpha_bar, weight, eps, *settings))
 
 
@@ -242,69 +284,37 @@ def _require_model_output(model_output: Tensor, x: Tensor, guidance_scale: float
         )
 
 
-def degenerate_sds_gradient(
+def _require_combination(
+    model_output: Tensor,
     x: Tensor,
-    target: Tensor,
-    alpha_bar: Tensor,
-    weight: Tensor,
-    *,
-    form: Form = "x0",
-    clamp: float | None = None,
-    backend: Backend = "auto",
-) -> SDSResult:
-    """The distillation gradient under δ(x - x*), where x̂_0 = x* whatever the noise.
-
-    The same as `sds_gradient` with the model output ε̂ = (x_t - √ᾱ x*)/√(1 - ᾱ), but exact: the
-    noise cancels on paper instead of in floating point. With the weight w in the chosen form
-
-        x0:      gradient = w (x - x*),                loss = ½ w Σ (x - x*)²
-        epsilon: gradient = w √(ᾱ/(1 - ᾱ)) (x - x*),   loss = ½ w √(ᾱ/(1 - ᾱ)) Σ (x - x*)²
-
-    Computed in float32, or float64 for a float64 x. Inputs may be strided in any way: they are made
-    contiguous first.
-
-    Args:
-        x: [b, c, *spatial] the clean z, floating point.
-        target: x*, [b, c, *spatial] or [1, c, *spatial] for all samples, floating point.
-        alpha_bar: [b] in [0, 1], or (0, 1) for the epsilon form. Values are checked on the CPU
-            only.
-        weight: [b] floating point, w(t) in the chosen form.
-        form: Which of the two equations above.
-        clamp: Bound of |x*|, applied as `sds_gradient` applies it to x̂_0, or None.
-        backend: "auto" by device (on a CPU a compiled loop), "reference" (plain torch) or "triton".
-
-    Returns:
-        The gradient, its loss and, as `nonfinite`, the number of elements of each sample at which
-        the target or the gradient is not finite.
-
-    Raises:
-        ValueError: Shapes, dtypes, devices, values or names do not fit, a tensor requires a
-            gradient, or the backend cannot run here.
-
-    Source: CasTex Eq. 3-5 (arXiv 2504.06856).
-    """
-    require_one_of("form", form, get_args(Form))
-    require_samples("x", x, min_dims=2)
-    require_alpha_bar(alpha_bar, x, "[0, 1]" if form == "x0" else "(0, 1)")
-    require_weight(weight, x)
-    require_clamp(clamp)
-    shapes = (list(x.shape), [1, *x.shape[1:]])
-    require_like("target", target, x, shapes, "encode or resize it as x was")
-    require_no_graph(x=x, target=target, alpha_bar=alpha_bar, weight=weight)
-    body = body_for(backend, x.device)
-    x, target = x.contiguous(), target.contiguous()
-    if body == "triton":
-        from sdslab.kernels.triton_bodies import degenerate_sds_gradient_triton
-
-        alpha_bar, weight = alpha_bar.contiguous(), weight.contiguous()
-        return SDSResult(*degenerate_sds_gradient_triton(x, target, alpha_bar, weight, form, clamp))
-    weight = weight.to(compute_dtype(x))
-    if form == "epsilon":
-        # In float64, because 1 - alpha_bar cancels at small t.
-        alpha_bar = alpha_bar.double()
-        weight = weight * (alpha_bar / (1 - alpha_bar)).sqrt().to(weight.dtype)
-    if body == "cpu":
-        from sdslab.kernels.cpu_bodies import degenerate_sds_gradient_cpu
-
-        return SDSResult(*degenerate_sds_gradient_cpu(x, target, weight, clamp))
-    return SDSResult(*_degenerate_reference(x, target, weight, clamp))
+    coefficients: Tensor,
+    guidance_scale: float,
+    clamp: float | None,
+) -> None:
+    b, c, *spatial = x.shape
+    require_type("coefficients", coefficients, Tensor, "make it with torch.tensor")
+    if coefficients.ndim != 2 or len(coefficients) < 2 or coefficients.shape[1] != b:
+        raise ValueError(
+            f"coefficients must be [k + 1, {b}], of k predictions and of the noise, for x "
+            f"{list(x.shape)}, got {list(coefficients.shape)}"
+        )
+    if not coefficients.is_floating_point():
+        raise ValueError(f"coefficients must be floating point, got {coefficients.dtype}")
+    if coefficients.device != x.device:
+        raise ValueError(
+            f"coefficients must be on the device of x, {x.device}, got {coefficients.device}"
+        )
+    k = len(coefficients) - 1
+    shapes = tuple([k * b, channels, *spatial] for channels in (c, 2 * c))
+    advice = "stack the predictions on dim 0 in the order of the coefficients"
+    require_like("model_output", model_output, x, shapes, advice)
+    if guidance_scale != 1:
+        raise ValueError(
+            f"guidance_scale must be 1 where coefficients are given, got {guidance_scale}; write "
+            "guidance as the coefficients 1 - s and s"
+        )
+    if clamp is not None:
+        raise ValueError(
+            f"clamp must be None where coefficients are given, got {clamp}: a combination of "
+            "predictions is no picture whose range is known"
+        )

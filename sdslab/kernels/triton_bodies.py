@@ -113,6 +113,7 @@ def sds_gradient_triton(
     noise: Tensor | None,
     sample: Tensor | None,
     words: Sequence[int],
+    coefficients: Tensor | None,
     guidance_scale: float,
     prediction_type: str,
     form: str,
@@ -123,6 +124,10 @@ def sds_gradient_triton(
     launch = launch_with_sums(n, compute_dtype(x))
     gradient, loss, nonfinite = _gradient_buffers(x, launch)
     output_stride = model_output[0].numel()
+    if coefficients is not None:
+        # The first prediction's own coefficient is the sum of all, as `combined_output` has it.
+        total = coefficients[:-1].double().sum(0)
+        coefficients = torch.cat((total[None], coefficients[1:].double()))
     with torch.cuda.device_of(x):
         sds_gradient_kernel[_grid(len(x), n, launch)](
             x,
@@ -133,13 +138,15 @@ def sds_gradient_triton(
             sample,
             *(words or (0, 0, 0, 0)),
             guidance_scale,
+            coefficients,
             gradient,
             loss,
             nonfinite,
             n,
             output_stride,
             len(x) * output_stride,
-            GUIDED=len(model_output) == 2 * len(x),
+            len(x),
+            PREDICTIONS=len(model_output) // len(x),
             PREDICTION_TYPE=prediction_type,
             FORM=form,
             CLAMP=clamp,

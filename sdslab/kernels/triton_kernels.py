@@ -184,13 +184,15 @@ def sds_gradient_kernel(
     stream: tl.uint32,
     step: tl.uint32,
     guidance_scale: tl.float64,
+    coefficients_ptr,
     gradient_ptr,
     loss_ptr,
     nonfinite_ptr,
     n,
     output_stride,
-    conditional_offset,
-    GUIDED: tl.constexpr,
+    next_prediction,
+    samples,
+    PREDICTIONS: tl.constexpr,
     PREDICTION_TYPE: tl.constexpr,
     FORM: tl.constexpr,
     CLAMP: tl.constexpr,
@@ -231,26 +233,42 @@ def sds_gradient_kernel(
 
         output_ptrs = model_output_ptr + row * output_stride + offsets
         output = tl.load(output_ptrs, mask=mask, other=0.0).to(DTYPE)
-        if GUIDED:
-            conditional = tl.load(output_ptrs + conditional_offset, mask=mask, other=0.0).to(DTYPE)
-            output = output + tl.full((), guidance_scale, DTYPE) * (conditional - output)
+        total, of_noise, x_part, x_t_part = 1.0, -1.0, x, x_t
+        if coefficients_ptr is None:
+            if PREDICTIONS == 2:
+                other = tl.load(output_ptrs + next_prediction, mask=mask, other=0.0).to(DTYPE)
+                output = output + tl.full((), guidance_scale, DTYPE) * (other - output)
+        else:
+            first = output
+            total = tl.load(coefficients_ptr + row).to(DTYPE)
+            output = total * first
+            x_part, x_t_part = total * x, total * x_t
+            for i in tl.static_range(1, PREDICTIONS):
+                other_ptrs = output_ptrs + i * next_prediction
+                other = tl.load(other_ptrs, mask=mask, other=0.0).to(DTYPE)
+                coefficient = tl.load(coefficients_ptr + i * samples + row).to(DTYPE)
+                output = output + coefficient * (other - first)
+            of_noise = tl.load(coefficients_ptr + PREDICTIONS * samples + row).to(DTYPE)
 
         if PREDICTION_TYPE == "epsilon":
-            x0_hat = (x_t - sigma * output) / signal
+            x0_hat = (x_t_part - sigma * output) / signal
         elif PREDICTION_TYPE == "v":
-            x0_hat = signal * x_t - sigma * output
+            x0_hat = signal * x_t_part - sigma * output
         elif PREDICTION_TYPE == "flow":
-            x0_hat = (x_t - sigma * output) / (signal + sigma)
+            x0_hat = (x_t_part - sigma * output) / (signal + sigma)
         else:
             x0_hat = output
         x0_hat = _clamp(x0_hat, CLAMP)
 
         if FORM == "x0":
-            difference = x - x0_hat
-        elif PREDICTION_TYPE == "epsilon" and CLAMP is None:
-            difference = output - eps
+            difference = x_part - x0_hat
+            if coefficients_ptr is not None:
+                difference = difference + (total + of_noise) * (sigma / signal) * eps
         else:
-            difference = (x_t - signal * x0_hat) / sigma - eps
+            eps_hat = output
+            if PREDICTION_TYPE != "epsilon" or CLAMP is not None:
+                eps_hat = (x_t_part - signal * x0_hat) / sigma
+            difference = eps_hat + of_noise * eps
         squares, count = _store_gradient(
             gradient_ptr, row, offsets, mask, n, weight * difference, difference, output
         )

@@ -321,6 +321,67 @@ def test_gradient_and_loss_are_linear_in_the_weight(b, c, spatial, scale, factor
     torch.testing.assert_close(scaled.loss, factor * once.loss, rtol=1e-12, atol=1e-12)
 
 
+def combined(inputs: dict[str, Any], coefficients: Tensor, prediction_type: str, form: str):
+    """w (Σ c_i ε̂_i + c_n ε) in float64, times √((1 - ᾱ)/ᾱ) in x0-form."""
+    x, output, alpha_bar, weight, eps = (
+        inputs[name].double() for name in ("x", "model_output", "alpha_bar", "weight", "noise")
+    )
+    alpha_bar, weight = (value.reshape(-1, *[1] * (x.ndim - 1)) for value in (alpha_bar, weight))
+    signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    x_t = signal * x + sigma * eps
+    residual = torch.zeros_like(x)
+    for c, m in zip(
+        coefficients, [*output[:, : x.shape[1]].chunk(len(coefficients) - 1), None], strict=True
+    ):
+        eps_hat = eps
+        if m is not None:
+            eps_hat = {
+                "epsilon": m,
+                "v": signal * m + sigma * x_t,
+                "x0": (x_t - signal * m) / sigma,
+                "flow": (x_t + signal * m) / (signal + sigma),
+            }[prediction_type]
+        residual += c.double().reshape(alpha_bar.shape) * eps_hat
+    return weight * residual * (sigma / signal if form == "x0" else 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[0.3, 1.0], [-1.0, 0.5]],
+        [[-6.5, 0.5], [7.5, -0.5], [0.0, 0.0]],
+        [[1.0, -2.0], [0.5, 3.0], [-1.5, 0.25], [-1.0, 0.7]],
+    ],
+    ids=["one", "two", "three"],
+)
+def test_any_combination_of_predictions(body, prediction_type, form, rows):
+    coefficients = torch.tensor(rows, dtype=torch.float64)
+    inputs = batch((2, 4, 63), torch.float64, rows=len(rows) - 1)
+    inputs["model_output"] = inputs["model_output"].float()
+    options = {"prediction_type": prediction_type, "form": form, "coefficients": coefficients}
+    if body.device != "cpu":
+        options["coefficients"] = coefficients.to(body.device)
+    actual = run(body, inputs, **options)
+    expected = combined(inputs, coefficients, prediction_type, form)
+    torch.testing.assert_close(actual.gradient.cpu(), expected, rtol=1e-11, atol=1e-11)
+    assert actual.nonfinite.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5, 33.3])
+def test_guidance_is_a_combination_bit_for_bit(scale, prediction_type, form):
+    inputs = batch((2, 4, 63))
+    options = {"prediction_type": prediction_type, "form": form, "backend": "reference"}
+    coefficients = torch.tensor([[1 - scale] * 2, [scale] * 2, [-1, -1]], dtype=torch.float64)
+    guided = sds_gradient_from_output(**inputs, **options, guidance_scale=scale)
+    combination = sds_gradient_from_output(**inputs, **options, coefficients=coefficients)
+    for name in SDSResult._fields:
+        assert torch.equal(getattr(combination, name), getattr(guided, name)), name
+
+
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "prediction type": (
         {"prediction_type": "noise"},
@@ -360,6 +421,34 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         r"alpha_bar must be in \(0, 1\) here, got \[1.0\]",
     ),
     "negative clamp": ({"clamp": -1.0}, "clamp must be positive or None, got -1.0; pass 1.0"),
+    "coefficients of another batch": (
+        {"coefficients": torch.ones(2, 3)},
+        r"coefficients must be \[k \+ 1, 2\], of k predictions and of the noise, .*got \[2, 3\]",
+    ),
+    "integer coefficients": (
+        {"coefficients": torch.ones(2, 2, dtype=torch.int64)},
+        "coefficients must be floating point, got torch.int64",
+    ),
+    "too few predictions for the coefficients": (
+        {"coefficients": torch.ones(3, 2)},
+        r"model_output must be \[4, 3, 5\] or \[4, 6, 5\] for x .*in the order of the coefficients",
+    ),
+    "guidance and coefficients": (
+        {"coefficients": torch.ones(2, 2), "guidance_scale": 2.0},
+        "guidance_scale must be 1 where coefficients are given, got 2.0; write",
+    ),
+    "a clamp and coefficients": (
+        {"coefficients": torch.ones(2, 2), "clamp": 1.0},
+        "clamp must be None where coefficients are given, got 1.0: a combination",
+    ),
+    "coefficients and no signal": (
+        {
+            "alpha_bar": torch.tensor([0.5, 0.0]),
+            "coefficients": torch.ones(2, 2),
+            "prediction_type": "v",
+        },
+        r"alpha_bar must be in \(0, 1\] here",
+    ),
     "a graph": (
         {"model_output": torch.zeros(2, 3, 5, requires_grad=True)},
         r"model_output must not require a gradient.*pass model_output.detach\(\)",

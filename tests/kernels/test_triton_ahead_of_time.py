@@ -35,7 +35,7 @@ VECTOR_BYTES = 16
 BLOCK = 1024
 BYTES = {"fp64": 8, "i64": 8, "fp32": 4, "i32": 4, "fp16": 2, "bf16": 2}
 SIZES = {
-    "n", "output_stride", "target_stride", "conditional_offset", "height", "width", "size",
+    "n", "output_stride", "target_stride", "next_prediction", "height", "width", "size",
     "low_size",
 }  # fmt: skip
 
@@ -81,6 +81,7 @@ ELEMENTS = {
     "nonfinite_ptr": "i64",
     "alpha_bar_ptr": "fp64",
     "weight_ptr": "fp64",
+    "coefficients_ptr": "fp64",
 }
 FP32 = {"DTYPE": tl.float32, "BLOCK": BLOCK}
 # 3 × 64² elements are one program's.
@@ -95,11 +96,14 @@ ALL_FP64: dict[str, str] = dict.fromkeys(
 )  # fmt: skip
 
 
-def sds(prediction_type: str, form: str, clamp: float | None, guided: bool) -> dict[str, Any]:
+def sds(
+    prediction_type: str, form: str, clamp: float | None, guided: bool = False, combined: int = 0
+) -> dict[str, Any]:
+    """Constants of the gradient of one, of a guided or of a number of combined predictions."""
     return {
-        "PREDICTION_TYPE": prediction_type, "FORM": form, "CLAMP": clamp, "GUIDED": guided,
-        "TILES": 1,
-    }  # fmt: skip
+        "PREDICTION_TYPE": prediction_type, "FORM": form, "CLAMP": clamp, "TILES": 1,
+        "PREDICTIONS": combined or 1 + guided,
+    } | ({} if combined else {"coefficients_ptr": None})  # fmt: skip
 
 
 def sr(mode: str, **constants: Any) -> dict[str, Any]:
@@ -168,6 +172,13 @@ CASES = {
         ("x_ptr", "noise_ptr", "model_output_ptr", "model_output_ptr"),
         ("gradient_ptr",),
     ),
+    "sds of three predictions by key": Case(
+        "sds_gradient_kernel",
+        FP32 | BY_KEY | sds("epsilon", "x0", None, combined=3),
+        {},
+        ("x_ptr", "model_output_ptr", "model_output_ptr", "model_output_ptr"),
+        ("gradient_ptr",),
+    ),
     "sds fp64 bf16 by key": Case(
         "sds_gradient_kernel",
         FP64 | BY_KEY | sds("epsilon", "epsilon", 1.0, False),
@@ -234,7 +245,7 @@ def compile_case(case: Case, architecture: int, wide: Collection[str] = ()) -> C
         ELEMENTS | dict(case.elements),
         architecture,
         aligned=SIZES,
-        wide={*wide, *case.wide, "conditional_offset"},
+        wide={*wide, *case.wide, "next_prediction"},
         warps=case.warps,
         fp_fusion=False,
     )
@@ -265,7 +276,7 @@ def test_offsets_beyond_32_bits_do_not_wrap(name: str, n: int):
     """The last program of three samples, whose elements are beyond 2^31."""
     case = CASES[name]
     programs = -(-n // BLOCK)
-    sizes = {"n": n, "output_stride": 2 * n, "target_stride": n, "conditional_offset": 6 * n}
+    sizes = {"n": n, "output_stride": 2 * n, "target_stride": n, "next_prediction": 6 * n}
     compiled = compile_case(case, 90, [name for name, size in sizes.items() if size >= 2**31])
     found = accesses(compiled.asm["ttir"], 3 * programs - 1, sizes)
     lanes = (programs - 1) * BLOCK + np.arange(BLOCK, dtype=np.int64)
