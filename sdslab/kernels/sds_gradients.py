@@ -118,7 +118,8 @@ def _reference(
     signal, sigma = signal_and_noise_rates(alpha_bar, x)
     weight = weight.to(x.dtype).reshape(signal.shape)
     x_t = x if eps is None else (signal * x).add_(sigma * eps)
-    model_output, of_noise = model_output[:, : x.shape[1]].to(x.dtype), None
+    model_output = model_output[:, : x.shape[1]].to(x.dtype)
+    of_noise = rest = None
     if coefficients is None:
         output = guided_output(model_output, x, guidance_scale)
     else:
@@ -132,7 +133,8 @@ def _reference(
 
     if form == "x0":
         difference, coefficient = x - x0_hat, weight
-        if of_noise is not None:
+        if rest is not None:
+            assert eps is not None
             difference = difference + rest * (sigma / signal) * eps
     else:
         straight = prediction_type == "epsilon" and clamp is None
