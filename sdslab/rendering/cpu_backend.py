@@ -18,11 +18,7 @@ from torch import Tensor
 from sdslab.kernels.compiled import njit
 from sdslab.machine import run_all, split, worker_count
 from sdslab.rendering.cpu_texture import sample_texture_cpu
-from sdslab.rendering.render_backend import Fragments, RenderBackend
-
-# A pixel centre this near to an edge, as a share of the face, lies in both of the edge's faces:
-# rounding must not make it lie in neither.
-ON_EDGE = 1e-12
+from sdslab.rendering.render_backend import ON_EDGE, Fragments, RenderBackend, face_bits
 
 
 @njit(nogil=True, cache=True)
@@ -44,7 +40,7 @@ def _pixel_bounds(x0, y0, w0, x1, y1, w1, x2, y2, w2, height, width):
 
 
 @njit(nogil=True, cache=True)
-def visible_faces(clip, faces, top, bottom, ids):
+def visible_faces(clip, faces, top, bottom, depth_steps, ids):
     """Writes 1 + the nearest face of every pixel of the rows [top, bottom) of one view.
 
     Args:
@@ -52,11 +48,12 @@ def visible_faces(clip, faces, top, bottom, ids):
         faces: [f, 3] int32.
         top: first row.
         bottom: one past the last row.
+        depth_steps: faces are equally near within 1/depth_steps of z/w.
         ids: [h, w] int32, zeros; written.
     """
     height, width = ids.shape
-    pixel_width = 1 / width
-    nearest = np.full((bottom - top, width), np.inf)  # z/w
+    pixel_width, pixel_height = 1 / width, 1 / height
+    nearest = np.full((bottom - top, width), np.iinfo(np.int64).max)  # steps from the near plane
     for face in range(faces.shape[0]):
         i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
         w0, w1, w2 = float(clip[i, 3]), float(clip[j, 3]), float(clip[k, 3])
@@ -65,14 +62,13 @@ def visible_faces(clip, faces, top, bottom, ids):
         x0, x1, x2 = float(clip[i, 0]), float(clip[j, 0]), float(clip[k, 0])
         y0, y1, y2 = float(clip[i, 1]), float(clip[j, 1]), float(clip[k, 1])
         left, right, first, last = _pixel_bounds(x0, y0, w0, x1, y1, w1, x2, y2, w2, height, width)
-        first, last = max(first, top), min(last, bottom - 1)
-        if left > right or first > last:
+        if left > right or first > last or first >= bottom or last < top:
             continue
         # Edge functions a_k = e_k + b_k (f_x − m_x) + c_k (f_y − m_y) around a point m amid the
         # face, from corners shifted by m w: around the picture's middle, faces seen edge-on would
         # lose their depth to cancellation.
         mx = (left + right + 1) * pixel_width - 1
-        my = 1 - (first + last + 1) / height
+        my = 1 - (first + last + 1) * pixel_height
         u0, u1, u2 = x0 - mx * w0, x1 - mx * w1, x2 - mx * w2
         v0, v1, v2 = y0 - my * w0, y1 - my * w1, y2 - my * w2
         e0, e1, e2 = u1 * v2 - v1 * u2, u2 * v0 - v2 * u0, u0 * v1 - v0 * u1
@@ -91,8 +87,8 @@ def visible_faces(clip, faces, top, bottom, ids):
         # z/w is affine in f as well: Σ a_k z_k.
         z0, z1, z2 = float(clip[i, 2]), float(clip[j, 2]), float(clip[k, 2])
         depth_by_x = b0 * z0 + b1 * z1 + b2 * z2
-        for row in range(first, last + 1):
-            fy = 1 - (2 * row + 1) / height - my
+        for row in range(max(first, top), min(last + 1, bottom)):
+            fy = 1 - (2 * row + 1) * pixel_height - my
             r0, r1, r2 = e0 + c0 * fy, e1 + c1 * fy, e2 + c2 * fy
             depth_of_row = r0 * z0 + r1 * z1 + r2 * z2
             for column in range(left, right + 1):
@@ -103,9 +99,11 @@ def visible_faces(clip, faces, top, bottom, ids):
                     and r2 + b2 * fx >= -ON_EDGE
                 ):
                     depth = depth_of_row + depth_by_x * fx
-                    if -1 <= depth <= 1 and depth < nearest[row - top, column]:
-                        nearest[row - top, column] = depth
-                        ids[row, column] = face + 1
+                    if -1 <= depth <= 1:
+                        order = int((depth + 1) * depth_steps)
+                        if order < nearest[row - top, column]:
+                            nearest[row - top, column] = order
+                            ids[row, column] = face + 1
 
 
 @njit(nogil=True, cache=True)
@@ -165,10 +163,11 @@ class CpuBackend(RenderBackend):
         height, width = resolution
         ids = torch.zeros(len(clip), height, width, dtype=torch.int32)
         bands = split(height, -(-worker_count() // len(clip)))
+        depth_steps = 2.0 ** (61 - face_bits(len(faces)))
         run_all(
             visible_faces,
             [
-                (clip_of_view, faces.numpy(), band.start, band.stop, ids_of_view)
+                (clip_of_view, faces.numpy(), band.start, band.stop, depth_steps, ids_of_view)
                 for clip_of_view, ids_of_view in zip(
                     clip.contiguous().numpy(), ids.numpy(), strict=True
                 )

@@ -8,6 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, stack
 
+# A pixel centre this near to an edge, as a share of the face, lies in both of the edge's faces:
+# rounding must not make it lie in neither.
+ON_EDGE = 1e-12
+
+
+def face_bits(faces: int) -> int:
+    """Bits that hold the numbers 0 to ``faces``.
+
+    The other 62 − `face_bits` of a positive 64-bit number hold (z/w + 1) · 2^(61 − `face_bits`), so
+    that the least number is that of the nearest face, and of the lowest index among equals.
+    """
+    return max(1, faces.bit_length())
+
 
 @dataclass(frozen=True, eq=False)
 class Fragments:
@@ -53,7 +66,7 @@ class RenderBackend(ABC):
 
         Returns:
             [b, height, width] int32: 0 where nothing is seen, else 1 + the face's index. Where two
-            faces are equally near, the lower index wins.
+            faces are equally near, to `face_bits`' step of z/w, the lower index wins.
         """
 
     @abstractmethod

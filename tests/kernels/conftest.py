@@ -1,8 +1,6 @@
 """Every op is tested through all its bodies: plain torch, the CPU's, Triton's by both its ways."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +10,8 @@ import torch
 from torch import Tensor
 
 from sdslab.kernels import Backend
+from tests.interpreted import INTERPRETED, interpreted_process
 
-# Triton reads this variable once, when something imports it, so tests cannot set it themselves:
-# test_triton_kernels.py runs them with it in a process of their own.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# The environment of a process that does not interpret them.
-PLAIN = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-PLAIN["PYTHONPATH"] = os.pathsep.join(sys.path)
 CPU_BODIES = ["reference", "cpu", *(["interpreted"] if INTERPRETED else [])]
 
 
@@ -70,21 +63,8 @@ def interpreted_tests(request: pytest.FixtureRequest) -> Iterator[subprocess.Pop
     if not any(item.name == "test_interpreted_bodies" for item in request.session.items):
         yield None
         return
-    folder = Path(__file__).parent
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "pytest", str(folder)),
-            *("-k", "interpreted and not test_interpreted_bodies"),
-            *("--confcutdir", str(folder), "-p", "no:cacheprovider"),
-        ],
-        env=PLAIN | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
+    with interpreted_process(Path(__file__).parent) as process:
         yield process
-        process.kill()
 
 
 @pytest.fixture(scope="module")

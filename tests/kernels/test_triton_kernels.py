@@ -3,14 +3,12 @@ import sys
 
 import pytest
 
-from tests.kernels.conftest import INTERPRETED, PLAIN
+from tests.interpreted import INTERPRETED, PLAIN, assert_it_passes
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the bodies are interpreted in this process")
 def test_interpreted_bodies(interpreted_tests: subprocess.Popen[str]):
-    pytest.importorskip("triton", reason="triton is not installed")
-    printed, _ = interpreted_tests.communicate()
-    assert interpreted_tests.returncode == 0, printed
+    assert_it_passes(interpreted_tests)
 
 
 def test_importing_the_ops_does_not_import_triton():

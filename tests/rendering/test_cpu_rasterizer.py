@@ -155,13 +155,18 @@ def test_degenerate_and_non_finite_corners_cover_nothing():
 
 def test_results_do_not_depend_on_the_number_of_threads():
     mesh = PROCEDURAL_MESHES["torus"]()
-    clip = clip_of(CameraSampler().sample(0, 0, 1), mesh.render_positions)
+    inside = Cameras.look_at(
+        torch.zeros(1, 3), torch.tensor([[1.0, 0.3, 0]]), torch.tensor([150.0])
+    )
+    cameras = [CameraSampler().sample(0, 0, 1), inside]
+    clip = [clip_of(camera, mesh.render_positions) for camera in cameras]
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(CpuBackend().visibility(clip, mesh.faces, (100, 60)))
+            ids = [CpuBackend().visibility(view, mesh.faces, (100, 60)) for view in clip]
+            results.append(torch.cat(ids))
     finally:
         torch.set_num_threads(before)
     assert all(result.equal(results[0]) for result in results)
