@@ -209,6 +209,33 @@ class SqrtAnnealedTimesteps(TimestepSampler):
 
 @final
 @dataclass(frozen=True)
+class SwitchedTimesteps(TimestepSampler):
+    """One range [t_min, t_max) up to a share of the run, another from there."""
+
+    first: tuple[int, int]
+    then: tuple[int, int]
+    at: float
+
+    def bounds(self, progress: float) -> tuple[int, int]:
+        return self.first if progress < self.at else self.then
+
+
+@final
+@dataclass(frozen=True)
+class FallingTimestep(TimestepSampler):
+    """One t for all samples, from ``start`` down to ``end`` with progress ** ``power``."""
+
+    start: int
+    end: int
+    power: float = 1.0
+
+    def bounds(self, progress: float) -> tuple[int, int]:
+        t = round(self.start + (self.end - self.start) * progress**self.power)
+        return t, t + 1
+
+
+@final
+@dataclass(frozen=True)
 class Weighting:
     """w(t) together with the form of Eq. 1 that it multiplies.
 
@@ -229,6 +256,9 @@ WEIGHTINGS = {
     "x0_castex": Weighting("x0", lambda alpha_bar: (alpha_bar * (1 - alpha_bar)).sqrt()),
     "epsilon_unit": Weighting("epsilon", torch.ones_like),
     "epsilon_dreamfusion": Weighting("epsilon", lambda alpha_bar: 1 - alpha_bar),
+    "epsilon_ism": Weighting("epsilon", lambda alpha_bar: ((1 - alpha_bar) / alpha_bar).sqrt()),
+    # v̂ - (ε - z) of a flow at s = √(1-ᾱ) / (√ᾱ + √(1-ᾱ)) is (z - x̂_0) / s.
+    "x0_flow": Weighting("x0", lambda alpha_bar: 1 + (alpha_bar / (1 - alpha_bar)).sqrt()),
 }
 
 
