@@ -8,6 +8,7 @@ filters to level 0.
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,20 +16,18 @@ from torch import Tensor
 
 from sdslab.kernels.compiled import njit
 from sdslab.machine import run_all, split, worker_count
+from sdslab.rendering.render_backend import level_sizes
 
 
-def _levels(height: int, width: int) -> np.ndarray:
+def _levels(shape: Sequence[int]) -> np.ndarray:
     """[levels, 4] int64: height, width, first row of all, and first texel within levels 1 and up.
 
     Levels 1 and up are one array of texels, for level 0 is the texture itself.
     """
-    levels = [(height, width, 0, 0)]
-    texels = 0
-    while height * width > 1:
-        first_row = levels[-1][2] + height
-        height, width = max(1, height // 2), max(1, width // 2)
-        levels.append((height, width, first_row, texels))
-        texels += height * width
+    levels, first_row, texels = [], 0, -shape[0] * shape[1]
+    for height, width in level_sizes(shape):
+        levels.append((height, width, first_row, max(0, texels)))
+        first_row, texels = first_row + height, texels + height * width
     return np.array(levels, dtype=np.int64)
 
 
@@ -157,7 +156,7 @@ def _level(base: np.ndarray, rest: np.ndarray, levels: np.ndarray, level: int) -
 
 def _pyramid(maps: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     height, width, channels = maps.shape
-    levels = _levels(height, width)
+    levels = _levels(maps.shape)
     base = maps.detach().numpy().reshape(height * width, channels)
     texels = int((levels[1:, 0] * levels[1:, 1]).sum())
     rest = np.empty((max(texels, 1), channels), dtype=np.float32)
@@ -220,14 +219,9 @@ def _even_shares(touches: np.ndarray, parts: int) -> list[tuple[int, int]]:
 
 
 def sample_texture_cpu(maps: Tensor, uv: Tensor, uv_derivatives: Tensor) -> Tensor:
-    """`texture_sampling.sample_texture` on the CPU, in float32; differentiable in the maps.
+    """`sample_texture` on the CPU, in float32; differentiable in the maps.
 
     Raises:
         ValueError: a side is no power of two; wrapping is a bit mask.
     """
-    if any(side < 1 or side & (side - 1) for side in maps.shape[:2]):
-        raise ValueError(
-            f"maps must be [h, w, c] with sides that are powers of two, got {list(maps.shape)}; "
-            f"resize them"
-        )
     return _Lookup.apply(maps, uv.contiguous(), uv_derivatives.contiguous())  # type: ignore[return-value]

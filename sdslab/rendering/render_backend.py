@@ -1,6 +1,7 @@
 """What a rasterizer must do, its reference in plain torch, and nvdiffrast's backend."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -156,11 +157,27 @@ def mip_pyramid(maps: Tensor) -> list[Tensor]:
         maps: [h, w, c], sides powers of two.
     """
     levels = [maps]
-    while (size := levels[-1].shape)[0] * size[1] > 1:
-        kernel = (min(2, size[0]), min(2, size[1]))
+    for height, width in level_sizes(maps.shape)[1:]:
+        kernel = (levels[-1].shape[0] // height, levels[-1].shape[1] // width)
         channels_first = levels[-1].movedim(-1, 0)[None]
         levels.append(F.avg_pool2d(channels_first, kernel)[0].movedim(0, -1))
     return levels
+
+
+def level_sizes(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Heights and widths of the levels of a pyramid over maps [h, w, c].
+
+    Raises:
+        ValueError: a side is no power of two; kernels wrap by a bit mask.
+    """
+    height, width = shape[:2]
+    if any(side < 1 or side & (side - 1) for side in (height, width)):
+        raise ValueError(
+            f"maps must be [h, w, c] with sides that are powers of two, got {list(shape)}; "
+            f"resize them"
+        )
+    levels = max(height, width).bit_length()
+    return [(max(1, height >> level), max(1, width >> level)) for level in range(levels)]
 
 
 def level_of_detail(uv_derivatives: Tensor, height: int, width: int) -> Tensor:

@@ -23,13 +23,18 @@ def backend(device: torch.device) -> RenderBackend:
     return make_backend("auto", device)
 
 
-_INTERPRETED = ["interpreted"] if INTERPRETED else []
+# Triton's kernels run on the CPU in its interpreter, and on a GPU where there is one.
+TRITON = [*(["interpreted"] if INTERPRETED else []), pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-@pytest.fixture(params=[*_INTERPRETED, pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=TRITON)
 def triton_device(request: pytest.FixtureRequest) -> torch.device:
-    """Where Triton's kernels run: the CPU in its interpreter, and a GPU where there is one."""
+    return triton_device_of(request.param)
+
+
+def triton_device_of(name: str) -> torch.device:
+    """Device of a value of `TRITON`."""
     pytest.importorskip("triton", reason="triton is not installed")
-    if request.param == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
-    return torch.device("cpu" if request.param == "interpreted" else "cuda")
+    return torch.device("cpu" if name == "interpreted" else "cuda")
