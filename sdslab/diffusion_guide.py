@@ -16,6 +16,9 @@ from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene
 
+# From (z, t, the key of the noise, the views' prompts, step / steps) to the gradient of z.
+Distill = Callable[[Tensor, Tensor, NoiseKey, Condition, float], SDSResult]
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -68,6 +71,7 @@ class DiffusionGuide(RecordableGuide):
         clamp: of x̂_0, or None.
         gradient_clamp: bound of each element of the gradient of a picture, or None.
         super_resolution: None is stage I.
+        distill: another objective than SDS, of stage I; it has its own denoiser and weighting.
     """
 
     denoiser: Denoiser
@@ -78,6 +82,7 @@ class DiffusionGuide(RecordableGuide):
     clamp: float | None
     gradient_clamp: float | None = None
     super_resolution: SuperResolution | None = None
+    distill: Distill | None = None
 
     def draw(self, index: int, cameras: Cameras) -> Draws:
         drawn, key = self.drawn, NoiseKey(self.drawn.seed, index, torch.arange(len(cameras)))
@@ -90,6 +95,9 @@ class DiffusionGuide(RecordableGuide):
         noise = NoiseKey(self.drawn.seed, draws.step, sample)
         t, condition = draws.t, Condition(prompt=draws.prompt)
         sr = self.super_resolution
+        if self.distill is not None:
+            progress = int(draws.step) / self.drawn.steps
+            return self._mean(self.distill(z, t, noise, condition, progress))
         if sr is None:
             result = sds_gradient(
                 z,

@@ -58,6 +58,8 @@ class StageSettings:
     """Bound of x̂_0 to [−1, 1]: CasTex's clamp, DeepFloyd's thresholding, or none."""
     gradient_clamp: float | None = None
     """Bound of each element of the gradient."""
+    objective: str = "sds"
+    """Of stage I: a name of `sdslab.distillation.objectives.OBJECTIVES`, or MODULE:NAME."""
     sr_mode: SRMode = "castex"
     """Resampling of stage I's render to the condition of stage II."""
 

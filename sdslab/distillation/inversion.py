@@ -80,15 +80,16 @@ def inverted(
     fresh = drawn_noise(checked_noise(noise, z), z) if inversion.eta else None
     points = inversion.timesteps(t)
     x, eps_hat = z, torch.zeros_like(z)
+    signal, sigma = signal_and_noise_rates(schedule.alpha_bar(t), z)
     for here, there in itertools.pairwise(points):
-        signal, sigma = signal_and_noise_rates(schedule.alpha_bar(here), z)
+        signal_here, sigma_here = signal_and_noise_rates(schedule.alpha_bar(here), z)
         clean = x0_hat(x, here)
-        eps_hat = (x - signal * clean) / sigma
+        eps_hat = (x - signal_here * clean) / sigma_here
         moved = eps_hat
         if fresh is not None:
             moved = (1 - inversion.eta**2) ** 0.5 * eps_hat + inversion.eta * fresh
-        signal, sigma = signal_and_noise_rates(schedule.alpha_bar(there), z)
-        x = signal * clean + sigma * moved
+        signal_there, sigma_there = signal_and_noise_rates(schedule.alpha_bar(there), z)
+        x = signal_there * clean + sigma_there * moved
     return (x - signal * z) / sigma, eps_hat
 
 

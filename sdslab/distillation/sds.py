@@ -1,10 +1,14 @@
 """Score distillation sampling: CasTex Eq. 1, in x0-form and in ε-form."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.denoiser import Condition, Denoiser, require_denoiser
 from sdslab.denoisers.noise_schedule import Weighting, timesteps_for, weighting_named
+from sdslab.errors import UserError
 from sdslab.kernels import (
     NoiseKey,
     SDSResult,
@@ -14,6 +18,7 @@ from sdslab.kernels import (
 )
 from sdslab.kernels.philox import checked_noise, drawn_noise
 from sdslab.kernels.validation import require_samples, require_type
+from sdslab.shell.named_inputs import is_named_object, named_object
 from sdslab.tensor_types import Diffused, Timesteps
 
 
@@ -94,3 +99,24 @@ def exact_sds_gradient(
     return degenerate_sds_gradient(
         z, denoiser.x_star, alpha_bar, weighting(alpha_bar), form=weighting.form, clamp=clamp
     )
+
+
+def own_objective(given: str) -> Callable[..., SDSResult] | None:
+    """The user's function in place of `sds_gradient`; None where none is named.
+
+    It raises `UserError` where it gives no `SDSResult` with a gradient like z.
+    """
+    if not is_named_object(given):
+        return None
+    function = named_object(given, "objective")
+
+    def objective(z: torch.Tensor, *arguments: Any, **options: Any) -> SDSResult:
+        result = function(z, *arguments, **options)
+        if not isinstance(result, SDSResult) or result.gradient.shape != z.shape:
+            raise UserError(
+                f"objective {given} must give an SDSResult with a gradient of shape "
+                f"{list(z.shape)}, got a {type(result).__name__}; see examples/own_study.py"
+            )
+        return result
+
+    return objective

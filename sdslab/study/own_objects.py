@@ -1,7 +1,6 @@
 """``module:name`` in a study: a parameterization, denoiser or objective of the user's own."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,7 @@ from torch import Tensor
 from sdslab.denoisers.denoiser import Denoiser, require_denoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.errors import UserError
-from sdslab.kernels import SDSResult
 from sdslab.shell.named_inputs import file_of, is_named_object, named_object
-
-Objective = Callable[..., SDSResult]
-"""A function with the signature of `sdslab.sds_gradient`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,27 +42,6 @@ def own_denoiser(given: str, setup: CellSetup) -> Denoiser:
     except TypeError as error:
         raise UserError(str(error)) from error
     return denoiser
-
-
-def own_objective(given: str) -> Objective | None:
-    """The user's function in place of `sds_gradient`; None where none is named.
-
-    It raises `UserError` where it gives no `SDSResult` with a gradient like z.
-    """
-    if not is_named_object(given):
-        return None
-    function = named_object(given, "objective")
-
-    def objective(z: Tensor, *arguments: Any, **options: Any) -> SDSResult:
-        result = function(z, *arguments, **options)
-        if not isinstance(result, SDSResult) or result.gradient.shape != z.shape:
-            raise UserError(
-                f"objective {given} must give an SDSResult with a gradient of shape "
-                f"{list(z.shape)}, got a {type(result).__name__}; see examples/own_study.py"
-            )
-        return result
-
-    return objective
 
 
 def check_importable(option: str, given: str) -> None:

@@ -16,7 +16,7 @@ from sdslab.denoisers.noise_schedule import (
     weighting_named,
 )
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace
-from sdslab.distillation.sds import exact_sds_gradient, sds_gradient
+from sdslab.distillation.sds import exact_sds_gradient, own_objective, sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.kernels.philox import INITIALIZATION_STREAM
@@ -34,12 +34,7 @@ from sdslab.pictures.metrics import mse, psnr_db
 from sdslab.runs.from_toml import OneOfOrOwn
 from sdslab.shell.named_inputs import is_named_object
 from sdslab.study.experiment import Result, Step
-from sdslab.study.own_objects import (
-    CellSetup,
-    check_importable,
-    own_denoiser,
-    own_objective,
-)
+from sdslab.study.own_objects import CellSetup, check_importable, own_denoiser
 
 MEASUREMENTS = 60  # points of a convergence curve, spread evenly over log(step)
 

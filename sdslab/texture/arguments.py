@@ -135,6 +135,10 @@ class Model:
 class Distillation:
     """How the gradient is made of what a prompt's model says."""
 
+    objective: Annotated[str, _option("NAME|MODULE:NAME", "sds")] = "sds"
+    """What stage I distils: sds, csd, csd_annealed, nfsd, bridge, ism, sdi, hifa, rfds, rfds_rev,
+    each with its own scale, t and weighting (docs/objectives.md), or your own function."""
+
     guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None
     """Scale s of classifier-free guidance in stage I: ε_u + s (ε_c − ε_u)."""
     sr_guidance_scale: Annotated[float | None, _option("S", "the preset's")] = None

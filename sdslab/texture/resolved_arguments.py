@@ -19,6 +19,7 @@ from sdslab.denoisers.unet import PIXEL_KINDS, check_stage
 from sdslab.errors import UserError
 from sdslab.exemplar_texturing.pyramid import ExemplarConfig
 from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName, Optimization
+from sdslab.texture.objective import settings_of
 
 DEFAULT_LIGHTS = ("studio", "sky")
 RECOVERY = Optimization(steps=300, views=4, learning_rate=0.025)
@@ -142,7 +143,7 @@ def _from_prompt(given: Arguments, arguments: Arguments, device: torch.device) -
         "view_names": arguments.model.view_names or VIEW_NAMES,
         "dtype": str(model_dtype(given, device)).removeprefix("torch."),
     }
-    guidance = "stable-diffusion" if one.x0_bound == "none" else "deepfloyd"
+    guidance = "stable-diffusion" if _is_latent(given) else "deepfloyd"
     subject = arguments.subject
     return replace(
         arguments,
@@ -193,7 +194,11 @@ def resolved_settings(arguments: Arguments) -> Preset:
             value = value == "step"
         for values in given[stages]:
             values[setting] = None if option == "sr_model" and value == "none" else value
-    return Preset(replace(preset.stage_one, **given[0]), replace(preset.stage_two, **given[1]))
+    of_objective = settings_of(arguments.distillation.objective)
+    return Preset(
+        replace(preset.stage_one, **(of_objective | given[0])),
+        replace(preset.stage_two, **given[1]),
+    )
 
 
 def model_dtype(arguments: Arguments, device: torch.device) -> torch.dtype:

@@ -33,6 +33,7 @@ from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.texels import fill_unseen
 from sdslab.shell.progress_lines import ProgressLines
 from sdslab.texture.arguments import Arguments
+from sdslab.texture.objective import distil, needs_negative
 from sdslab.texture.outputs import TextureResult
 from sdslab.texture.resolved_arguments import model_dtype, resolved_settings, stage_record
 from sdslab.texture.stage import Outcome, Stage, run_stage
@@ -127,9 +128,12 @@ class _Stages:
         options, subject = self.workspace.arguments.model, self.workspace.arguments.subject
         assert subject.prompt is not None
         texts = view_prompts(subject.prompt, options.view_names or VIEW_NAMES)
+        negative = options.negative_prompt
+        if needs_negative(self.settings.stage_one.objective):
+            texts, negative = [*texts, negative], ""
         if embeddings is not None:
             return Prompts.load(Path(embeddings), len(texts) + 1)
-        device, negative = self.workspace.device, options.negative_prompt
+        device = self.workspace.device
         with self.progress.busy("encoding the prompt"):
             return encode_prompts(source, texts, negative, device, self.dtype)
 
@@ -177,11 +181,16 @@ class _Stages:
         workspace, arguments = self.workspace, self.workspace.arguments
         settings = self.settings.stage_one if number == 1 else self.settings.stage_two
         in_pixels = model.kind in PIXEL_KINDS
-        denoiser = _guided(model.denoiser(prompts), prompts, settings, number, arguments)
+        unguided = model.denoiser(prompts)
+        denoiser = _guided(unguided, prompts, settings, number, arguments)
         if in_pixels and settings.x0_bound == "dynamic":
             denoiser = DynamicThresholding(denoiser, *model.thresholds)
-        seed, sr = workspace.seed(number), None
-        if number == 2:
+        clamp = 1.0 if in_pixels and settings.x0_bound == "clamp" else None
+        seed, sr, distilled = workspace.seed(number), None, None
+        if number == 1:
+            low_memory = arguments.model.low_memory
+            distilled = distil(settings, unguided, denoiser, prompts, clamp, low_memory=low_memory)
+        else:
             schedule = model.condition_schedule if settings.sr_mode == "pipeline" else None
             frozen = initial.to(workspace.device)
             sr = SuperResolution(frozen, model.low_size, settings.sr_mode, schedule)
@@ -191,9 +200,10 @@ class _Stages:
             workspace.renderer,
             Draw(settings.timesteps, settings.steps, seed, settings.shared_timestep),
             weighting_named(settings.weighting),
-            1.0 if in_pixels and settings.x0_bound == "clamp" else None,
+            clamp,
             settings.gradient_clamp,
             sr,
+            distilled,
         )
         render_size = arguments.rendering.render_size or max(RENDER_SIZE, model.size)
         workspace.record["config"]["stages"][NAMES[number]]["render_size"] = render_size

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,8 @@ from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.mixture import MixtureDenoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule, weighting_named
 from sdslab.distillation.inversion import Inversion, inverted, reversed_noise
-from sdslab.distillation.objectives import (
-    OBJECTIVES,
-    Objective,
-    Predictor,
-    check_roles,
-    distillation_gradient,
-)
+from sdslab.distillation.objective_gradient import Predictor, distillation_gradient
+from sdslab.distillation.objectives import OBJECTIVES, Objective, check_roles
 from sdslab.distillation.sds import sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_normal
@@ -30,6 +27,11 @@ SHAPE = (3, 2, 4)
 B = 4
 T = torch.tensor([60, 190, 430, 910])
 PROMPT = torch.tensor([0, 1, 0, 1])
+PROMPTS_OF = {
+    "conditional": PROMPT,
+    "unconditional": torch.full((B,), 3),
+    "negative": torch.full((B,), 2),
+}
 S = 3.5
 
 
@@ -44,12 +46,7 @@ def mixture() -> MixtureDenoiser:
 
 def predictors(model: Denoiser | None = None) -> dict[str, Predictor]:
     model = model or mixture()
-    rows = {
-        "conditional": PROMPT,
-        "unconditional": torch.full((B,), 3),
-        "negative": torch.full((B,), 2),
-    }
-    made = {role: Predictor(model, Condition(prompt=row)) for role, row in rows.items()}
+    made = {role: Predictor(model, Condition(prompt=row)) for role, row in PROMPTS_OF.items()}
     phi = MixtureDenoiser(drawn(2, 5), SCHEDULE, deviation=0.3)
     return made | {"variational": Predictor(phi)}
 
@@ -68,6 +65,7 @@ class Scores:
 
     def __call__(self, role: str) -> Tensor:
         predictor = predictors()[role]
+        assert isinstance(predictor.denoiser, MixtureDenoiser)
         x_t = self.x_t.clone().requires_grad_()
         log_density = predictor.denoiser.posterior(x_t, self.t, predictor.condition)[1]
         (score,) = torch.autograd.grad(log_density.sum(), x_t)
@@ -216,7 +214,7 @@ def test_a_sample_s_gradient_does_not_depend_on_its_batch(name):
         condition = made[role].condition
         return Predictor(
             made[role].denoiser,
-            None if condition is None else Condition(prompt=condition.prompt[2:3]),
+            None if condition is None else condition.with_prompt(PROMPTS_OF[role][2:3]),
         )
 
     alone = distillation_gradient(
@@ -310,6 +308,22 @@ def test_exact_vsd_is_zero_in_the_mean_where_the_particles_are_samples_of_the_pr
     assert vsd.square().mean().sqrt() < 0.1 * sds.square().mean().sqrt()
 
 
+def test_an_inversion_of_a_gaussian_has_a_closed_form():
+    """The ODE keeps (x − √ᾱ m) / √(ᾱ σ² + 1 − ᾱ)."""
+    mean, z, deviation = drawn(1, 1), drawn(3), 0.5
+    model = MixtureDenoiser(mean, SCHEDULE, deviation=deviation)
+    alpha_bar, start = each(SCHEDULE.alpha_bars[T]), SCHEDULE.alpha_bars[0]
+    spread = [(a * deviation**2 + 1 - a).sqrt() for a in (alpha_bar, start)]
+    x_t = alpha_bar.sqrt() * mean + (z - start.sqrt() * mean) * spread[0] / spread[1]
+    truth, errors = (x_t - alpha_bar.sqrt() * z) / (1 - alpha_bar).sqrt(), []
+    for steps in (15, 60):  # as many as the smallest t has
+        n, _ = inverted(z, T, SCHEDULE, lambda x, t: model.x0_hat(x, t), Inversion(steps), z)
+        errors.append((n - truth).abs().amax((1, 2, 3)))
+    assert (errors[1] < errors[0] / 2.5).all()
+    assert (errors[1] < 0.2).all()
+
+
+@pytest.mark.slow
 def test_an_inversion_converges_to_the_ode_in_first_order():
     """Against 9,000 of its steps on a schedule of 10,000."""
     model, z, end = mixture(), drawn(3), 9_000
@@ -344,11 +358,37 @@ def test_coefficients_of_0_ask_no_model():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"objective must be one of sds, csd, .*, got 'vds'"):
         distillation_gradient(drawn(3), "vds", predictors(), T, drawn(4))
-    with pytest.raises(
-        UserError, match=r"vsd needs .* variational as well, .*: sds, ism, sdi"
-    ):
+    with pytest.raises(UserError, match=r"vsd needs .* variational as well, .*: sds, ism, sdi"):
         check_roles("vsd", ("conditional",))
     with pytest.raises(UserError, match="at least 1 step and η within"):
         Inversion(0)
     with pytest.raises(UserError, match="interval must be at least 1, got 0"):
         Inversion(3, interval=0)
+
+
+def test_the_documentation_has_the_table():
+    text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()
+            if line.startswith("| `")]  # fmt: skip
+    assert [row[0].strip("`") for row in rows] == list(OBJECTIVES)
+    for name, _, _, t, s, weighting, needs in rows:
+        objective = OBJECTIVES[name.strip("`")]
+        assert float(s) == objective.guidance
+        assert weighting == objective.weighting
+        assert {need for need in needs.split(", ") if need} == set(objective.needs) - {
+            "conditional"
+        }
+        numbers = {int(number) for number in re.findall(r"\d+", t)}
+        bounds = {b for progress in (0.0, 1.0) for b in objective.timesteps.bounds(progress)}
+        assert numbers <= bounds
+
+
+def test_csd_with_eq_3_does_not_depend_on_z():
+    made = {
+        "conditional": Predictor(DegenerateDenoiser(drawn(5), SCHEDULE)),
+        "unconditional": Predictor(DegenerateDenoiser(drawn(6), SCHEDULE)),
+    }
+    one, other = (
+        distillation_gradient(z, "csd", made, T, drawn(4)).gradient for z in (drawn(3), drawn(7))
+    )
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
