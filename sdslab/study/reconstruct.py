@@ -10,13 +10,10 @@ from torch import Tensor
 
 from sdslab.denoisers.degenerate import DegenerateDenoiser
 from sdslab.denoisers.denoiser import Denoiser
-from sdslab.denoisers.noise_schedule import (
-    NoiseSchedule,
-    UniformTimesteps,
-    weighting_named,
-)
+from sdslab.denoisers.noise_schedule import NoiseSchedule, weighting_named
 from sdslab.diffusion_space import DiffusionSpace, LatentSpace, PixelSpace
-from sdslab.distillation.sds import exact_sds_gradient, own_objective, sds_gradient
+from sdslab.distillation.objectives import OBJECTIVES
+from sdslab.distillation.sds import exact_sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal
 from sdslab.kernels.philox import INITIALIZATION_STREAM
@@ -34,7 +31,13 @@ from sdslab.pictures.metrics import mse, psnr_db
 from sdslab.runs.from_toml import OneOfOrOwn
 from sdslab.shell.named_inputs import is_named_object
 from sdslab.study.experiment import Result, Step
-from sdslab.study.own_objects import CellSetup, check_importable, own_denoiser
+from sdslab.study.own_objects import (
+    OBJECTIVE_NAMES,
+    CellSetup,
+    check_importable,
+    objective_function,
+    own_denoiser,
+)
 
 MEASUREMENTS = 60  # points of a convergence curve, spread evenly over log(step)
 
@@ -77,8 +80,9 @@ class Cell:
     """Eq. 3 in closed form, or through a drawn ε, x_t and the printed ε̂."""
     denoiser: Annotated[str, OneOfOrOwn("exact")] = "exact"
     """Eq. 3's; MODULE:NAME is a function of a `CellSetup` that makes a `Denoiser`."""
-    objective: Annotated[str, OneOfOrOwn("sds")] = "sds"
-    """Eq. 1; MODULE:NAME is a function with the signature of `sds_gradient`."""
+    objective: Annotated[str, OneOfOrOwn(*OBJECTIVE_NAMES)] = "sds"
+    """Eq. 1, or another row of docs/objectives.md, with its noise and t but the cell's weighting;
+    MODULE:NAME is a function with the signature of `sds_gradient`."""
     pictured: bool = True
     """Whether the figure shows it; the table always does."""
     paper_psnr_db: dict[str, float] = field(default_factory=dict)
@@ -269,7 +273,7 @@ def gradient_of(
     if cell.noise == "cancelled":
         exact = exact_gradient_of(cell, z_star)
         return lambda z, index: exact(z, noise_and_timestep(cell, z, seed, index)[1])
-    objective = own_objective(cell.objective) or sds_gradient
+    objective = objective_function(cell.objective)
     denoiser: Denoiser = DegenerateDenoiser(z_star, _schedule(cell))
     if is_named_object(cell.denoiser):
         denoiser = own_denoiser(cell.denoiser, _setup(cell, problem, z_star, seed))
@@ -294,15 +298,16 @@ def _setup(cell: Cell, problem: Problem, z_star: Tensor, seed: int) -> CellSetup
 
 
 def _schedule(cell: Cell) -> NoiseSchedule:
-    if cell.diffusion == "pixel":
-        return NoiseSchedule.deepfloyd_if()
-    return NoiseSchedule.stable_diffusion()
+    pixels = cell.diffusion == "pixel"
+    return NoiseSchedule.deepfloyd_if() if pixels else NoiseSchedule.stable_diffusion()
 
 
 def noise_and_timestep(cell: Cell, z: Tensor, seed: int, index: int) -> tuple[NoiseKey, Tensor]:
     """The key of a step's ε, and its t, [b] int64."""
+    objective = OBJECTIVES.get(cell.objective, OBJECTIVES["sds"])
     key = NoiseKey(seed, index, torch.arange(len(z), device=z.device))
-    return key, UniformTimesteps()(key, index / cell.optimization.steps)
+    t = objective.timesteps(key, index / cell.optimization.steps)
+    return (dataclasses.replace(key, step=0) if objective.noise == "fixed" else key), t
 
 
 def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:

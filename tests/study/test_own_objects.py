@@ -9,6 +9,7 @@ import pytest
 
 from sdslab.errors import UserError
 from sdslab.study.__main__ import Overrides, Selection, run
+from sdslab.study.own_objects import OBJECTIVE_NAMES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.usefixtures("undrawn", "here")
@@ -57,6 +58,21 @@ def test_finished_cells_are_kept_until_the_module_changes():
     assert len(saved()) == 2
 
 
+@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
+def test_each_objective_of_the_table_serves_a_cell(name: str):
+    """With Eq. 3 all end at x*, but for ISM, whose gradient is 0 everywhere."""
+    text = Path("own_study.toml").read_text()
+    Path("own_study.toml").write_text(
+        f'{text}\n[[cells]]\nname = "named"\nlabel = "named"\ndiffusion = "pixel"\n'
+        f'parameterization = "pixel"\ninitialization = "grey"\nnoise = "sampled"\n'
+        f'objective = "{name}"\noptimization = {{ optimizer = "sgd", learning_rate = 0.1, '
+        f"steps = 300 }}\n"
+    )
+    run_example("named", size=64)
+    psnr = pd.read_csv("own_study/own_study.csv").set_index("cell").psnr_db["named"]
+    assert (psnr < 20) if name == "ism" else (psnr > 100)
+
+
 def test_resume_runs_no_code_that_a_record_names():
     run_example("spectrum", steps=3)
     with pytest.raises(UserError, match=r"without MODULE:NAME.*give its \.toml again"):
@@ -66,6 +82,7 @@ def test_resume_runs_no_code_that_a_record_names():
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
+        ("own_study:antithetic_sds", "csd", "must be one of sds, vsd, .*, or MODULE:NAME"),
         ("own_study:spectrum", "own_study:nothing", "own_study has .*Spectrum"),
         ("own_study:spectrum", "no_such_module:spectrum", "No module named 'no_such_module'"),
         ("own_study:spectrum", "spectrum", "must be one of pixel, dip, latent, or MODULE:NAME"),
