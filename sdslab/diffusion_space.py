@@ -137,7 +137,8 @@ class LatentSpace(DiffusionSpace):
             source: a name of ``NAMED_VAES``, a folder with ``config.json`` and safetensors
                 weights, a pipeline's folder with such a ``vae`` folder in it, or a hub id.
             device: where the weights go.
-            dtype: precision of the weights, and so of the latents.
+            dtype: precision of the weights, and so of the latents; float32 in place of float16
+                where the config says ``force_upcast``, as SDXL's does, which overflows otherwise.
 
         Raises:
             UserError: nothing there, not an autoencoder, or the hub cannot be reached.
@@ -156,9 +157,8 @@ class LatentSpace(DiffusionSpace):
     @torch.no_grad()
     def _of_model(cls, vae: Autoencoder, source: str) -> "LatentSpace":
         """Makes the space and tries it, for diffusers has autoencoders of many other shapes."""
-        if vae.device.type == "cpu":
-            # Its convolutions want the channels of a pixel side by side.
-            vae.to(memory_format=torch.channels_last)
+        # Convolutions want the channels of a pixel side by side, on CPUs and tensor cores alike.
+        vae.to(memory_format=torch.channels_last)
         try:
             space = cls(vae)
             image = torch.zeros(1, 3, 8 * space.factor, 8 * space.factor)
@@ -203,6 +203,11 @@ def _model_class(name: str, source: str) -> type[Autoencoder]:
     return model_class
 
 
+def _safe_precision(config: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+    """The dtype, or float32 where the activations of the autoencoder leave float16's range."""
+    return torch.float32 if dtype == torch.float16 and config.get("force_upcast") else dtype
+
+
 def load_whole(
     model_class: type[Autoencoder], source: str | Path, dtype: torch.dtype, **options: Any
 ) -> Autoencoder:
@@ -236,9 +241,10 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Autoencoder:
         )
     require_safetensors(f"the VAE in {str(folder)!r}", folder)
     try:
-        name = json.loads(config_path.read_text(encoding="utf-8")).get("_class_name", "")
-        model_class = _model_class(name, str(folder))
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        model_class = _model_class(config.get("_class_name", ""), str(folder))
         variant = None if any(folder.glob("*model.safetensors*")) else "fp16"
+        dtype = _safe_precision(config, dtype)
         return load_whole(model_class, folder, dtype, local_files_only=True, variant=variant)
     except UserError:
         raise
@@ -259,6 +265,7 @@ def _from_hub(hub_id: str, dtype: torch.dtype) -> Autoencoder:
             warnings.simplefilter("ignore")  # diffusers' own calls to the hub are deprecated ones
             config: Any = AutoencoderKL.load_config(hub_id, local_files_only=local)
             model_class = _model_class(config.get("_class_name", ""), hub_id)
+            dtype = _safe_precision(config, dtype)
             return load_whole(model_class, hub_id, dtype, local_files_only=local)
     except UserError:
         raise

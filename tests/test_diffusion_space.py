@@ -100,6 +100,28 @@ def test_precision_is_the_one_asked_for(latent_space_float64: LatentSpace):
     assert latent_space_float64.encode(image).dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("forced", [True, False])
+def test_an_autoencoder_that_overflows_float16_is_float32(
+    forced: bool, dtype: torch.dtype, tiny_vae_folder: Path, tmp_path: Path
+):
+    folder = Path(shutil.copytree(tiny_vae_folder, tmp_path / "vae"))
+    config = json.loads((folder / "config.json").read_text()) | {"force_upcast": forced}
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = torch.float32 if forced and dtype == torch.float16 else dtype
+    assert (
+        LatentSpace.load(folder, dtype=dtype).encode(random_image(1, 3, 16, 16)).dtype == expected
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # shapes and strides stand for any GPU
+def test_channels_lie_side_by_side_on_every_device(device: str, tiny_vae_folder: Path):
+    vae = LatentSpace.load(tiny_vae_folder, device).vae
+    kernels = [module.weight for module in vae.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert kernels
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+
+
 def test_an_indivisible_size_is_refused_with_one_that_works(latent_space: LatentSpace):
     with pytest.raises(UserError, match="divisible by 8, got 20×24; use 16"):
         latent_space.encode(random_image(1, 3, 20, 24))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import final, get_args
 
@@ -91,6 +92,10 @@ class Denoiser(ABC):
             t: a timestep per sample, [b].
             condition: conditions of the same b samples.
         """
+
+    def loaded(self) -> AbstractContextManager[None]:
+        """A block of several predictions, for which a model that is kept elsewhere comes once."""
+        return nullcontext()
 
     @final
     def checked_prediction(

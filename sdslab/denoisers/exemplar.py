@@ -11,6 +11,7 @@ from sdslab.denoisers.denoiser import Condition, Denoiser, Prediction
 from sdslab.denoisers.noise_schedule import NoiseSchedule
 from sdslab.denoisers.patch_bank import PatchBank, low_pass
 from sdslab.kernels.patch_posterior import SIGMA_FLOOR, patch_posterior
+from sdslab.machine import full_float32
 from sdslab.tensor_types import Diffused, Timesteps
 
 BANDS = 4
@@ -130,6 +131,7 @@ class ExemplarDenoiser(Denoiser):
         """The prompt that stands for all exemplars together; a lower one is that exemplar's."""
 
     @torch.no_grad()
+    @full_float32()
     def predict(
         self, x_t: Diffused, t: Timesteps, condition: Condition | None = None
     ) -> Prediction:

@@ -4,6 +4,8 @@ They differ in a few lines: what is laid beside x_t, and which conditions are pa
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -81,6 +83,42 @@ class GuidanceModel:
 
 
 @final
+class OffloadedWeights:
+    """A frozen module's weights: on the CPU for good, and copied to a device while a block runs.
+
+    Nothing is copied back, for they do not change. For a GPU they lie in page-locked memory, from
+    which copies run at the bus's own speed.
+
+    Args:
+        module: on the CPU.
+        device: where it computes.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self._device, self._blocks = device, 0
+        self._kept = []
+        for tensor in (*module.parameters(), *module.buffers()):
+            if device.type == "cuda" and not tensor.is_pinned():
+                tensor.data = tensor.data.pin_memory()
+            self._kept.append((tensor, tensor.data))
+
+    @contextmanager
+    def uploaded(self) -> Iterator[None]:
+        """A block in which the module is on the device; one within another copies nothing."""
+        if self._blocks == 0:
+            for tensor, kept in self._kept:
+                tensor.data = kept.to(self._device, non_blocking=True, copy=True)
+        self._blocks += 1
+        try:
+            yield
+        finally:
+            self._blocks -= 1
+            if self._blocks == 0:
+                for tensor, kept in self._kept:
+                    tensor.data = kept
+
+
+@final
 class UNetDenoiser(Denoiser):
     """Predicts as the pipeline would, without guidance: wrap it in `ClassifierFreeGuidance`.
 
@@ -91,6 +129,7 @@ class UNetDenoiser(Denoiser):
 
     def __init__(self, model: GuidanceModel, prompts: Prompts) -> None:
         self.model, self.schedule = model, model.schedule
+        self._weights = OffloadedWeights(model.unet, model.device) if model.offload else None
         self.prompts = prompts.to(model.device, _dtype_of(model.unet))
         config = model.unet.config
         # DeepFloyd projects T5's states first; the others attend to CLIP's as they are.
@@ -105,6 +144,9 @@ class UNetDenoiser(Denoiser):
         # SDXL: original size, no crop, target size: a whole picture at the model's own resolution.
         size = float(model.size)
         self._time_ids = torch.tensor([size, size, 0, 0, size, size]).to(self.prompts.embeddings)
+
+    def loaded(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._weights is None else self._weights.uploaded()
 
     @torch.no_grad()
     def predict(
@@ -129,17 +171,14 @@ class UNetDenoiser(Denoiser):
                 "text_embeds": self.prompts.pooled[condition.prompt],
                 "time_ids": self._time_ids.expand(len(x_t), 6),
             }
-        if self.model.offload:
-            unet.to(x_t.device)
-        output = unet(
-            sample.to(dtype),
-            t,
-            encoder_hidden_states=self.prompts.embeddings[condition.prompt],
-            return_dict=False,
-            **options,
-        )[0]
-        if self.model.offload:
-            unet.to("cpu")
+        with self.loaded():
+            output = unet(
+                sample.to(dtype),
+                t,
+                encoder_hidden_states=self.prompts.embeddings[condition.prompt],
+                return_dict=False,
+                **options,
+            )[0]
         return Prediction(output, self.model.prediction_type)
 
 
@@ -180,7 +219,7 @@ def load_guidance(
         stage: the stage that it is to serve.
         device: where it runs.
         dtype: precision of its weights.
-        offload: keep the UNet on the CPU but while it runs.
+        offload: keep the UNet's weights on the CPU, and copy them to the device at each step.
         compile: compile the UNet at its first call.
 
     Raises:

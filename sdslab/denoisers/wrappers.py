@@ -163,7 +163,8 @@ def _predict_each(
 ) -> Prediction:
     """The model's output under each of n conditions, [n · b, …]: in one batch or one by one."""
     if low_memory:
-        parts = [model.checked_prediction(x_t, t, condition) for condition in conditions]
+        with model.loaded():
+            parts = [model.checked_prediction(x_t, t, condition) for condition in conditions]
         return replace(parts[0], output=torch.cat([part.output for part in parts]))
     together = conditions[0]
     for condition in conditions[1:]:

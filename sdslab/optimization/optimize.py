@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar, final
 
@@ -175,7 +176,7 @@ def optimize(
     state.attach(parameters, work.optimizer)
 
     start = time.perf_counter() - state.seconds
-    with interrupts_held() as raise_if_interrupted:
+    with closing(work), interrupts_held() as raise_if_interrupted:
         for index in range(state.index, config.steps):
             raise_if_interrupted()
             state.begin_step(index)
@@ -242,6 +243,13 @@ class _StepWork:
                 ),
             )
         self.optimizer = make_optimizer(parameters, config, rate)
+
+    def close(self) -> None:
+        """Lets go of the graphs, which hold this object, and with it what the step was made of.
+
+        Without it a model would stay on the GPU until Python looks for cycles.
+        """
+        self._graphs = None
 
     def compute_gradient(self, inputs: Any) -> tuple[SDSResult, Tensor]:
         """Leaves the gradient of θ in its ``grad``; the distillation's result, and z detached."""

@@ -188,7 +188,8 @@ def directional_albedo(n_dot_v: Tensor, roughness: Tensor) -> tuple[Tensor, Tens
     # At the very edge of the table grid_sample's derivative is 0: stay clear of it by a hair.
     grid = torch.stack((n_dot_v.sqrt(), roughness), dim=-1)[None, None]
     grid = (2 * grid - 1) * (1 - 1e-6)
-    a, b, mean = F.grid_sample(table, grid, align_corners=True)[0, :, 0]
+    # With padding by zeros cuDNN takes it, which refuses so many points.
+    a, b, mean = F.grid_sample(table, grid, padding_mode="border", align_corners=True)[0, :, 0]
     return a, b, mean
 
 

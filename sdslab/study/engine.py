@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sdslab.errors import UserError, one_line
 from sdslab.files.atomic_write import write_text
-from sdslab.machine import keep_freed_memory, resolve_device
+from sdslab.machine import (
+    full_float32,
+    keep_freed_memory,
+    let_gpu_segments_grow,
+    resolve_device,
+)
 from sdslab.report.at_the_end import reported
 from sdslab.runs.checkpoint import Checkpoints
 from sdslab.runs.folder import digests_of
@@ -53,7 +56,7 @@ def run_study(
         KeyboardInterrupt: what was finished is saved, and where the running piece is.
     """
     device = resolve_device(study.settings.device)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
+    let_gpu_segments_grow()
     keep_freed_memory()
     experiment = experiment_class(study, only, device)
     study = experiment.study
@@ -66,7 +69,7 @@ def run_study(
         config, seeds = dataclasses.asdict(study), getattr(study.settings, "seeds", ())
         record = run_record(config, device, program="study", kind=kind, seeds=seeds)
         record["details"]["only"] = list(only)
-        with reported(folder), recorded(folder / "run.json", record, device):
+        with full_float32(), reported(folder), recorded(folder / "run.json", record, device):
             run = _Run(experiment, out, record)
             if experiment.sources:
                 run.keep(folder / experiment.store, fresh=fresh, accept_code=accept_code)

@@ -124,7 +124,7 @@ class Model:
     low_memory: bool = False
     """Run the guided and the unguided half one after the other."""
     offload: bool = False
-    """Keep each model on the CPU but while it runs."""
+    """Keep the UNet's weights on the CPU, and copy them to the GPU once a step."""
     compile: bool = False
     """Compile the UNet (torch.compile): a minute first, then faster steps."""
     graph: bool = False

@@ -13,7 +13,12 @@ import torch
 from rich.console import Console
 
 from sdslab.errors import UserError, one_line
-from sdslab.machine import out_of_memory_message, resolve_device
+from sdslab.machine import (
+    full_float32,
+    let_gpu_segments_grow,
+    out_of_memory_message,
+    resolve_device,
+)
 from sdslab.runs.folder import check_inputs_apart
 from sdslab.shell.command_line import options_of, parse
 from sdslab.shell.named_inputs import is_named_object, named_object
@@ -41,6 +46,7 @@ def run(arguments: Arguments) -> None:
         torch.set_num_threads(arguments.output.threads)
     out = Path(arguments.output.out or default_out(arguments))
     own_outputs(out, named_inputs(arguments))
+    let_gpu_segments_grow()
     device = resolve_device(arguments.output.device)
     inputs = Inputs.of(arguments)
     for path in inputs.beside:
@@ -80,7 +86,7 @@ def _run(arguments: Arguments, out: Path, inputs: Inputs) -> None:
     for option, name in named.items():
         if name is not None and is_named_object(name):
             named_object(name, option)  # told before anything is loaded
-    with ExitStack() as held:
+    with full_float32(), ExitStack() as held:
         with ProgressLines() as progress:
             workspace = Workspace.open(arguments, out, inputs, progress, held)
             workspace.record["seconds"]["loading"] = round(time.perf_counter() - start, 2)

@@ -353,6 +353,28 @@ def test_band_energy_restores_the_contrast_that_averaging_takes():
     torch.testing.assert_close(plain, ExemplarDenoiser(bank).x0_hat(x_t, t), rtol=0, atol=0)
 
 
+def test_no_convolution_rounds_its_inputs_to_tf32(monkeypatch: pytest.MonkeyPatch):
+    allowed: list[bool] = []
+
+    def watched(convolve):
+        def run(*arguments, **options):
+            allowed.append(torch.backends.cudnn.allow_tf32)
+            return convolve(*arguments, **options)
+
+        return run
+
+    for name in ("conv2d", "conv_transpose2d"):
+        monkeypatch.setattr(F, name, watched(getattr(F, name)))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    photo = random_image(3, 16, 16)
+    denoiser = ExemplarDenoiser(PatchBank.of([photo], 5), band_energy=BandEnergy(photo))
+    allowed.clear()
+    denoiser.x0_hat(random_image(1, 3, 16, 16), 300)
+    assert len(allowed) > 4
+    assert not any(allowed)
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_the_schedule_is_a_cosine_and_timesteps_are_its_inverse():
     schedule = cosine_schedule()
     for u in (0.0005, 0.03, 0.5, 0.98):

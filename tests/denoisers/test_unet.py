@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdslab.denoisers.denoiser import Condition, Denoiser
 from sdslab.denoisers.noise_schedule import WEIGHTINGS
 from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.denoisers.prompts import Prompts
 from sdslab.denoisers.unet import GuidanceModel, load_guidance
-from sdslab.denoisers.wrappers import ClassifierFreeGuidance
+from sdslab.denoisers.wrappers import ClassifierFreeGuidance, PerpendicularNegatives
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import sr_sds_gradient
 from sdslab.errors import UserError
@@ -246,6 +247,68 @@ def test_half_precision_stays_near(folders: Path):
     result = castex_gradient(guided(model, 2.0), z)
     assert result.gradient.dtype == torch.float32
     assert_near(result.gradient, reference(folders / "if-1", z, 2.0), 0.05)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the bytes of copies between devices, or of what stands for them on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ == "_to_copy" and (kwargs or {}).get("non_blocking"):
+            self.sizes.append(args[0].nbytes)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("low_memory", [False, True], ids=["one batch", "two"])
+@pytest.mark.parametrize("perp_neg", [False, True], ids=["guidance", "Perp-Neg"])
+def test_offloaded_weights_go_to_the_device_once_a_step_and_never_back(
+    perp_neg: bool, low_memory: bool, folders: Path
+):
+    model = load_guidance(
+        PipelineSource(str(folders / "if-1")), 1, CPU, torch.float32, offload=True
+    )
+    weights = [*model.unet.parameters(), *model.unet.buffers()]
+    denoiser = model.denoiser(prompts())
+    kept = [tensor.data_ptr() for tensor in weights]
+    seen: list[bool] = []
+    model.unet.register_forward_pre_hook(
+        lambda *_: seen.append(all(w.data_ptr() != k for w, k in zip(weights, kept, strict=True)))
+    )
+    wrapped: Denoiser = ClassifierFreeGuidance(denoiser, 2, 7.0, low_memory=low_memory)
+    if perp_neg:
+        others = torch.tensor([[1], [0]])
+        wrapped = PerpendicularNegatives(denoiser, 2, others, 7.0, 0.5, low_memory=low_memory)
+    z, condition = random_image(2, 3, 16, 16), Condition(prompt=torch.tensor([0, 1]))
+    output = z
+    for _ in range(2):
+        seen.clear()
+        with Copies() as copies:
+            output = wrapped.predict(z, T, condition).output
+        assert sum(copies.sizes) == sum(tensor.nbytes for tensor in weights)
+        assert seen == [True] * ((2 + perp_neg) if low_memory else 1)
+        assert [tensor.data_ptr() for tensor in weights] == kept
+    resident = load(folders / "if-1").denoiser(prompts())
+    wrapped.model = resident  # type: ignore[attr-defined]
+    assert output.equal(wrapped.predict(z, T, condition).output)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_offloaded_weights_lie_in_page_locked_memory_and_the_gpu_keeps_none(folders: Path):
+    device = torch.device("cuda")
+    model = load_guidance(
+        PipelineSource(str(folders / "if-1")), 1, device, torch.float16, offload=True
+    )
+    denoiser = model.denoiser(prompts())
+    assert all(tensor.is_pinned() for tensor in model.unet.parameters())
+    before, size = torch.cuda.memory_allocated(), sum(w.nbytes for w in model.unet.parameters())
+    with denoiser.loaded():
+        assert all(tensor.is_cuda for tensor in model.unet.parameters())
+        assert torch.cuda.memory_allocated() - before >= size
+    assert torch.cuda.memory_allocated() == before
 
 
 def test_what_is_never_needed_is_never_looked_at(folders: Path, tmp_path: Path):

@@ -115,6 +115,21 @@ def test_directional_albedo_is_the_integral(roughness: float):
         assert abs(float(b) - expected_b) < 0.01
 
 
+def test_no_look_up_is_one_that_cudnn_takes(monkeypatch: pytest.MonkeyPatch):
+    """cuDNN's sampler refuses more points than it has addresses for; torch's own does not."""
+    taken, sample = [], F.grid_sample
+
+    def watched(picture: Tensor, grid: Tensor, mode="bilinear", padding_mode="zeros", **options):
+        by_cudnn = (mode, padding_mode, options.get("align_corners")) == ("bilinear", "zeros", True)
+        taken.append(by_cudnn)
+        return sample(picture, grid, mode, padding_mode, **options)
+
+    monkeypatch.setattr(F, "grid_sample", watched)
+    shade(texels(20), **scene(20), lighting=lights(constant_environment()))
+    assert len(taken) == 2  # the directional albedo and the environment
+    assert not any(taken)
+
+
 def test_directional_albedo_of_a_mirror_is_schlick():
     c = torch.linspace(0.05, 1, 50).double()
     a, b, _ = directional_albedo(c, torch.zeros_like(c))

@@ -1,6 +1,10 @@
 """Figure 1's pipeline, end to end, on tiny models of real block types."""
 
+import gc
 import json
+import os
+import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -341,3 +345,38 @@ def test_a_graph_needs_a_gpu(models: Path, tmp_path: Path):
     with pytest.raises(UserError, match="--graph needs a CUDA device, got cpu; leave it out"):
         run(replace(given, model=replace(given.model, graph=True)))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["launched", "recorded"])
+@pytest.mark.parametrize("offload", [False, True], ids=["resident", "offloaded"])
+def test_stage_one_s_model_is_gone_when_stage_two_s_is_loaded(
+    graph: bool, offload: bool, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+    alive: list[int] = []
+    full_float32: list[bool] = []
+    load = two_stages.load_guidance
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        alive.append(sum(model() is not None for model in loaded))
+        full_float32.append(not torch.backends.cudnn.allow_tf32)
+        model = load(*arguments, **options)
+        loaded.append(weakref.ref(model.unet))
+        return model
+
+    monkeypatch.setattr(two_stages, "load_guidance", watched)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setattr(two_stages, "_check_graph", lambda _: None)  # as if there were a GPU
+    given = arguments(tmp_path / "run", models / "if-1", models / "if-2", steps=2, sr_steps=1)
+    given = replace(given, rendering=replace(given.rendering, unlit=True, light=()))
+    gc.disable()  # what a cycle holds must not wait for it
+    try:
+        run(replace(given, model=replace(given.model, graph=graph, offload=offload)))
+    finally:
+        gc.enable()
+    assert alive == [0, 0]
+    assert full_float32 == [True, True]
+    assert torch.backends.cudnn.allow_tf32  # as it was
+    if sys.platform == "linux":
+        assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
