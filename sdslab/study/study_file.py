@@ -38,6 +38,7 @@ KINDS = {
     "exemplar_mesh": "exemplar_mesh.ExemplarMeshes",
     "texture_step": "texture_step.TextureStepSpeeds",
     "figure2_speed": "figure2_speed.Figure2Speeds",
+    "objectives": "objectives.Objectives",
 }
 SUFFIXES = (
     "csv", "md", "png", "pdf", "convergence.png", "convergence.pdf", "mode_seeking.png",
