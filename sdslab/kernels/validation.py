@@ -3,8 +3,10 @@
 Each error says what must hold, what came and what to do.
 """
 
+import importlib.util
 import operator
 import os
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -27,7 +29,8 @@ def body_for(backend: Backend, device: torch.device) -> Body:
     """The body that `backend` names; never another one in its place.
 
     Args:
-        backend: "auto" (by device), "reference" (plain torch) or "triton".
+        backend: "auto" (by device; plain torch on a GPU without Triton, of which the renderer
+            leaves a note), "reference" (plain torch) or "triton".
         device: Where the op's inputs live.
 
     Raises:
@@ -35,7 +38,8 @@ def body_for(backend: Backend, device: torch.device) -> Body:
     """
     require_one_of("backend", backend, get_args(Backend))
     if backend == "auto":
-        bodies: dict[str, Body] = {"cpu": "cpu", "cuda": "triton"}
+        on_gpu: Body = "triton" if _has_triton() else "reference"
+        bodies: dict[str, Body] = {"cpu": "cpu", "cuda": on_gpu}
         return bodies.get(device.type, "reference")
     # Triton's own switch: its interpreter is what runs a kernel on CPU tensors.
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -45,6 +49,11 @@ def body_for(backend: Backend, device: torch.device) -> Body:
             "pass backend='reference', or interpret the kernel (TRITON_INTERPRET=1 python ...)"
         )
     return backend
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def require_one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -1,9 +1,8 @@
-"""What a rasterizer must do, its reference in plain torch, and nvdiffrast's backend."""
+"""What a renderer's backend must do, and its reference in plain torch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +97,8 @@ class RenderBackend(ABC):
 def resolve(clip: Tensor, faces: Tensor, ids: Tensor, attributes: Tensor) -> Fragments:
     """Interpolates vertex attributes at the covered pixels: the reference of the CPU's kernel.
 
+    In float64, whatever it is given: in float32 small faces would lose their barycentrics.
+
     With corners p_k = (x, y, w) and the pixel centre f = (f_x, f_y, 1), the edge functions
     a_k = f · (p_i × p_j) are the perspective-correct barycentrics up to their sum; they are affine
     in f, which gives the derivatives: ∂t/∂f_x = (Σ ∂a_k/∂f_x t_k − t Σ ∂a_k/∂f_x) / Σ a_k.
@@ -117,17 +118,17 @@ def resolve(clip: Tensor, faces: Tensor, ids: Tensor, attributes: Tensor) -> Fra
     row, column = pixel % (height * width) // width, pixel % width
     corners = faces.long()[face]  # [n, 3]
     clip_corners = clip[sample[:, None], corners]  # [n, 3, 4]
-    x, y, z, w = clip_corners.unbind(-1)
-    fx = ((2 * column + 1).to(clip) / width - 1)[:, None]
-    fy = (1 - (2 * row + 1).to(clip) / height)[:, None]
+    x, y, z, w = clip_corners.double().unbind(-1)
+    fx = ((2 * column + 1).double() / width - 1)[:, None]
+    fy = (1 - (2 * row + 1).double() / height)[:, None]
     # Corners shifted by f w: the same edge functions with less cancellation.
     a = _edge_functions(x - fx * w, y - fy * w)  # [n, 3]
     total = a.sum(-1, keepdim=True)
     barycentrics = a / total
     determinant = (a * w).sum(-1)
     corner_attributes = attributes[corners]  # [n, 3, k]
-    values = (barycentrics[..., None] * corner_attributes).sum(1)
-    uv, uv_corners = values[:, :2], corner_attributes[..., :2]
+    uv_corners = corner_attributes[..., :2].double()
+    uv = (barycentrics[..., None] * uv_corners).sum(1)
     gradient_x, gradient_y = _edge_functions(y, w), _edge_functions(w, x)  # ∂a/∂f_x, ∂a/∂f_y
     by_x = (gradient_x[..., None] * (uv_corners - uv[:, None])).sum(1) / total * (2 / width)
     by_y = (gradient_y[..., None] * (uv_corners - uv[:, None])).sum(1) / total * (-2 / height)
@@ -136,10 +137,10 @@ def resolve(clip: Tensor, faces: Tensor, ids: Tensor, attributes: Tensor) -> Fra
         pixel=pixel,
         face=face,
         front_facing=determinant > 0,
-        barycentrics=barycentrics,
-        depth=(a * z).sum(-1) / determinant,
-        attributes=values,
-        uv_derivatives=stack((by_x, by_y), -1).flatten(1),
+        barycentrics=barycentrics.to(clip),
+        depth=((a * z).sum(-1) / determinant).to(clip),
+        attributes=(barycentrics.to(attributes)[..., None] * corner_attributes).sum(1),
+        uv_derivatives=stack((by_x, by_y), -1).flatten(1).to(clip),
     )
 
 
@@ -233,42 +234,3 @@ def sample_texture(maps: Tensor, uv: Tensor, uv_derivatives: Tensor) -> Tensor:
                     + share * along_x * along_y * texels[starts[level] + row * width + column]
                 )
     return result
-
-
-@final
-class NvdiffrastBackend(RenderBackend):
-    """Visibility and texture look-ups by nvdiffrast, attributes by plain torch.
-
-    nvdiffrast snaps vertices to 1/16 of a pixel, so ids along edges differ a little from the CPU's.
-
-    Args:
-        device: a CUDA device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        import nvdiffrast.torch  # type: ignore[import-not-found]
-
-        self._nvdiffrast: Any = nvdiffrast.torch
-        self._context = self._nvdiffrast.RasterizeCudaContext(device=device)
-        self._flip = torch.tensor([1.0, -1.0, 1.0, 1.0], device=device)
-
-    def visibility(self, clip: Tensor, faces: Tensor, resolution: tuple[int, int]) -> Tensor:
-        # Its first row is the one at y/w = −1.
-        upside_down = clip * self._flip
-        raster, _ = self._nvdiffrast.rasterize(
-            self._context, upside_down.contiguous(), faces.contiguous(), resolution, grad_db=False
-        )
-        return raster[..., 3].int()
-
-    def resolve(self, clip: Tensor, faces: Tensor, ids: Tensor, attributes: Tensor) -> Fragments:
-        return resolve(clip, faces, ids, attributes)
-
-    def sample_texture(self, maps: Tensor, uv: Tensor, uv_derivatives: Tensor) -> Tensor:
-        looked_up = self._nvdiffrast.texture(
-            maps[None].contiguous(),
-            uv[None, None].contiguous(),
-            uv_da=uv_derivatives[None, None].contiguous(),
-            filter_mode="linear-mipmap-linear",
-            boundary_mode="wrap",
-        )
-        return looked_up[0, 0]

@@ -4,11 +4,10 @@ A picture is made in two calls, so that several materials share one visibility: 
 what each pixel shows, `Renderer.picture` looks the maps up and shades them.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +21,6 @@ from sdslab.rendering.cameras import Cameras
 from sdslab.rendering.lighting import Lighting
 from sdslab.rendering.render_backend import RenderBackend
 from sdslab.rendering.shading import shade, shade_unlit
-
-RendererName = Literal["auto", "cpu", "nvdiffrast"]
-NVDIFFRAST_HELP = (
-    "install it with `pip install diffrp-nvdiffrast` (or NVIDIA's own repository; its licence "
-    "allows non-commercial use only), or use --renderer cpu"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,31 +238,3 @@ def _extreme_points(points: Tensor, directions: int = 256) -> Tensor:
     farthest = [run[(run @ direction.T).argmax(0)] for run in points.split(2**16)]
     candidates = torch.cat(farthest)
     return candidates[(candidates @ direction.T).argmax(0).unique()]
-
-
-def make_backend(name: RendererName, device: torch.device) -> RenderBackend:
-    """Imports and makes a backend; "auto" is nvdiffrast on a CUDA device, else the CPU's.
-
-    Raises:
-        UserError: the backend cannot run on that device, or nvdiffrast is not installed.
-    """
-    if name == "auto":
-        name = "nvdiffrast" if device.type == "cuda" else "cpu"
-    if name == "cpu":
-        if device.type != "cpu":
-            raise UserError(
-                f"--renderer cpu renders on the CPU, got --device {device}; use --renderer "
-                f"nvdiffrast there, or --device cpu"
-            )
-        from sdslab.rendering.cpu_backend import CpuBackend
-
-        return CpuBackend()
-    if device.type != "cuda":
-        raise UserError(
-            f"--renderer nvdiffrast needs a CUDA device, got {device}; use --renderer cpu"
-        )
-    if importlib.util.find_spec("nvdiffrast") is None:
-        raise UserError(f"--renderer nvdiffrast needs the package nvdiffrast: {NVDIFFRAST_HELP}")
-    from sdslab.rendering.render_backend import NvdiffrastBackend
-
-    return NvdiffrastBackend(device)

@@ -28,9 +28,10 @@ from sdslab.files.disk_cache import content_hash
 from sdslab.meshes.material import dilate_seams
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.optimization.material_optimization import optimize_material
+from sdslab.rendering.backends import make_backend
 from sdslab.rendering.cameras import six_views
 from sdslab.rendering.preview import Previewer, contact_sheet
-from sdslab.rendering.renderer import Renderer, make_backend
+from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.texels import covered_texels, texels_per_unit
 from sdslab.runs.from_toml import Between, PowerOfTwo, Seeds
 from sdslab.runs.table import Page, Table

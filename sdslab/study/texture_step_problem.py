@@ -28,9 +28,10 @@ from sdslab.optimization.material_optimization import (
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimizer_state import OptimizeConfig
 from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.backends import make_backend
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, LightSampler
-from sdslab.rendering.renderer import Renderer, make_backend
+from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import Scene, Scenes, SceneSampler
 from sdslab.rendering.texels import SeenTexels
 from sdslab.runs.from_toml import Between, PowerOfTwo

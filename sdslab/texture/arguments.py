@@ -232,8 +232,9 @@ class Rendering:
     """Sub-pixels along each side of a pixel."""
     color_mode: Literal["srgb", "castex"] = "srgb"
     """Shade in linear light, or as the paper's code does: without any conversion."""
-    renderer: Literal["auto", "cpu", "nvdiffrast"] = "auto"
-    """The rasteriser; auto is nvdiffrast on CUDA."""
+    renderer: Literal["auto", "cpu", "triton", "nvdiffrast"] = "auto"
+    """The rasteriser; auto is cpu on a CPU, triton on any GPU. nvdiffrast is for NVIDIA's, is
+    installed apart and may not be used commercially."""
     held_out: Literal["castex", "six"] = "castex"
     """Views that the result is measured from: the paper's 20, or six."""
 

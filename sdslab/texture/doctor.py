@@ -1,5 +1,6 @@
 """``python -m sdslab.texture doctor``: what this machine can run, and what closes each gap."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -18,9 +19,21 @@ from sdslab.denoisers.unet import KINDS, STAGE_OF
 from sdslab.errors import UserError, first_line
 from sdslab.files.weights import ask_hub
 from sdslab.machine import device_name
-from sdslab.rendering.renderer import NVDIFFRAST_HELP
+from sdslab.rendering.backends import NVDIFFRAST_HELP, TRITON_HELP, RendererName, make_backend
+from sdslab.rendering.render_backend import RenderBackend
 
 GIB = 2**30
+# Distributions on PyPI that are not what one installs them for.
+STRANGERS = {
+    "diffrp-nvdiffrast": (
+        "a stranger's copy of nvdiffrast, which cannot be imported under pybind11 3",
+        f"pip uninstall diffrp-nvdiffrast; {NVDIFFRAST_HELP}",
+    ),
+    "drtk": (
+        "a stranger's placeholder if it came from PyPI; nothing here uses it",
+        "pip uninstall drtk",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ def doctor(models: Sequence[str]) -> None:
     """
     console = Console()
     _print(console, "machine", machine())
+    _print(console, "renderers", renderers())
     _print(console, "packages", packages())
     found = guidance_models(models)
     _print(console, "models", found)
@@ -93,20 +107,63 @@ def kernels() -> Finding:
     return Finding("CPU kernels", NOTE or f"compiled once, and kept in {CACHE}", True)
 
 
+def renderers() -> list[Finding]:
+    """Each of the renderer's backends: renders a triangle with it."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    names: tuple[tuple[RendererName, torch.device], ...] = (
+        ("cpu", cpu), ("triton", cuda), ("nvdiffrast", cuda),
+    )  # fmt: skip
+    return [_renderer(name, device) for name, device in names]
+
+
+def _renderer(name: RendererName, device: torch.device) -> Finding:
+    what = f"--renderer {name}"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return Finding(what, "not needed without a GPU", None)
+    needed = None if name == "nvdiffrast" else False
+    try:
+        render_triangle(make_backend(name, device), device)
+    except UserError as error:
+        return Finding(what, "cannot run", needed, str(error))
+    except Exception as error:  # whatever a compiler or a driver raises
+        remedy = NVDIFFRAST_HELP if name == "nvdiffrast" else "use --device cpu, and report this"
+        state = f"cannot render a triangle: {type(error).__name__}: {first_line(error)}"
+        return Finding(what, state, needed, remedy)
+    return Finding(what, "renders a triangle", True)
+
+
+def render_triangle(backend: RenderBackend, device: torch.device) -> None:
+    """Renders half a picture of 8 × 8 pixels in one colour.
+
+    Raises:
+        RuntimeError: something else came out.
+    """
+    clip = torch.tensor([[[-1, -1, 0, 1], [1.1, -1, 0, 1], [-1, 1.1, 0, 1]]], device=device)
+    faces = torch.tensor([[0, 1, 2]], dtype=torch.int32, device=device)
+    uv = torch.tensor([[0.0, 0], [1, 0], [0, 1]], device=device)
+    ids = backend.visibility(clip.float(), faces, (8, 8))
+    seen = backend.resolve(clip.float(), faces, ids, uv)
+    maps = torch.full((4, 4, 3), 0.25, device=device)
+    colors = backend.sample_texture(maps, seen.attributes[:, :2], seen.uv_derivatives)
+    expected = torch.ones(8, 8, dtype=torch.int32).tril()
+    if not ids[0].cpu().equal(expected) or (colors - 0.25).abs().max() > 1e-4:
+        raise RuntimeError("the picture is not the one that it must be")
+
+
 def packages() -> list[Finding]:
-    """The renderer's backends, and packages that some options want."""
-    cuda = torch.cuda.is_available()
-    findings = [_package("numba", "renderer cpu", True, "pip install numba")]
-    if cuda:
-        findings.append(_package("nvdiffrast", "renderer nvdiffrast", True, NVDIFFRAST_HELP))
-        findings.append(_package("triton", "fused kernels", True, "pip install triton"))
+    """Packages that some options want, and some that are not what their names say."""
+    findings = []
+    if torch.cuda.is_available():
+        findings.append(_package("triton", "fused kernels", True, TRITON_HELP))
         findings.append(_package("bitsandbytes", "T5 in 8 bits", None, "pip install bitsandbytes"))
-    else:
-        for name, purpose in (("nvdiffrast", "renderer nvdiffrast"), ("triton", "fused kernels")):
-            findings.append(Finding(f"{name} ({purpose})", "not needed without a GPU", None))
     findings.append(_package("transformers", "prompts", True, "pip install transformers"))
     findings.append(_package("viser", "--live", None, "pip install viser"))
     findings.append(_package("tensorboard", "its log", None, "pip install tensorboard"))
+    for name, (state, remedy) in STRANGERS.items():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            findings.append(
+                Finding(f"{name} {importlib.metadata.version(name)}", state, False, remedy)
+            )
     return findings
 
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from sdslab.meshes.material import MAPS, constant_material, dilate_seams, renormalized, resize_maps
 from sdslab.meshes.mesh import Mesh
 from sdslab.pictures.color import ColorMode
+from sdslab.rendering.backends import make_backend
 from sdslab.rendering.cameras import Cameras, six_views
 from sdslab.rendering.lighting import Environment, Lighting
-from sdslab.rendering.renderer import Renderer, make_backend
+from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import sample_background
 from sdslab.rendering.texels import covered_texels
 

@@ -18,6 +18,7 @@ from sdslab.denoisers.prompts import VIEW_NAMES
 from sdslab.denoisers.unet import PIXEL_KINDS, check_stage
 from sdslab.errors import UserError
 from sdslab.exemplar_texturing.pyramid import ExemplarConfig
+from sdslab.rendering.backends import renderer_for
 from sdslab.texture.arguments import DEFAULT_EXEMPLAR, Arguments, GuidanceName, Optimization
 from sdslab.texture.objective import settings_of
 
@@ -58,8 +59,7 @@ def resolved(arguments: Arguments, guidance: GuidanceName, device: torch.device)
     """
     rendering, output = arguments.rendering, arguments.output
     if rendering.renderer == "auto":
-        renderer = "nvdiffrast" if device.type == "cuda" else "cpu"
-        rendering = replace(rendering, renderer=renderer)
+        rendering = replace(rendering, renderer=renderer_for(device))
     if not rendering.unlit and not rendering.light:
         rendering = replace(rendering, light=DEFAULT_LIGHTS)
     common = replace(

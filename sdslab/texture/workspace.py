@@ -23,11 +23,12 @@ from sdslab.optimization.optimizer_state import OptimizeConfig
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization, own_material
 from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.backends import make_backend
 from sdslab.rendering.cameras import CAMERA_SAMPLERS
 from sdslab.rendering.lighting import LightSampler
 from sdslab.rendering.preview import Previewer
 from sdslab.rendering.render_backend import RenderBackend
-from sdslab.rendering.renderer import Renderer, make_backend
+from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texels import SeenTexels, covered_texels
 from sdslab.report.at_the_end import reported

@@ -29,9 +29,10 @@ from sdslab.optimization.optimizer_state import OptimizeConfig, Optimizer, Optim
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.parameterizations.parameterization import Parameterization
 from sdslab.parameterizations.pixel import TexelGrid
+from sdslab.rendering.backends import make_backend
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, Lamp, LightSampler
-from sdslab.rendering.renderer import Renderer, make_backend
+from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SceneSampler
 from sdslab.rendering.texels import SeenTexels
 from tests.recorded_calls import watch_recorded_calls

@@ -13,9 +13,9 @@ from torch import Tensor
 from sdslab.meshes.material import constant_material
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.pictures.metrics import psnr_db
+from sdslab.rendering.backends import NvdiffrastBackend
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.cpu_backend import CpuBackend
-from sdslab.rendering.render_backend import NvdiffrastBackend
 from sdslab.rendering.renderer import Renderer
 
 

@@ -13,10 +13,12 @@ from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.procedural_meshes import PROCEDURAL_MESHES
 from sdslab.pictures.color import linear_to_srgb, srgb_to_linear
 from sdslab.pictures.metrics import psnr_db
+from sdslab.rendering.backends import TritonBackend, make_backend, renderer_for
 from sdslab.rendering.cameras import CAMERA_SAMPLERS, Cameras, CameraSampler, frame_fill
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.lighting import Environment, Lighting
-from sdslab.rendering.renderer import Renderer, make_backend
+from sdslab.rendering.renderer import Renderer
+from tests.interpreted import INTERPRETED
 
 CPU = torch.device("cpu")
 
@@ -252,17 +254,63 @@ def test_a_picture_on_a_gpu_equals_the_cpus(mesh: Mesh, environment: Environment
     assert psnr_db(*pictures) > 40
 
 
+@pytest.mark.usefixtures("wide_programs")
+def test_tritons_pictures_and_gradients_equal_the_cpus(
+    mesh: Mesh, environment: Environment, triton_device: torch.device
+):
+    pictures, gradients = [], []
+    for backend, device in ((CpuBackend(), CPU), (TritonBackend(), triton_device)):
+        renderer = Renderer(mesh, backend, device)
+        maps = random_material().to(device).requires_grad_()
+        surface, light = renderer.see(views(), 32), lit(environment, [0, 1]).to(device)
+        picture = renderer.picture(surface, maps, light, grey(2, 32))
+        gradients.append(torch.autograd.grad(picture.square().sum(), maps)[0].cpu())
+        pictures.append(picture.detach().cpu())
+    assert (pictures[0] - pictures[1]).abs().max() < 1e-3
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-3 * gradients[0].abs().max()
+
+
 def test_backends_that_cannot_run_say_what_to_do():
     with pytest.raises(UserError, match="--renderer nvdiffrast needs a CUDA device, got cpu"):
         make_backend("nvdiffrast", CPU)
-    with pytest.raises(UserError, match="use --renderer nvdiffrast there, or --device cpu"):
+    with pytest.raises(UserError, match="use --renderer triton there, or --device cpu"):
         make_backend("cpu", torch.device("cuda"))
+    if not INTERPRETED:
+        with pytest.raises(UserError, match=r"--renderer triton needs a GPU, got cpu; use .* cpu"):
+            make_backend("triton", CPU)
 
 
-def test_a_missing_nvdiffrast_names_its_install_line(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_names_its_install_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(UserError, match=r"pip install diffrp-nvdiffrast.*non-commercial"):
-        make_backend("nvdiffrast", torch.device("cuda"))
+    cuda = torch.device("cuda")
+    with pytest.raises(
+        UserError, match=r"pip install .*sdslab\[nvdiffrast\].*diffrp-nvdiffrast.*non-commercial"
+    ):
+        make_backend("nvdiffrast", cuda)
+    with pytest.raises(UserError, match=r"pip install triton.* or use --renderer auto"):
+        make_backend("triton", cuda)
+
+
+def test_auto_is_triton_on_any_gpu():
+    pytest.importorskip("triton", reason="triton is not installed")
+    assert renderer_for(CPU) == "cpu"
+    assert renderer_for(torch.device("cuda")) == "triton"
+    assert isinstance(make_backend("auto", torch.device("cuda")), TritonBackend)
+
+
+def test_a_gpu_without_triton_renders_with_one_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mesh: Mesh
+):
+    """What renders there is shown on a CPU: it knows no device but its inputs'."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    backend = make_backend("auto", torch.device("cuda"))
+    note = capsys.readouterr().err
+    assert note.count("note: Triton is missing") == note.count("\n") == 1
+    maps, pictures = random_material(), []
+    for chosen in (backend, CpuBackend()):
+        renderer = Renderer(mesh, chosen)
+        pictures.append(renderer.picture(renderer.see(views(), 64), maps, None, grey(2, 64)))
+    assert psnr_db(*pictures) > 80
 
 
 def test_supersampling_is_1_2_or_4(mesh: Mesh):

@@ -25,16 +25,6 @@ def test_interpreted_bodies():
         assert_it_passes(process)
 
 
-@pytest.fixture
-def wide_programs(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More faces and larger tiles a program, which cost the interpreter no more."""
-    from sdslab.rendering import triton_visibility
-
-    if triton_device.type == "cpu":
-        monkeypatch.setitem(triton_visibility.BLOCK, "BLOCK", 4096)
-        monkeypatch.setattr(triton_visibility, "TILE", {"ROWS": 64, "COLUMNS": 64})
-
-
 def clip_of(positions: Tensor, cameras: Cameras) -> Tensor:
     return F.pad(positions, (0, 1), value=1.0) @ cameras.world_to_clip.mT
 

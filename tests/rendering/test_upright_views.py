@@ -17,8 +17,9 @@ from sdslab.meshes.mesh_assembly import assemble_mesh
 from sdslab.meshes.mesh_file import MeshFile
 from sdslab.meshes.mesh_io import load_mesh
 from sdslab.meshes.procedural_meshes import apple
+from sdslab.rendering.backends import make_backend
 from sdslab.rendering.cameras import six_views
-from sdslab.rendering.renderer import Renderer, make_backend
+from sdslab.rendering.renderer import Renderer
 
 CPU = torch.device("cpu")
 OTHERS = [up for up in QUATERNIONS if up != "y"]

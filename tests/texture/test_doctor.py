@@ -1,5 +1,6 @@
 """``doctor`` tells the truth, whatever the hub says."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.texture import doctor
 from tests.tiny_pipelines import save_deepfloyd_one, save_deepfloyd_two
 
@@ -82,6 +84,32 @@ def test_local_folders_are_looked_at(tmp_path: Path):
     assert one in doctor.summary(found)[-1].remedy
 
 
+def test_a_renderer_that_draws_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch):
+    assert doctor.renderers()[0] == doctor.Finding("--renderer cpu", "renders a triangle", True)
+    look_up = CpuBackend.sample_texture
+    for name, wrong in (
+        ("visibility", lambda _self, clip, _faces, size: torch.zeros(len(clip), *size).int()),
+        ("sample_texture", lambda *arguments: look_up(*arguments) + 0.1),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(CpuBackend, name, wrong)
+            finding = doctor.renderers()[0]
+            assert finding.ready is False
+            assert finding.state.startswith("cannot render a triangle: RuntimeError")
+
+
+def test_packages_of_strangers_are_named(monkeypatch: pytest.MonkeyPatch):
+    installed = importlib.metadata.version
+    known = {"drtk": "0.0.1", "diffrp-nvdiffrast": "0.3.3.1"}
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: known.get(name) or installed(name)
+    )
+    found = {finding.what: finding for finding in doctor.packages()}
+    assert "placeholder" in found["drtk 0.0.1"].state
+    assert "NVIDIA's 0.4.0" in found["diffrp-nvdiffrast 0.3.3.1"].remedy
+    assert not found["drtk 0.0.1"].ready
+
+
 def test_the_command_without_a_network(tmp_path: Path):
     """And with one model that was downloaded before."""
     repository = tmp_path / "hub" / "models--DeepFloyd--IF-I-L-v1.0"
@@ -109,5 +137,7 @@ def test_the_command_without_a_network(tmp_path: Path):
     assert "  no   DeepFloyd/IF-II-L-v1.0: not here (stage 2, 1.2 B parameters)" in lines
     assert "--local-dir IF-II-L-v1.0   # elsewhere; then --sr-model IF-II-L-v1.0" in done.stdout
     assert "can run with DeepFloyd/IF-I-L-v1.0" in done.stdout
+    assert "  yes  --renderer cpu: renders a triangle" in lines
     if not torch.cuda.is_available():
+        assert "   –   --renderer triton: not needed without a GPU" in lines
         assert any("GPU: none" in line for line in lines)
