@@ -17,7 +17,7 @@ def compile_kernel(
     kernel: Any,
     constants: Mapping[str, Any],
     elements: Mapping[str, str],
-    architecture: int,
+    architecture: int | str,
     *,
     aligned: Collection[str],
     wide: Collection[str] = (),
@@ -30,7 +30,7 @@ def compile_kernel(
         kernel: What `triton.jit` made.
         constants: Values of compile-time arguments; None leaves a pointer out.
         elements: Element types of the pointers, float32 where there is none.
-        architecture: 80 for sm_80.
+        architecture: 80 for sm_80, or the name of one of AMD's, such as gfx942.
         aligned: Integers that are multiples of 16; all pointers are.
         wide: Integers of 64 bits.
         warps: Of a program.
@@ -52,7 +52,9 @@ def compile_kernel(
             attributes[(position,)] = [["tt.divisibility", 16]]
     return compile(
         ASTSource(kernel, signature, dict(constants), attributes),
-        target=GPUTarget("cuda", architecture, 32),
+        target=GPUTarget("hip", architecture, 64)
+        if isinstance(architecture, str)
+        else GPUTarget("cuda", architecture, 32),
         options={"enable_fp_fusion": fp_fusion, "num_warps": warps},
     )
 
