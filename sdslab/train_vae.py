@@ -71,7 +71,7 @@ class TrainVaeConfig:
         Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: none)")
     ] = None
     """Folder of a model to go on from, instead of random weights."""
-    channels: tuple[int, int, int, int] = (32, 64, 128, 160)
+    channels: tuple[int, int, int, int] = (24, 48, 96, 96)
     """Channels at full, half, quarter and eighth resolution."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; bfloat16 is faster where the CPU multiplies it itself (AMX)."""

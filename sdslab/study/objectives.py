@@ -19,6 +19,7 @@ from sdslab.runs.table import Page, Table
 from sdslab.study.experiment import Experiment, Finished, Given, Piece, Result, Step, save_figure
 from sdslab.study.objective_measures import LEVELS, RING_DEVIATION, ObjectiveCase, ring, work
 
+PATHS_IN_A_ROW = 4
 PRESENTATION = ("name", "label", "why")  # no number depends on them
 # What each panel's table shows of a case: heading, number, format.
 COLUMNS = {
@@ -74,7 +75,7 @@ class Objectives(Experiment):
     """Measures every case from every seed."""
 
     study_class = ObjectiveStudy
-    options = ("seeds",)
+    options = ("seeds", "steps")
     sources = (
         "denoisers", "distillation", "kernels", "pictures", "study/objective_measures.py",
     )  # fmt: skip
@@ -172,17 +173,21 @@ class Objectives(Experiment):
     def draw(self, finished: list[Finished], path: Path) -> None:
         shown = [panel for panel in NOTES if _by_case(finished, panel)]
         first = [done for done in finished if done.rows[0]["seed"] == self.study.settings.seeds[0]]
-        count = max(1, len(_by_case(first, "particles")))
-        figure = plt.figure(figsize=(11, 3.4 * len([p for p in shown if p != "particles"]) or 3.4))
-        rows = figure.subfigures(len(shown), 1, squeeze=False)[:, 0]
+        paths = _by_case(first, "particles")
+        lines = -(-len(paths) // PATHS_IN_A_ROW)
+        heights = [2.8 * lines if panel == "particles" else 3.2 for panel in shown]
+        figure = plt.figure(figsize=(11, sum(heights)), layout="constrained")
+        rows = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
         for panel, row in zip(shown, rows, strict=True):
             row.suptitle(panel, x=0.01, ha="left", weight="bold")
-            if panel == "particles":
-                axes = row.subplots(1, count, squeeze=False)[0]
-                for ax, (case, (done, *_)) in zip(axes, _by_case(first, panel), strict=True):
-                    _draw_paths(ax, case, done.result.tensors["paths"])
-            else:
+            if panel != "particles":
                 _DRAWINGS[panel](row.subplots(), _by_case(finished, panel))
+                continue
+            axes = row.subplots(lines, min(PATHS_IN_A_ROW, len(paths)), squeeze=False).flatten()
+            for ax in axes:
+                ax.axis("off")
+            for ax, (case, (done, *_)) in zip(axes, paths, strict=False):
+                _draw_paths(ax, case, done.result.tensors["paths"])
         save_figure(figure, path)
 
 
@@ -252,6 +257,7 @@ def _draw_variance(ax: Axes, cases: list[tuple[ObjectiveCase, list[Finished]]]) 
 
 def _draw_paths(ax: Axes, case: ObjectiveCase, paths: torch.Tensor) -> None:
     """Paths over the density of the prompt's modes; the other modes are crosses."""
+    ax.axis("on")
     model = ring()
     line = torch.linspace(-1.2, 1.2, 120)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(-1, 2)
