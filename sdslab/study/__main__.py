@@ -26,6 +26,7 @@ from sdslab.study.study_file import (
 )
 
 CHANGED_OUT = "figures/custom"
+GPU_OUT = "gpu"
 
 
 def _option(metavar: str, default: str) -> object:
@@ -136,7 +137,7 @@ def run(selection: Selection, overrides: Overrides) -> None:
     study = _changed(kind, load_study(path, preset), selection, overrides)
     how = {"fresh": selection.fresh, "accept_code": selection.accept_code_change}
     try:
-        _start(kind, study, selection.only, overrides.threads, **how)
+        _start(kind, study, selection.only, overrides.threads, apart=overrides.out is None, **how)
     except KeyboardInterrupt as interrupt:
         if experiment_of(kind).sources:
             raise
@@ -163,7 +164,16 @@ def _go_on(selection: Selection, overrides: Overrides) -> None:
         _start(resumed.kind, resumed.study, resumed.only, overrides.threads, accept_code=accept)
 
 
-def _start(kind: str, study: Any, only: tuple[str, ...], threads: int | None, **how: bool) -> None:
+def _start(
+    kind: str,
+    study: Any,
+    only: tuple[str, ...],
+    threads: int | None,
+    *,
+    apart: bool = False,
+    **how: bool,
+) -> None:
+    """Runs it; with ``apart`` a GPU's results go to a folder of their own, beside a CPU's."""
     settings = study.settings
     pictures, meshes = getattr(settings, _pictures(settings), ()), getattr(settings, "meshes", ())
     for picture in pictures:
@@ -176,7 +186,13 @@ def _start(kind: str, study: Any, only: tuple[str, ...], threads: int | None, **
     # Here, so that --help and mistakes answer at once.
     import torch
 
+    from sdslab.machine import resolve_device
     from sdslab.study.engine import run_study
+
+    if apart and resolve_device(settings.device).type == "cuda":
+        settings = dataclasses.replace(settings, out=f"{settings.out}/{GPU_OUT}")
+        study = dataclasses.replace(study, settings=settings)
+        claim_study_folder(Path(settings.out), study.name, named)
 
     if threads is not None:
         if not 1 <= threads <= (os.cpu_count() or 1) * 4:

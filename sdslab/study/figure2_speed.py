@@ -266,6 +266,8 @@ def measure_cell(
         nothing = ("gflop", "convolution_gflop_per_s", "matmul_gflop_per_s")
         return row | dict.fromkeys(nothing)
     steady = with_steps(cell, burst * (2 * (WARM_UPS + settings.repeats) + 2))
+    with FlopCounterMode(display=False) as counter:
+        next(loop(steady, problem)[0])  # not of a recorded step, whose replay shows no operators
     step = partial(next, (recorded if timed.recorded else loop)(steady, problem)[0])
     side = settings.matmul_size
     matrix = torch.rand(side, side, device=problem.image.device)
@@ -275,9 +277,8 @@ def measure_cell(
         for _ in range(WARM_UPS + settings.repeats)
     ]
     ours, theirs, product = np.array(times)[WARM_UPS:].T
-    with FlopCounterMode(display=False) as counter:
-        step()
-    shares, gflop = _shares(step, settings.repeats), counter.get_total_flops() / 1e9
+    shares = _shares(step, settings.repeats, matrix.device)
+    gflop = counter.get_total_flops() / 1e9
     spent = shares["convolution"] * float(np.median(ours)) / 1000
     row |= {"ratio": median_ratio(theirs, ours)}
     row |= quantile_columns("ours", quantiles_of(ours))
@@ -318,10 +319,10 @@ def _cells(timed: TimedCell, row: dict[str, Any]) -> list[str]:
     return [*cells, "" if rate is None else f"{rate / matmul:.0%}"]
 
 
-def _shares(step: Callable[[], object], repeats: int) -> dict[str, float]:
+def _shares(step: Callable[[], object], repeats: int, device: torch.device) -> dict[str, float]:
     """How the operators' own time is divided, from torch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device.type == "cuda"
     if on_gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
@@ -329,8 +330,8 @@ def _shares(step: Callable[[], object], repeats: int) -> dict[str, float]:
             step()
     total = dict.fromkeys(SHARES, 0.0)
     for event in profile.key_averages():
-        on_device = event.self_device_time_total if on_gpu else 0.0
-        total[_kind(event.key)] += on_device or event.self_cpu_time_total
+        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        total[_kind(event.key)] += own
     whole = sum(total.values())
     return {kind: value / whole for kind, value in total.items()}
 

@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
@@ -20,6 +20,7 @@ from sdslab.study.experiment import Experiment, Finished, Given, Piece, Result, 
 from sdslab.study.kernel_operations import OPERATIONS, KernelCase, Problem, Sizes
 from sdslab.study.measuring import (
     Quantiles,
+    clock_name,
     gpu_peak_bytes,
     measure_limits,
     process_peak_bytes,
@@ -52,7 +53,7 @@ class KernelSettings:
     matmul_size: int = 2048
     """Side of the float32 matrices whose product tells the processor's rate."""
     compile: bool = True
-    """Whether torch.compile of the eager code is timed too."""
+    """Whether torch.compile of the eager code is timed too, at each case's last size."""
     memory: bool = True
     """Whether the peak memory of ops with rivals is measured too."""
     out: str = "figures"
@@ -89,16 +90,21 @@ class KernelSpeeds(Experiment):
             Piece(
                 f"{case.name} at {_shape(case, batch, side)}",
                 case.name,
-                partial(self._row, case, batch, side),
+                partial(self._row, case, batch, side, place == len(sizes)),
                 case,
                 watched=False,
             )
             for case in self.chosen(self.study.cases)
-            for batch, side in getattr(case, kind) or getattr(self.study.settings, kind)
+            if (sizes := getattr(case, kind) or getattr(self.study.settings, kind))
+            for place, (batch, side) in enumerate(sizes, start=1)
         ]
 
-    def _row(self, case: KernelCase, batch: int, side: int, _: Given) -> Iterator[Result]:
-        row = measure(case, batch, side, self.study.settings, self.device)
+    def _row(
+        self, case: KernelCase, batch: int, side: int, last: bool, _: Given
+    ) -> Iterator[Result]:
+        # Compiling takes longer than all else: once a case, at the size that tells most.
+        settings = replace(self.study.settings, compile=self.study.settings.compile and last)
+        row = measure(case, batch, side, settings, self.device)
         limits = self.limits
         if row["accepted"]:
             ours = row["ours_ms_q50"]
@@ -128,12 +134,13 @@ class KernelSpeeds(Experiment):
     def page(self, finished: list[Finished]) -> Page:
         """A row per op and size, with medians and, in brackets, the 20 % and 80 % quantiles."""
         settings, limits = self.study.settings, self.limits
-        body = "the GPU's kernels"
+        body, clock = "the GPU's kernels", "launches hidden, caches cold, by the GPU's own events"
         if self.device.type == "cpu":
-            threads = torch.get_num_threads()
-            body = f"compiled loops but for the SR condition, as on any CPU (threads: {threads})"
+            body = "compiled loops but for the SR condition, as on any CPU"
+            clock = clock_name(self.device)
         head = (
-            f"{self.device_name}; preset {self.study.preset}; ours is {body}. In the same run a "
+            f"{self.device_name}, {clock}; preset {self.study.preset}; ours is {body}. "
+            f"torch.compile is timed at each operation's last size. In the same run a "
             f"copy of {settings.copy_mb} MB moves {limits.copy_bytes_per_s / 1e9:.1f} GB/s and a "
             f"float32 product of {settings.matmul_size}² does "
             f"{limits.matmul_flops_per_s / 1e9:.0f} GFLOP/s. Bytes are those that must be read and "

@@ -16,6 +16,10 @@ Quantiles = tuple[float, float, float]
 
 # Written over between calls on a GPU: more than any cache, so that each call finds none of its own.
 _CACHE_BYTES = 256 * 2**20
+# Under a millisecond or so, in which a call's kernels are launched: none waits for the host.
+_SLEEP_CYCLES = 1_500_000
+# An idle GPU takes so long to raise its clocks.
+_WARM_SECONDS = 0.25
 
 
 def quantiles_ms(
@@ -23,8 +27,8 @@ def quantiles_ms(
 ) -> Quantiles:
     """The quantiles of a call's milliseconds.
 
-    On a GPU they are the device's own, between events: launching is hidden behind the cache being
-    overwritten.
+    On a GPU they are the device's own, between events, at warm clocks and with a cold cache:
+    launching is hidden behind the cache being overwritten and a sleep, both before the first event.
 
     Args:
         call: what is timed.
@@ -34,8 +38,10 @@ def quantiles_ms(
     """
     for _ in range(warm_up):
         call()
-    times = _gpu_ms(call, repeats, device) if device.type == "cuda" else _cpu_ms(call, repeats)
-    return quantiles_of(times)
+    if device.type != "cuda":
+        return quantiles_of([milliseconds(call, device, 1) for _ in range(repeats)])
+    _warm_clocks(call, device)
+    return quantiles_of(_gpu_ms(call, repeats, device))
 
 
 def quantiles_of(values: Sequence[float]) -> Quantiles:
@@ -45,7 +51,7 @@ def quantiles_of(values: Sequence[float]) -> Quantiles:
 
 
 def seconds_now() -> float:
-    """A clock for steps on a CPU; only differences mean something.
+    """A clock for what computes on a CPU; only differences mean something.
 
     With one thread (``--threads 1``) it is the process's own CPU time, which other processes on a
     busy machine do not stretch; with more it is the wall's.
@@ -56,18 +62,16 @@ def seconds_now() -> float:
 def clock_name(device: torch.device) -> str:
     """What times on ``device`` are of, for a table's head."""
     if device.type != "cpu":
-        return "times are the GPU's own"
+        return "times are between the GPU's own events, its waiting for the host among them"
     threads = torch.get_num_threads()
-    return "times are CPU time of one thread" if threads == 1 else f"{threads} threads"
+    return "times are CPU time of one thread" if threads == 1 else f"wall times, {threads} threads"
 
 
-def _cpu_ms(call: Callable[[], object], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+def _warm_clocks(call: Callable[[], object], device: torch.device) -> None:
+    end = time.perf_counter() + _WARM_SECONDS
+    while time.perf_counter() < end:
         call()
-        times.append((time.perf_counter() - start) * 1000)
-    return times
+        torch.cuda.synchronize(device)
 
 
 def _gpu_ms(call: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
@@ -79,6 +83,7 @@ def _gpu_ms(call: Callable[[], object], repeats: int, device: torch.device) -> l
         ]
         for start, end in events:
             cache.zero_()
+            torch.cuda._sleep(_SLEEP_CYCLES)
             start.record()
             call()
             end.record()
@@ -87,15 +92,13 @@ def _gpu_ms(call: Callable[[], object], repeats: int, device: torch.device) -> l
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, times: int) -> float:
-    """Time of one of as many calls."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = seconds_now()
+    """Time of one of as many calls, by the clock that `clock_name` names."""
+    clock = PhaseClock(device)
+    clock.mark("calls")
     for _ in range(times):
         call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (seconds_now() - start) * 1000 / times
+    clock.mark(None)
+    return clock.milliseconds()["calls"] / times
 
 
 @dataclass(frozen=True)

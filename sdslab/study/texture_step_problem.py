@@ -24,6 +24,7 @@ from sdslab.optimization.material_optimization import (
     MaterialConfig,
     MaterialProblem,
     optimize_material,
+    padded_length,
 )
 from sdslab.optimization.optimize import Step
 from sdslab.optimization.optimizer_state import OptimizeConfig
@@ -31,7 +32,7 @@ from sdslab.parameterizations.pixel import TexelGrid
 from sdslab.rendering.backends import make_backend
 from sdslab.rendering.cameras import CameraSampler
 from sdslab.rendering.lighting import Environment, LightSampler
-from sdslab.rendering.renderer import Renderer
+from sdslab.rendering.renderer import Renderer, Surface
 from sdslab.rendering.scene import Scene, Scenes, SceneSampler
 from sdslab.rendering.texels import SeenTexels
 from sdslab.runs.from_toml import Between, PowerOfTwo
@@ -182,7 +183,11 @@ class OurStep:
             model.denoiser(prompts), prompts.unconditional, GUIDANCE_SCALE[problem.stage]
         )
         renderer, scenes = problem.renderer, problem.scenes
-        if not recorded:
+        self.lengths: set[int] = set()
+        """Padded lengths of the steps so far; a recorded step is captured at each new one."""
+        if recorded:
+            renderer = _noting(renderer, self.lengths)
+        else:
             renderer, scenes = _clocked(renderer, clock), _ClockedScenes(scenes, clock)
             guided = _ClockedDenoiser(guided, clock)
         frozen, sr = problem.stage_one, None
@@ -242,6 +247,22 @@ class _ClockedScenes:
     def sample(self, step: int, batch: int, points: Tensor) -> Scene:
         self.clock.mark("render")
         return self.scenes.sample(step, batch, points)
+
+
+def _noting(renderer: Renderer, lengths: set[int]) -> Renderer:
+    """The same renderer, which notes the padded length of what it sees."""
+    copy = Renderer(renderer.mesh, renderer.backend, renderer.device)
+    see: Callable[..., Surface] = copy.see
+
+    def noted(*arguments: Any) -> Surface:
+        surface = see(*arguments)
+        b, height, width = surface.shape
+        capacity = b * height * width * surface.supersampling**2
+        lengths.add(padded_length(len(surface.pixel), capacity))
+        return surface
+
+    copy.see = noted  # pyright: ignore[reportAttributeAccessIssue]
+    return copy
 
 
 def _clocked(renderer: Renderer, clock: PhaseClock) -> Renderer:

@@ -103,9 +103,10 @@ def distil(
             z: Tensor, t: Tensor, noise: NoiseKey, condition: Condition, progress: float
         ) -> SDSResult:
             del progress
-            return function(
-                z, guided, t, noise, weighting=weighting, condition=condition, clamp=clamp
-            )
+            with model.loaded():
+                return function(
+                    z, guided, t, noise, weighting=weighting, condition=condition, clamp=clamp
+                )
 
         return own
     rows = {"unconditional": prompts.unconditional}
@@ -118,9 +119,10 @@ def distil(
         predictors = {"conditional": Predictor(model, condition)} | {
             role: Predictor(model, condition.with_prompt(row)) for role, row in rows.items()
         }
-        return distillation_gradient(
-            z, name, predictors, t, noise, progress=progress, guidance=settings.guidance_scale,
-            weighting=weighting, low_memory=low_memory,
-        )  # fmt: skip
+        with model.loaded():
+            return distillation_gradient(
+                z, name, predictors, t, noise, progress=progress,
+                guidance=settings.guidance_scale, weighting=weighting, low_memory=low_memory,
+            )  # fmt: skip
 
     return of_table

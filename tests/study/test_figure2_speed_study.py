@@ -1,5 +1,6 @@
 """The speed study of Figure 2: its rows, and that a wrong gradient has no speed."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from sdslab.errors import UserError
 from sdslab.kernels import SDSResult
 from sdslab.parameterizations.deep_image_prior import DeepImagePrior
 from sdslab.pictures.image_io import load_image
-from sdslab.study import figure2_steps
+from sdslab.study import figure2_speed, figure2_steps
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.figure2_speed import SHARES
 from sdslab.study.figure2_steps import StraightforwardCell, as_printed, loop
@@ -74,6 +75,22 @@ def test_every_row_is_written(study: Path, tmp_path: Path, capsys: pytest.Captur
     assert table["torch"].eq(torch.__version__).all()
     assert len(json.loads((out / "small.json").read_text())["rows"]) == 4
     assert (out / "small.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_a_recorded_cell_s_arithmetic_is_counted_where_it_is_launched(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A replay on a GPU shows no operators."""
+    text = STUDY.replace('"pixel_rgb"', '"pixel_dip"')
+    study.write_text(text.replace("true\nsize = 32", "true\nsize = 64"))
+    replay = itertools.repeat(None)
+    monkeypatch.setattr(figure2_speed, "recorded", lambda *_: (replay, None))
+    monkeypatch.setattr(figure2_speed, "recording_error", lambda *_: 0.0)
+    monkeypatch.setattr(figure2_speed, "errors", lambda *_: (0.0, 1.0))
+    monkeypatch.setattr(figure2_speed, "_shares", lambda *_: dict.fromkeys(SHARES, 0.25))
+    run(Selection(str(study), preset="quick", only=("recorded",)), Overrides(out="results"))
+    table: Any = pd.read_csv(tmp_path / "results" / "small.csv")
+    assert table["gflop"][0] > 0.01
 
 
 def test_a_wrong_gradient_is_reported_and_has_no_speed(

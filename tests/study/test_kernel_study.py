@@ -201,6 +201,33 @@ def test_torch_compile_is_timed_too(monkeypatch: pytest.MonkeyPatch):
     assert row["compiled_ratio"] == row["compiled_ms_q50"] / row["ours_ms_q50"]
 
 
+def test_a_case_is_compiled_once_at_its_last_size(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f) or f)
+    study.write_text(STUDY.replace("compile = false", "compile = true"))
+    run(Selection(str(study)), Overrides(out=str(tmp_path / "out"), device="cpu"))
+    assert len(compiled) == 2
+    table: Any = pd.read_csv(tmp_path / "out" / "small.csv")
+    assert table["compiled_ratio"].notna().to_list() == [False, True, False, True]
+
+
+def test_a_gpu_s_results_do_not_overwrite_a_cpu_s(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sdslab.machine.resolve_device", torch.device)
+    folders: list[str] = []
+    monkeypatch.setattr(
+        "sdslab.study.engine.run_study",
+        lambda _kind, _experiment, study, *_, **__: folders.append(study.settings.out),
+    )
+    for device, out in (("cpu", None), ("cuda", None), ("cuda", "mine")):
+        run(Selection(str(study)), Overrides(device=device, out=out))
+    assert folders == ["figures", "figures/gpu", "mine"]
+
+
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object, **__: object):
         def fail(*_: object):

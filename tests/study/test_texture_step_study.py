@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from sdslab.denoisers.noise_schedule import weighting_named
 from sdslab.errors import UserError
-from sdslab.study import texture_step_problem
+from sdslab.study import texture_step, texture_step_problem
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.measuring import PHASES, PhaseClock
 from sdslab.study.study_file import load_study
@@ -104,6 +105,27 @@ def test_a_wrong_gradient_is_reported_and_has_no_speed(
     assert not table["accepted"].any()
     assert "ours_step_ms_q50" not in table
     assert "refused: difference" in (tmp_path / "results" / "small.md").read_text()
+
+
+def test_no_step_at_a_new_length_is_timed(monkeypatch: pytest.MonkeyPatch, study: Path):
+    """A GPU captures such a step."""
+    case = next(case for case in load_study(study).steps if case.name == "one")
+    taken, lengths = [], iter([8, 8, 8, 16, 8, 32, 16, 8])
+    original = texture_step.OurStep.__call__
+
+    def noted(self: texture_step.OurStep) -> None:
+        original(self)
+        if self._recorded:
+            new = next(lengths)
+            taken.append((new, new not in self.lengths))
+            self.lengths.add(new)
+
+    monkeypatch.setattr(texture_step, "_errors", lambda *_: (0.0, 1.0))
+    monkeypatch.setattr(texture_step_problem, "padded_length", lambda *_: 8)
+    monkeypatch.setattr(texture_step.OurStep, "__call__", noted)
+    settings = replace(load_study(study).settings, repeats=3)
+    texture_step.measure_step(case, settings, CPU)
+    assert len(taken) == 7  # two to warm up, two at new lengths, and three that count
 
 
 def test_rows_of_another_device_are_refused_by_name(study: Path):
