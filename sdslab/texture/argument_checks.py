@@ -23,7 +23,6 @@ from sdslab.shell.named_inputs import (
     tag_and_file,
 )
 from sdslab.texture.arguments import DEFAULT_EXEMPLAR, GUIDANCES, Arguments, GuidanceName, Rendering
-from sdslab.texture.objective import check_objective
 from sdslab.texture.run_folder import own_outputs
 
 LONGEST_STEM = 120  # bytes, of each part of a folder's name
@@ -153,7 +152,10 @@ def check(arguments: Arguments) -> None:
             f"which is in use or reserved; give another one, or 0 for any"
         )
     _check_light(rendering)
-    check_objective(arguments)
+    if distillation.objective != "sds":
+        from sdslab.texture.objective import check_objective  # which imports torch
+
+        check_objective(arguments)
     if arguments.subject.init == "triplanar" and guidance not in ("exemplar", "none"):
         raise UserError(
             f"--init triplanar lays an --exemplar on the object, got --guidance {guidance}; use "

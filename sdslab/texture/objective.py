@@ -39,8 +39,6 @@ def check_objective(arguments: Arguments) -> None:
         raise UserError(
             f"--objective must be one of {', '.join(NAMES)}, or MODULE:NAME, got {one_line(name)!r}"
         )
-    if name == "sds":
-        return
     for option, value in (
         ("--perp-neg", distillation.perp_neg),
         ("--x0-bound", distillation.x0_bound not in (None, "none")),
