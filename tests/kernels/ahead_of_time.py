@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, CompiledKernel, compile
 
-ARCHITECTURES = (80, 90)
+ARCHITECTURES = (80, 89, 90)
 
 
 def compile_kernel(

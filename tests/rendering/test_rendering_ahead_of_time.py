@@ -17,9 +17,13 @@ tl = pytest.importorskip("triton.language")
 from triton.compiler import CompiledKernel  # noqa: E402
 
 from sdslab.rendering import triton_texture, triton_visibility  # noqa: E402
-from tests.kernels.ahead_of_time import compile_kernel, ptxas_report, spilled_bytes  # noqa: E402
+from tests.kernels.ahead_of_time import (  # noqa: E402
+    ARCHITECTURES,
+    compile_kernel,
+    ptxas_report,
+    spilled_bytes,
+)
 
-ARCHITECTURES = (80, 89, 90)
 ELEMENTS = {
     "faces_ptr": "i32", "nearest_ptr": "i64", "large_ptr": "i64", "large_count_ptr": "i32",
     "starts_ptr": "i64",

@@ -31,9 +31,7 @@ from sdslab.texture.runner import run
 RED, BLUE = (200, 40, 40), (40, 40, 200)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def arguments(

@@ -22,20 +22,8 @@ from sdslab.texture.arguments import (
 )
 from sdslab.texture.objective import NAMES, check_objective
 from sdslab.texture.runner import run
-from tests.tiny_pipelines import save_deepfloyd_one, save_stable_diffusion
 
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_deepfloyd_one(folder / "if-1")
-    save_stable_diffusion(folder / "sd")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def arguments(out: Path, model: Path, name: str, **options: Any) -> Arguments:
@@ -57,7 +45,7 @@ FAST = ("csd", "nfsd", "sdi")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in NAMES]
 )
-def test_each_objective_textures_a_mesh(models: Path, tmp_path: Path, name: str, monkeypatch):
+def test_each_objective_textures_a_mesh(pipelines: Path, tmp_path: Path, name: str, monkeypatch):
     asked = []
     gradient = module.distillation_gradient
 
@@ -68,7 +56,7 @@ def test_each_objective_textures_a_mesh(models: Path, tmp_path: Path, name: str,
     monkeypatch.setattr(module, "distillation_gradient", watched)
     model = "sd" if name in ("csd", "ism") else "if-1"
     negative = "blurry" if "negative" in OBJECTIVES[name].needs else ""
-    run(arguments(tmp_path / "run", models / model, name, negative_prompt=negative))
+    run(arguments(tmp_path / "run", pipelines / model, name, negative_prompt=negative))
     assert (tmp_path / "run" / "mesh.glb").exists()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     stage = record["config"]["stages"]["stage1"]
@@ -91,11 +79,11 @@ def test_each_objective_textures_a_mesh(models: Path, tmp_path: Path, name: str,
             assert rows["negative"].tolist() == [5] * 2
 
 
-def test_options_say_more_than_the_objective(models: Path, tmp_path: Path):
+def test_options_say_more_than_the_objective(pipelines: Path, tmp_path: Path):
     run(
         arguments(
             tmp_path / "run",
-            models / "if-1",
+            pipelines / "if-1",
             "hifa",
             guidance_scale=7.0,
             weighting="x0_castex",
@@ -108,17 +96,19 @@ def test_options_say_more_than_the_objective(models: Path, tmp_path: Path):
     assert stage["timesteps"] == {"kind": "UniformTimesteps", "t_min": 100, "t_max": 200}
 
 
-def test_roles_one_after_the_other_are_the_same_run(models: Path, tmp_path: Path):
+def test_roles_one_after_the_other_are_the_same_run(pipelines: Path, tmp_path: Path):
     maps = []
     for low_memory in (False, True):
         out = tmp_path / str(low_memory)
-        given = arguments(out, models / "if-1", "nfsd", negative_prompt="x", low_memory=low_memory)
+        given = arguments(
+            out, pipelines / "if-1", "nfsd", negative_prompt="x", low_memory=low_memory
+        )
         run(replace(given, optimization=replace(given.optimization, steps=1)))
         maps.append((out / "maps" / "albedo.png").read_bytes())
     assert maps[0] == maps[1]
 
 
-def test_a_function_of_one_s_own_leads(models: Path, tmp_path: Path, monkeypatch):
+def test_a_function_of_one_s_own_leads(pipelines: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import sdslab\n"
         "def halved(z, denoiser, t, noise, **options):\n"
@@ -126,8 +116,8 @@ def test_a_function_of_one_s_own_leads(models: Path, tmp_path: Path, monkeypatch
         "    return result._replace(gradient=result.gradient / 2)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    run(arguments(tmp_path / "own", models / "if-1", "mine:halved"))
-    run(arguments(tmp_path / "sds", models / "if-1", "sds"))
+    run(arguments(tmp_path / "own", pipelines / "if-1", "mine:halved"))
+    run(arguments(tmp_path / "sds", pipelines / "if-1", "sds"))
     norms = [
         float((tmp_path / name / "metrics.csv").read_text().splitlines()[1].split(",")[3])
         for name in ("own", "sds")

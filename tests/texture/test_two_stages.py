@@ -46,27 +46,8 @@ from sdslab.texture.arguments import (
 from sdslab.texture.resolved_arguments import resolved_settings
 from sdslab.texture.runner import run
 from tests.recorded_calls import watch_recorded_calls
-from tests.tiny_pipelines import (
-    save_deepfloyd_one,
-    save_deepfloyd_two,
-    save_stable_diffusion,
-    save_upscaler,
-)
 
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_deepfloyd_one(folder / "if-1")
-    save_deepfloyd_two(folder / "if-2")
-    save_stable_diffusion(folder / "sd")
-    save_upscaler(folder / "upscaler")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def arguments(out: Path, one: Path, two: Path | str, **optimization: object) -> Arguments:
@@ -82,9 +63,9 @@ def arguments(out: Path, one: Path, two: Path | str, **optimization: object) -> 
     )
 
 
-def test_a_prompt_textures_a_mesh_in_two_stages(models: Path, tmp_path: Path):
+def test_a_prompt_textures_a_mesh_in_two_stages(pipelines: Path, tmp_path: Path):
     out = tmp_path / "run"
-    given = arguments(out, models / "if-1", models / "if-2")
+    given = arguments(out, pipelines / "if-1", pipelines / "if-2")
     run(replace(given, output=replace(given.output, preview_every=2)))
     for file in ("mesh.glb", "stage1/mesh.glb", "contact_sheet.png", "obj", "maps/normal.png"):
         assert (out / file).exists(), file
@@ -111,9 +92,9 @@ def test_a_prompt_textures_a_mesh_in_two_stages(models: Path, tmp_path: Path):
 
 
 def test_latent_models_run_both_stages_with_text_encoders_of_their_own(
-    models: Path, tmp_path: Path
+    pipelines: Path, tmp_path: Path
 ):
-    run(arguments(tmp_path / "run", models / "sd", models / "upscaler", steps=1, sr_steps=1))
+    run(arguments(tmp_path / "run", pipelines / "sd", pipelines / "upscaler", steps=1, sr_steps=1))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["kind"] == record["config"]["subject"]["guidance"] == "stable-diffusion"
     assert record["config"]["stages"]["stage1"]["weighting"] == "epsilon_dreamfusion"
@@ -121,10 +102,10 @@ def test_latent_models_run_both_stages_with_text_encoders_of_their_own(
     assert (tmp_path / "run" / "mesh.glb").exists()
 
 
-def test_a_deep_image_prior_is_a_material_too(models: Path, tmp_path: Path):
+def test_a_deep_image_prior_is_a_material_too(pipelines: Path, tmp_path: Path):
     run(
         arguments(
-            tmp_path / "run", models / "if-1", "none",
+            tmp_path / "run", pipelines / "if-1", "none",
             parameterization="dip", texture_size=64, steps=1, frozen=("metallic",),
         )
     )  # fmt: skip
@@ -260,7 +241,7 @@ def test_the_prompt_follows_the_side_that_is_seen():
     assert view_of(eye).tolist() == [FRONT, SIDE, BACK, SIDE, TOP]
 
 
-def test_presets_are_the_papers_and_can_be_overridden(models: Path):
+def test_presets_are_the_papers_and_can_be_overridden(pipelines: Path):
     one, two = PRESETS["castex"].stage_one, PRESETS["castex"].stage_two
     assert (one.steps, two.steps, one.guidance_scale, two.guidance_scale) == (500, 1000, 15, 10)
     assert (one.views, one.learning_rate, one.shared_timestep) == (8, 0.01, True)
@@ -269,14 +250,14 @@ def test_presets_are_the_papers_and_can_be_overridden(models: Path):
     )  # fmt: skip
     assert one.timesteps.bounds(0.0) == (300, 980)
     assert one.timesteps.bounds(1.0) == (200, 500)
-    given = arguments(Path("x"), models / "if-1", "none")
+    given = arguments(Path("x"), pipelines / "if-1", "none")
     own = Distillation(
         guidance_scale=25.0, timesteps=(20, 600), timestep_per="picture", x0_bound="dynamic",
         gradient_clamp=2.0, weighting="epsilon_dreamfusion", sr_condition="pipeline",
     )  # fmt: skip
     preset = resolved_settings(replace(given, distillation=own))
     assert preset.stage_one.guidance_scale == 25
-    assert preset.stage_one.model == str(models / "if-1")
+    assert preset.stage_one.model == str(pipelines / "if-1")
     assert preset.stage_two.model is None
     for settings in (preset.stage_one, preset.stage_two):
         assert settings.timesteps.bounds(0.5) == (20, 600)
@@ -284,7 +265,7 @@ def test_presets_are_the_papers_and_can_be_overridden(models: Path):
         assert (settings.x0_bound, settings.gradient_clamp) == ("dynamic", 2.0)
         assert settings.weighting == "epsilon_dreamfusion"
     assert (preset.stage_one.sr_mode, preset.stage_two.sr_mode) == ("castex", "pipeline")
-    latent = resolved_settings(arguments(Path("x"), models / "sd", "none"))
+    latent = resolved_settings(arguments(Path("x"), pipelines / "sd", "none"))
     assert latent.stage_one.x0_bound == "none"
     wrong = replace(given, subject=replace(given.subject, guidance="stable-diffusion"))
     with pytest.raises(UserError, match="which is IF-I; leave --guidance out"):
@@ -300,11 +281,11 @@ def test_presets_are_the_papers_and_can_be_overridden(models: Path):
     ],
 )
 def test_models_of_the_wrong_stage_are_refused(
-    one: str, two: str, message: str, models: Path, tmp_path: Path
+    one: str, two: str, message: str, pipelines: Path, tmp_path: Path
 ):
-    second = two if two == "none" else models / two
+    second = two if two == "none" else pipelines / two
     with pytest.raises(UserError, match=message):
-        run(arguments(tmp_path / "run", models / one, second))
+        run(arguments(tmp_path / "run", pipelines / one, second))
     assert not (tmp_path / "run").exists()
 
 
@@ -316,10 +297,10 @@ PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_steps_that_are_to_be_recorded_are_the_same_and_need_no_host(
-    name: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     one, two, distillation = PAIRS[name]
-    given = arguments(tmp_path / "run", models / one, models / two)
+    given = arguments(tmp_path / "run", pipelines / one, pipelines / two)
     given = replace(given, distillation=Distillation(**distillation))
     calls = watch_recorded_calls(monkeypatch)
     run(given)
@@ -340,8 +321,8 @@ def test_steps_that_are_to_be_recorded_are_the_same_and_need_no_host(
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_graph_needs_a_gpu(models: Path, tmp_path: Path):
-    given = arguments(tmp_path / "run", models / "if-1", "none")
+def test_a_graph_needs_a_gpu(pipelines: Path, tmp_path: Path):
+    given = arguments(tmp_path / "run", pipelines / "if-1", "none")
     with pytest.raises(UserError, match="--graph needs a CUDA device, got cpu; leave it out"):
         run(replace(given, model=replace(given.model, graph=True)))
     assert not (tmp_path / "run").exists()
@@ -350,7 +331,7 @@ def test_a_graph_needs_a_gpu(models: Path, tmp_path: Path):
 @pytest.mark.parametrize("graph", [False, True], ids=["launched", "recorded"])
 @pytest.mark.parametrize("offload", [False, True], ids=["resident", "offloaded"])
 def test_stage_one_s_model_is_gone_when_stage_two_s_is_loaded(
-    graph: bool, offload: bool, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: bool, offload: bool, pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     loaded: list[weakref.ref[torch.nn.Module]] = []
     alive: list[int] = []
@@ -368,7 +349,7 @@ def test_stage_one_s_model_is_gone_when_stage_two_s_is_loaded(
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
     monkeypatch.setattr(two_stages, "_check_graph", lambda _: None)  # as if there were a GPU
-    given = arguments(tmp_path / "run", models / "if-1", models / "if-2", steps=2, sr_steps=1)
+    given = arguments(tmp_path / "run", pipelines / "if-1", pipelines / "if-2", steps=2, sr_steps=1)
     given = replace(given, rendering=replace(given.rendering, unlit=True, light=()))
     gc.disable()  # what a cycle holds must not wait for it
     try:
