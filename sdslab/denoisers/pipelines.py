@@ -59,7 +59,7 @@ class StageSettings:
     gradient_clamp: float | None = None
     """Bound of each element of the gradient."""
     objective: str = "sds"
-    """Of stage I: a name of `sdslab.distillation.objectives.OBJECTIVES`, or MODULE:NAME."""
+    """Stage I's, a name of `sdslab.distillation.objectives.OBJECTIVES`, or MODULE:NAME."""
     sr_mode: SRMode = "castex"
     """Resampling of stage I's render to the condition of stage II."""
 

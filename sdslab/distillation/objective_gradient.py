@@ -165,14 +165,17 @@ def _predictions(
     by_denoiser: dict[object, list[str]] = {}
     for role in roles:
         if role not in extra:
-            key = role if low_memory else id(predictors[role].denoiser)
+            member = predictors[role]
+            # A batch has a condition for each of its samples, or none at all.
+            key = role if low_memory else (id(member.denoiser), member.condition is None)
             by_denoiser.setdefault(key, []).append(role)
     for together in by_denoiser.values():
         denoiser, n = predictors[together[0]].denoiser, len(together)
         condition = predictors[together[0]].condition
         for role in together[1:]:
             other = predictors[role].condition
-            condition = condition.and_then(other) if condition and other else condition
+            if condition is not None and other is not None:
+                condition = condition.and_then(other)
         x_t = torch.cat([z_t] * n)
         prediction = denoiser.checked_prediction(x_t, torch.cat([t] * n), condition)
         output = guided_output(prediction.output, x_t, prediction.guidance_scale)

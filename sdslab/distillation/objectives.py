@@ -5,7 +5,7 @@ Each is g = w(t) Σ_i c_i ε̂_i of predictions at one x_t = √ᾱ z + √(1-�
 ε_c + s (ε_c - ε_u) have s - 1. Gradients are neither divided by the batch nor by two.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -216,18 +216,3 @@ def objective_named(name: Objective | str) -> Objective:
     if name not in OBJECTIVES:
         raise UserError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
     return OBJECTIVES[name]
-
-
-def check_roles(name: str, roles: Collection[str]) -> None:
-    """Refuses an objective that needs a prediction which nothing gives.
-
-    Raises:
-        UserError: says which.
-    """
-    missing = [role for role in objective_named(name).needs if role not in roles]
-    if missing:
-        raise UserError(
-            f"objective {name} needs predictions of the roles {', '.join(missing)} as well, got "
-            f"{', '.join(roles)}; give them, or take an objective that does without: "
-            f"{', '.join(n for n, o in OBJECTIVES.items() if all(r in roles for r in o.needs))}"
-        )

@@ -109,6 +109,11 @@ def own_objective(given: str) -> Callable[..., SDSResult] | None:
     if not is_named_object(given):
         return None
     function = named_object(given, "objective")
+    if not callable(function):
+        raise UserError(
+            f"objective must name a function, got a {type(function).__name__}, {given}; see "
+            f"examples/own_study.py"
+        )
 
     def objective(z: torch.Tensor, *arguments: Any, **options: Any) -> SDSResult:
         result = function(z, *arguments, **options)

@@ -52,7 +52,7 @@ class ObjectiveCase:
     counts: tuple[int, ...] = ()
     """K, of the modes."""
     steps: Annotated[int, Between(1, 100_000)] = 400
-    """Of plain gradient descent; for the variance, the number of draws."""
+    """Steps of plain gradient descent; for the variance, the number of draws."""
     learning_rate: float = 0.1
     """Share of the gradient that a step takes."""
     why: str = ""

@@ -82,6 +82,13 @@ class Objectives(Experiment):
     store = "measures"
     study: ObjectiveStudy
 
+    def __init__(self, study: ObjectiveStudy, only: tuple[str, ...], device: torch.device) -> None:
+        if device.type != "cpu":
+            raise UserError(
+                f"the study of objectives computes on the CPU, got device {device}; leave it out"
+            )
+        super().__init__(study, only, device)
+
     @staticmethod
     def finish_study(study: ObjectiveStudy, where: str, load: Any) -> ObjectiveStudy:
         """Refuses cases that make no sense."""
@@ -98,6 +105,12 @@ class Objectives(Experiment):
                 raise UserError(
                     f"{place}: counts must be given for modes, from 1 up, and only so, got "
                     f"{list(case.counts)}"
+                )
+            low, high = case.timesteps or (20, 980)
+            if not 0 <= low < high <= 1000:
+                raise UserError(
+                    f"{place}: timesteps must be two numbers from 0 to 1000, the lower one first, "
+                    f"got {low} and {high}"
                 )
             needs = OBJECTIVES[case.objective].needs if case.objective in OBJECTIVES else ()
             if case.panel in ("modes", "variance") and not set(needs) <= {

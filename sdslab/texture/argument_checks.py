@@ -241,8 +241,7 @@ def named_inputs(arguments: Arguments) -> dict[str, str]:
         "--exemplar-roughness": exemplar.exemplar_roughness,
         "--exemplar-mask": exemplar.exemplar_mask,
         "--light": arguments.rendering.light,
-        "--guidance": (_own_source(subject.guidance),),
-        "--parameterization": (_own_source(arguments.optimization.parameterization),),
+        **{option: (file_of(name),) for option, name in arguments.named_objects.items()},
         "--embeddings": (model.embeddings,),
         "--model": (model.model,),
         "--sr-model": (model.sr_model,),
@@ -253,10 +252,6 @@ def named_inputs(arguments: Arguments) -> dict[str, str]:
         for number, name in enumerate(names, 1)
         if name is not None
     }
-
-
-def _own_source(given: str | None) -> str | None:
-    return file_of(given) if given is not None and is_named_object(given) else None
 
 
 def check_inputs(arguments: Arguments) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sdslab.shell.named_inputs import is_named_object
+
 
 def _option(metavar: str, default: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
@@ -304,6 +306,16 @@ class Arguments:
     optimization: tyro.conf.OmitArgPrefixes[Optimization]
     rendering: tyro.conf.OmitArgPrefixes[Rendering]
     output: tyro.conf.OmitArgPrefixes[Output]
+
+    @property
+    def named_objects(self) -> dict[str, str]:
+        """The user's own code that is to run, MODULE:NAME by its option."""
+        named = {
+            "--guidance": self.subject.guidance,
+            "--objective": self.distillation.objective,
+            "--parameterization": self.optimization.parameterization,
+        }
+        return {option: name for option, name in named.items() if name and is_named_object(name)}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from sdslab.runs.folder import (
 )
 from sdslab.runs.from_toml import build
 from sdslab.runs.schema import read_run
-from sdslab.shell.named_inputs import is_named_object
 from sdslab.texture.arguments import Arguments
 
 # What a run may be continued with: it changes where and how the result is made, not which.
@@ -195,19 +194,12 @@ def resumed_run(given: Arguments, parse: Callable[[Arguments], Arguments]) -> Re
             f"--resume goes on in the run's own folder, got --out {given.output.out}; leave it out"
         )
     recorded = _arguments(run.record["config"], run.out)
-    for option, name, again in (
-        ("guidance", recorded.subject.guidance, given.subject.guidance),
-        (
-            "parameterization",
-            recorded.optimization.parameterization,
-            given.optimization.parameterization,
-        ),
-    ):
-        if is_named_object(name) and again != name:
+    for option, name in recorded.named_objects.items():
+        if given.named_objects.get(option) != name:
             # A record may come from anywhere: code runs only where the command line names it.
             raise UserError(
                 f"--resume of a run by code of one's own needs that named again, got a run by "
-                f"{one_line(str(name))!r}; if you trust it, add --{option} {name}"
+                f"{one_line(str(name))!r}; if you trust it, add {option} {name}"
             )
     merged = parse(recorded)
     changed = differences(dataclasses.asdict(recorded), _explicit(given, merged, recorded))

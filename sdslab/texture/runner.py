@@ -21,7 +21,7 @@ from sdslab.machine import (
 )
 from sdslab.runs.folder import check_inputs_apart
 from sdslab.shell.command_line import options_of, parse
-from sdslab.shell.named_inputs import is_named_object, named_object
+from sdslab.shell.named_inputs import named_object
 from sdslab.shell.progress_lines import ProgressLines, tell
 from sdslab.texture.argument_checks import check, default_out, guidance_of, named_inputs
 from sdslab.texture.arguments import Arguments, GuidanceName
@@ -79,13 +79,8 @@ def run(arguments: Arguments) -> None:
 
 def _run(arguments: Arguments, out: Path, inputs: Inputs) -> None:
     start = time.perf_counter()
-    named = {
-        "--guidance": arguments.subject.guidance,
-        "--parameterization": arguments.optimization.parameterization,
-    }
-    for option, name in named.items():
-        if name is not None and is_named_object(name):
-            named_object(name, option)  # told before anything is loaded
+    for option, name in arguments.named_objects.items():
+        named_object(name, option)  # told before anything is loaded
     with full_float32(), ExitStack() as held:
         with ProgressLines() as progress:
             workspace = Workspace.open(arguments, out, inputs, progress, held)

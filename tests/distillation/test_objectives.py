@@ -17,7 +17,7 @@ from sdslab.denoisers.mixture import MixtureDenoiser
 from sdslab.denoisers.noise_schedule import NoiseSchedule, weighting_named
 from sdslab.distillation.inversion import Inversion, inverted, reversed_noise
 from sdslab.distillation.objective_gradient import Predictor, distillation_gradient
-from sdslab.distillation.objectives import OBJECTIVES, Objective, check_roles
+from sdslab.distillation.objectives import OBJECTIVES, Objective
 from sdslab.distillation.sds import sds_gradient
 from sdslab.errors import UserError
 from sdslab.kernels import NoiseKey, philox_normal
@@ -260,6 +260,16 @@ def test_a_denoiser_of_several_roles_is_run_once():
     assert calls == [3 * B]
 
 
+def test_roles_of_one_denoiser_with_and_without_a_condition():
+    """No condition is the unconditional prompt; such roles do not share a batch."""
+    z, n, made = drawn(3), drawn(4), predictors()
+    bare = made | {"unconditional": Predictor(made["conditional"].denoiser)}
+    one, other = (
+        distillation_gradient(z, "csd", roles, T, n, guidance=S).gradient for roles in (made, bare)
+    )
+    torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
 FIXED_AT_X_STAR = ("sds", "hifa", "cfd", "rfds", "rfds_rev", "sdi")
 
 
@@ -358,8 +368,6 @@ def test_coefficients_of_0_ask_no_model():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"objective must be one of sds, csd, .*, got 'vds'"):
         distillation_gradient(drawn(3), "vds", predictors(), T, drawn(4))
-    with pytest.raises(UserError, match=r"vsd needs .* variational as well, .*: sds, ism, sdi"):
-        check_roles("vsd", ("conditional",))
     with pytest.raises(UserError, match="at least 1 step and η within"):
         Inversion(0)
     with pytest.raises(UserError, match="interval must be at least 1, got 0"):

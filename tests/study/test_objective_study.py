@@ -7,11 +7,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from sdslab.errors import UserError
 from sdslab.study.__main__ import Overrides, Selection, run
 from sdslab.study.experiment import Result
 from sdslab.study.objective_measures import ObjectiveCase, Panel, points, work
+from sdslab.study.objectives import Objectives
 from sdslab.study.study_file import load_study, study_kind
 
 SHIPPED = Path(__file__).parents[2] / "studies" / "objectives.toml"
@@ -107,6 +109,8 @@ def test_the_shipped_study_is_whole():
         ('panel = "modes"\ncounts = [0]', "from 1 up"),
         ('panel = "modes"\nobjective = "csd"\ncounts = [2]', "modes has one model, and csd needs"),
         ('panel = "variance"\nobjective = "nfsd"', "variance has one model, and nfsd needs"),
+        ('panel = "particles"\ntimesteps = [500, 20]', "two numbers from 0 to 1000, the lower one"),
+        ('panel = "particles"\ntimesteps = [20, 2000]', "two numbers from 0 to 1000"),
         ('panel = "colours"', "panel"),
     ],
 )
@@ -118,3 +122,8 @@ def test_cases_that_make_no_sense_are_refused(tmp_path: Path, line: str, message
     )
     with pytest.raises(UserError, match=message):
         load_study(path)
+
+
+def test_a_gpu_is_refused_for_what_computes_on_the_cpu():
+    with pytest.raises(UserError, match="computes on the CPU, got device cuda:0"):
+        Objectives(load_study(SHIPPED), (), torch.device("cuda:0"))

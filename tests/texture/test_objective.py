@@ -22,6 +22,7 @@ from sdslab.texture.arguments import (
 )
 from sdslab.texture.objective import NAMES, check_objective
 from sdslab.texture.runner import run
+from tests.texture_runs import SMALL, after_steps, interrupt, texture
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -148,3 +149,31 @@ def test_it_is_for_prompts(tmp_path: Path):
     given = replace(given, subject=Subject(exemplar=("gravel",)), model=Model())
     with pytest.raises(UserError, match="--objective is for --prompt, got --guidance exemplar"):
         run(given)
+
+
+def test_no_record_names_an_objective_that_runs(
+    pipelines: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("mine.py").write_text("from sdslab import sds_gradient as own\n")
+    model, own = f"--model={pipelines / 'if-1'}", "--objective=mine:own"
+    options = ("sphere", "--prompt=x", model, "--sr-model=none", "--unlit", "--steps=4", *SMALL)
+    with after_steps(monkeypatch, 2, interrupt):
+        assert texture(monkeypatch, *options, own, "--out=run") == 130
+    record = Path("run/run.json")
+    assert "mine.py" in json.loads(record.read_text())["details"]["inputs"]
+    assert texture(monkeypatch, "--resume=run") == 2
+    assert "if you trust it, add --objective mine:own" in capsys.readouterr().err
+    Path("evil.py").write_text("open('ran', 'w')")
+    kept = record.read_text()
+    record.write_text(kept.replace("mine:own", "evil:own"))
+    assert texture(monkeypatch, "--resume=run") == 2
+    assert not Path("ran").exists()
+    record.write_text(kept)
+    assert texture(monkeypatch, "--resume=run", own) == 0
+
+
+def test_an_objective_that_is_no_function_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="objective must name a function, got a str, os:name"):
+        check_objective(arguments(tmp_path, tmp_path, "os:name"))
