@@ -156,18 +156,18 @@ def test_no_record_names_an_objective_that_runs(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    Path("mine.py").write_text("from sdslab import sds_gradient as own\n")
-    model, own = f"--model={pipelines / 'if-1'}", "--objective=mine:own"
+    Path("own_sds.py").write_text("from sdslab import sds_gradient as own\n")
+    model, own = f"--model={pipelines / 'if-1'}", "--objective=own_sds:own"
     options = ("sphere", "--prompt=x", model, "--sr-model=none", "--unlit", "--steps=4", *SMALL)
     with after_steps(monkeypatch, 2, interrupt):
         assert texture(monkeypatch, *options, own, "--out=run") == 130
     record = Path("run/run.json")
-    assert "mine.py" in json.loads(record.read_text())["details"]["inputs"]
+    assert "own_sds.py" in json.loads(record.read_text())["details"]["inputs"]
     assert texture(monkeypatch, "--resume=run") == 2
-    assert "if you trust it, add --objective mine:own" in capsys.readouterr().err
+    assert "if you trust it, add --objective own_sds:own" in capsys.readouterr().err
     Path("evil.py").write_text("open('ran', 'w')")
     kept = record.read_text()
-    record.write_text(kept.replace("mine:own", "evil:own"))
+    record.write_text(kept.replace("own_sds:own", "evil:own"))
     assert texture(monkeypatch, "--resume=run") == 2
     assert not Path("ran").exists()
     record.write_text(kept)
