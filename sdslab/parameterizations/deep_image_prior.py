@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,7 @@ class DeepImagePrior(Parameterization):
         seed: seed of the weights and of the input.
         network: a name of ``ARCHITECTURES``.
         width: channels of the down, up and (paint-it) skip convolutions; None keeps the network's.
+        precision: what the convolutions, but the last, multiply in, and keep their outputs in.
 
     Returns:
         Maps in (0, 1): the last layer is a sigmoid.
@@ -73,6 +74,7 @@ class DeepImagePrior(Parameterization):
         seed: int,
         network: str = "paint-it",
         width: int | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         require_shape("shape (b, c, h, w)", shape, 4)
@@ -96,11 +98,14 @@ class DeepImagePrior(Parameterization):
                 noise = 0.1 * torch.rand(size)
         self.register_buffer("noise", noise)
         self.noise: Tensor
+        self._half = precision == "bfloat16"
         # Otherwise each convolution on a CPU puts the channels of a pixel side by side first.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self) -> Maps:
-        return self.network(self.noise)
+        with torch.autocast(self.noise.device.type, torch.bfloat16, enabled=self._half):
+            features = self.network[:-2](self.noise)
+        return self.network[-2:](features.to(self.noise.dtype))
 
 
 def resolve_architecture(network: str, width: int | None) -> Architecture:

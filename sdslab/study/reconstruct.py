@@ -74,6 +74,8 @@ class Cell:
     """The DIP network."""
     width: int | None = None
     """The DIP network's channels; absent: its own."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the DIP network's convolutions multiply in."""
     weighting: str = "x0_unit"
     """w(t), a name of ``sdslab.denoisers.noise_schedule.WEIGHTINGS``."""
     noise: Literal["cancelled", "sampled"] = "cancelled"
@@ -201,8 +203,7 @@ def run_cell(
     z_star = space.encode(problem.image).detach()
     latest_image: Tensor | None = None
 
-    def diffused(index: int) -> Tensor:
-        del index  # every step sees the whole image
+    def diffused(_: int) -> Tensor:  # every step sees the whole image
         nonlocal latest_image
         if isinstance(theta, LatentGrid):  # diffusion sees θ itself: there is no encoder in between
             return theta.latents
@@ -273,11 +274,10 @@ def gradient_of(
     if cell.noise == "cancelled":
         exact = exact_gradient_of(cell, z_star)
         return lambda z, index: exact(z, noise_and_timestep(cell, z, seed, index)[1])
-    objective = objective_function(cell.objective)
+    objective, weighting = objective_function(cell.objective), weighting_named(cell.weighting)
     denoiser: Denoiser = DegenerateDenoiser(z_star, _schedule(cell))
     if is_named_object(cell.denoiser):
         denoiser = own_denoiser(cell.denoiser, _setup(cell, problem, z_star, seed))
-    weighting = weighting_named(cell.weighting)
 
     def gradient(z: Tensor, index: int) -> SDSResult:
         key, t = noise_and_timestep(cell, z, seed, index)
@@ -321,7 +321,7 @@ def initial_theta(cell: Cell, problem: Problem, seed: int) -> Parameterization:
             cell.parameterization, f"cell {cell.name}: parameterization", setup, shape, image
         )
     if cell.parameterization == "dip":
-        network = DeepImagePrior(shape, seed, cell.network, cell.width)
+        network = DeepImagePrior(shape, seed, cell.network, cell.width, cell.precision)
         return network.to(image.device, image.dtype)
     if cell.parameterization == "latent":
         assert problem.vae is not None

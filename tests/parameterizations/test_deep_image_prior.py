@@ -123,3 +123,16 @@ def test_joining_at_half_size_changes_nothing(batch: int):
         # The same for a factor of two, but under another name: at full size, concatenated.
         join.upsampling = torch.nn.Upsample(scale_factor=2, mode="nearest-exact")
     torch.testing.assert_close(network(), ours)
+
+
+def test_bfloat16_rounds_each_convolution_and_keeps_output_and_gradients_in_float32() -> None:
+    pictures, gradients = [], []
+    for precision in ("float32", "bfloat16"):
+        prior = DeepImagePrior((1, 3, 64, 64), 0, width=16, precision=precision)
+        maps = prior()
+        of_theta = torch.autograd.grad(maps.square().sum(), list(prior.parameters()))
+        pictures.append(maps.detach())
+        gradients.append(torch.cat([gradient.flatten() for gradient in of_theta]))
+    assert pictures[1].dtype == gradients[1].dtype == torch.float32
+    assert 1e-5 < float((pictures[1] - pictures[0]).abs().max()) < 0.1
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
