@@ -6,8 +6,8 @@ is shown are then the photograph's own pixels, as sharp as they are.
 
 A place p has a source position S_p in a photograph and an angle θ_p. Its neighbour q, displaced by
 δ in p's frame, agrees if S_q = S_p + R(θ_p) δ. Candidates are what the neighbours say, and the best
-one is that whose patch of the photograph is most like the colours around p: coherent search, a
-pixel at a time (Ashikhmin 2001), as the M step of texture optimisation (Kwatra et al. 2005) at σ → 0.
+is the one whose patch of the photograph is most like the colours around p: coherent search
+(Ashikhmin 2001) as the M step of texture optimisation (Kwatra et al. 2005) at σ → 0.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ ANGLES = 8  # that patches are tried at first, where any will do
 MOST_KEYS = 8192  # patches that nearest ones are sought among; neighbours find those between
 QUERIES = 4096  # at once
 SAME = 0.05  # pixels between a suggestion and what a point has, which are then the same
-DISAGREEMENT = 0.3  # of a photograph's variance: what a neighbour's disagreement costs
+DISAGREEMENT = 5.0  # of a photograph's variance: what a neighbour's disagreement costs
 
 
 def window() -> Array:
@@ -200,7 +200,7 @@ def settle(
     *,
     turned: bool,
     seed: int = 0,
-    follow: Callable[[int], None] = lambda done: None,
+    follow: Callable[[int], None] = lambda _: None,
 ) -> Sources:
     """Lets neighbours agree: each point takes the best of what those around it suggest.
 

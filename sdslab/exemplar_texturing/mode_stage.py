@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdslab.errors import UserError
 from sdslab.exemplar_texturing.coherent_mode import (
     NEXT,
     Photographs,
@@ -36,63 +38,70 @@ Array = np.ndarray[Any, Any]
 
 COARSE, FINE = 4, 2  # times fewer pixels per unit than the finest pictures have
 MOST_POINTS = 150_000  # of the fine level; a texture with more texels looks them up all the same
-PASSES = (6, 3)  # of the coarse and of the fine level
+LEAST_HEIGHT = 8  # pixels of a photograph
+PASSES = (10, 4)  # of the coarse and of the fine level
 BLEND = 0.35  # pixels, of the Gaussian that points that disagree on a texel are blended by
 LEAST_WEIGHT = 0.02  # of a point that is heard
 
 
+@dataclass(frozen=True, eq=False)
+class _Laid:
+    """Photographs laid on a surface.
+
+    Attributes:
+        points: of the surface.
+        near: those around each of them, at ``window()``'s offsets.
+        photographs: at the size that they lie there, a pixel a point.
+        sources: where in them each point's colour comes from.
+        per_unit: pixels along a unit of the surface.
+    """
+
+    points: SurfacePoints
+    near: Neighbours
+    photographs: Photographs
+    sources: Sources
+    per_unit: float
+
+
 def mode_texture(
-    pyramid: ExemplarPyramid,
-    maps: Tensor,
-    follow: Callable[[int, int], None] = lambda done, total: None,
+    pyramid: ExemplarPyramid, maps: Tensor, follow: Callable[[int], None] = lambda _: None
 ) -> Tensor:
     """The photographs' own pixels, laid out as the texture of stage I has them.
 
     Args:
         pyramid: of the mesh and its photographs.
         maps: [h, w, 8] on the CPU, what stage I has made, dilated.
-        follow: is told how many passes are done, and of how many.
+        follow: is told after each pass how many of the ``sum(PASSES)`` are done.
 
     Returns:
         A new [h, w, 8]; what photographs do not show is as it was.
+
+    Raises:
+        UserError: masks leave nothing to copy.
     """
-    mesh, exemplars, config = pyramid.renderer.mesh, pyramid.exemplars, pyramid.config
+    mesh, exemplars = pyramid.renderer.mesh, pyramid.exemplars
     area = float(mesh.face_vectors.norm(dim=1).sum()) / 2
     fine = min(pyramid.pixels_per_unit / FINE, math.sqrt(MOST_POINTS / max(area, 1e-9)))
     field = pyramid.field or TangentField.of(mesh, "flow", CpuBackend())
-    turned = pyramid.field is None
-    total = sum(PASSES)
-    points = near = sources = photographs = None
-    done = 0
+    turned, laid, done = pyramid.field is None, None, 0
     for per_unit, passes in zip((fine * FINE / COARSE, fine), PASSES, strict=True):
-        coarser, before, smaller = points, sources, photographs
         points = SurfacePoints.spread(mesh, field.vertices, per_unit)
         near = neighbours(points, points, window(), per_unit)
-        photographs = _photographs(pyramid, config.scale * per_unit)
-        if coarser is None or before is None or smaller is None:
+        photographs = _photographs(pyramid, pyramid.config.scale * per_unit)
+        if laid is None:
             colours = _colours(mesh, maps[..., list(exemplars.guided)], points, per_unit)
             colours = photographs.matched(colours)
             sources = nearest_patches(colours, near, photographs, turned=turned)
         else:
-            close = neighbours(points, coarser, np.zeros((1, 2), np.float32), per_unit * FINE / COARSE)
-            sources = _inherited(before, close, points, coarser, smaller, photographs, turned)
+            sources = _inherited(laid, points, photographs, turned=turned)
             colours = sources.colours(photographs)
-        start = done
         sources = settle(
-            sources, colours, near, photographs, passes, turned=turned, seed=config.seed,
-            follow=lambda count, start=start: follow(start + count, total),
+            sources, colours, near, photographs, passes, turned=turned, seed=pyramid.config.seed,
+            follow=lambda count, before=done: follow(before + count),
         )  # fmt: skip
-        done += passes
-        import os
-        if os.environ.get("DBG"):
-            from sdslab.exemplar_texturing.coherent_mode import agreement
-            used=np.zeros(photographs.usable.shape,bool); pl=np.rint(sources.place).astype(int)
-            used[sources.photo,pl[:,1].clip(0,used.shape[1]-1),pl[:,0].clip(0,used.shape[2]-1)]=True
-            cc=sources.colours(photographs)
-            print("   n",len(points.position),"agree",agreement(sources,near),"used",used.mean(),"contrast",cc.std(0).mean()/photographs.pixels.std((0,1,2)).mean(), 'photo',photographs.pixels.shape)
-    assert points is not None and sources is not None and photographs is not None
-    assert near is not None
-    return _shown(pyramid, maps, field, points, near, sources, photographs, fine)
+        laid, done = _Laid(points, near, photographs, sources, per_unit), done + passes
+    assert laid is not None
+    return _shown(pyramid, maps, field, laid)
 
 
 def _photographs(pyramid: ExemplarPyramid, height: float) -> Photographs:
@@ -100,7 +109,14 @@ def _photographs(pyramid: ExemplarPyramid, height: float) -> Photographs:
     tag = pyramid.config.tag
     if tag is not None:
         exemplars = exemplars[tag : tag + 1]
-    return Photographs.of([exemplar.at_height(max(8, round(height)), 1) for exemplar in exemplars])
+    rows = max(LEAST_HEIGHT, round(height))
+    photographs = Photographs.of([exemplar.at_height(rows, 1) for exemplar in exemplars])
+    if not photographs.usable.any():
+        raise UserError(
+            f"--exemplar-mask must leave a pixel of a photo that is {rows} pixels high on the "
+            f"object, got none; enlarge it, or give a larger --exemplar-scale"
+        )
+    return photographs
 
 
 def _colours(mesh: Mesh, maps: Tensor, points: SurfacePoints, per_unit: float) -> Array:
@@ -113,30 +129,33 @@ def _colours(mesh: Mesh, maps: Tensor, points: SurfacePoints, per_unit: float) -
 
 
 def _inherited(
-    sources: Sources,
-    close: Neighbours,
-    points: SurfacePoints,
-    coarser: SurfacePoints,
-    smaller: Photographs,
-    photographs: Photographs,
-    turned: bool,
+    laid: _Laid, points: SurfacePoints, photographs: Photographs, *, turned: bool
 ) -> Sources:
-    """Sources of finer points, from the coarser point that is nearest to each."""
-    from scipy.spatial import KDTree
-
-    index = close.index[:, 0].copy()
-    step = close.displacement[:, 0].copy()
-    lost = index < 0
-    if lost.any():
-        index[lost] = KDTree(coarser.position).query(points.position[lost])[1]
-    angle = sources.angle[index] - (close.turn[:, 0] if turned else 0)
+    """Sources of finer points, each from the coarser point that is nearest."""
+    close = _nearest(points, laid)
+    index, step = close.index[:, 0], close.displacement[:, 0]
+    angle = laid.sources.angle[index]
+    if turned:
+        angle = angle - close.turn[:, 0]
     cosine, sine = np.cos(angle), np.sin(angle)
     moved = np.stack(
         (cosine * step[:, 0] - sine * step[:, 1], sine * step[:, 0] + cosine * step[:, 1]), 1
     )
-    photo = sources.photo[index]
-    place = _rescaled(sources.place[index] - moved, photo, smaller, photographs)
+    photo = laid.sources.photo[index]
+    place = _rescaled(laid.sources.place[index] - moved, photo, laid.photographs, photographs)
     return Sources(place, angle.astype(np.float32), photo)
+
+
+def _nearest(places: SurfacePoints, laid: _Laid) -> Neighbours:
+    """The one point nearest to each place, however far it is."""
+    from scipy.spatial import KDTree
+
+    here = np.zeros((1, 2), dtype=np.float32)
+    close = neighbours(places, laid.points, here, laid.per_unit)
+    lost = close.index[:, 0] < 0
+    if lost.any():
+        close.index[lost, 0] = KDTree(laid.points.position).query(places.position[lost])[1]
+    return close
 
 
 def _rescaled(place: Array, photo: Array, before: Photographs, after: Photographs) -> Array:
@@ -151,78 +170,53 @@ def _rescaled(place: Array, photo: Array, before: Photographs, after: Photograph
     return ((place + 0.5) * factor - 0.5).astype(np.float32)
 
 
-def _shown(
-    pyramid: ExemplarPyramid,
-    maps: Tensor,
-    field: TangentField,
-    points: SurfacePoints,
-    near: Neighbours,
-    sources: Sources,
-    photographs: Photographs,
-    per_unit: float,
-) -> Tensor:
+def _shown(pyramid: ExemplarPyramid, maps: Tensor, field: TangentField, laid: _Laid) -> Tensor:
     """[h, w, 8], each texel from where the points around it come from."""
     mesh, exemplars = pyramid.renderer.mesh, pyramid.exemplars
     size = (maps.shape[0], maps.shape[1])
-    corners = mesh.faces.long()
     parts = (
         mesh.uv, mesh.render_positions, mesh.render_normals, field.vertices, mesh.render_tangents
     )  # fmt: skip
-    attributes = torch.cat([part[corners].float() for part in parts], -1)
+    attributes = torch.cat([part[mesh.faces.long()].float() for part in parts], -1)
     texels = rasterize_texels(mesh, size, CpuBackend(), attributes)
-    _, position, normal, up, along = texels.attributes.split((2, 3, 3, 3, 4), 1)
+    uv, position, normal, up, along = texels.attributes.split((2, 3, 3, 3, 4), 1)
     normal = F.normalize(normal, dim=1)
-    places = SurfacePoints(
-        position.contiguous().numpy(),
-        normal.numpy(),
-        tangent(up, normal).numpy(),
-        np.zeros((0, 2), np.float32),
-        texels.face.numpy(),
-    )
-    close = neighbours(places, points, np.zeros((1, 2), np.float32), per_unit)
-    lost = close.index[:, 0] < 0
-    if lost.any():
-        from scipy.spatial import KDTree
-
-        close.index[lost, 0] = KDTree(points.position).query(places.position[lost])[1]
-    density = texels_per_unit(mesh, _covered(size, texels.pixel))
-    lowest = min(exemplar.channels.shape[1] for exemplar in exemplars.exemplars)
-    height = min(lowest, pyramid.config.scale * density)
-    sharp = _photographs(pyramid, height)
-    scaled = Sources(
-        _rescaled(sources.place, sources.photo, photographs, sharp), sources.angle, sources.photo
-    )
-    factor = sharp.pixels.shape[1] / photographs.pixels.shape[1]
+    vectors = (position.contiguous(), normal, tangent(up, normal), uv.contiguous(), texels.face)
+    places = SurfacePoints(*(vector.numpy() for vector in vectors))
+    close, near = _nearest(places, laid), laid.near
+    covered = torch.zeros(size, dtype=torch.bool)
+    covered.view(-1)[texels.pixel] = True
+    # No finer than texels are, nor than the photographs.
+    height = min(exemplars.height, pyramid.config.scale * texels_per_unit(mesh, covered))
+    sharp, sources = _photographs(pyramid, height), laid.sources
+    place = _rescaled(sources.place, sources.photo, laid.photographs, sharp)
+    factor = sharp.pixels.shape[1] / laid.photographs.pixels.shape[1]
+    bumpy = NORMAL.start in exemplars.guided
+    first = exemplars.guided.index(NORMAL.start) if bumpy else -1
     values = np.zeros((len(places.position), sharp.pixels.shape[3]), dtype=np.float32)
     calls = [
-        (close.index[:, 0], close.displacement[:, 0], close.turn[:, 0],
-         near.index[:, :NEXT], near.displacement[:, :NEXT], near.turn[:, :NEXT], scaled.place, scaled.angle, scaled.photo,
-         sharp.pixels, sharp.widths, factor, pyramid.field is None,
-         exemplars.guided.index(NORMAL.start) if NORMAL.start in exemplars.guided else -1,
-         values, part.start, part.stop)
+        (
+            *(close.index[:, 0], close.displacement[:, 0], close.turn[:, 0]),
+            *(near.index[:, :NEXT], near.displacement[:, :NEXT], near.turn[:, :NEXT]),
+            *(place, sources.angle, sources.photo, sharp.pixels, sharp.widths, factor),
+            *(pyramid.field is None, first, values, part.start, part.stop),
+        )
         for part in split(len(values), 4 * worker_count())
-    ]  # fmt: skip
+    ]
     run_all(_blend, calls)
     shown = (torch.from_numpy(values).clamp(-1, 1) + 1) / 2
-    if NORMAL.start in exemplars.guided:
-        first = exemplars.guided.index(NORMAL.start)
+    if bumpy:
         frame = torch.from_numpy(np.stack((places.right, places.up, places.normal), 1))
-        world = ((2 * shown[:, first : first + 3] - 1)[:, None] @ frame)[:, 0]
-        tangents = tangent(along[:, :3], normal)
-        bitangents = torch.linalg.cross(normal, tangents) * along[:, 3:].sign()
-        basis = torch.stack((tangents, bitangents, normal), 2)
+        world = ((2 * shown[:, None, first : first + 3] - 1) @ frame)[:, 0]
+        across = tangent(along[:, :3], normal)
+        beside = torch.linalg.cross(normal, across) * along[:, 3:].sign()
+        basis = torch.stack((across, beside, normal), 2)
         shown[:, first : first + 3] = encode_normals((world[:, None] @ basis)[:, 0])
     result = maps.clone()
     flat = result.view(-1, maps.shape[2])
     for number, channel in enumerate(exemplars.guided):
         flat[texels.pixel, channel] = shown[:, number]
     return result
-
-
-def _covered(size: tuple[int, int], pixel: Tensor) -> Tensor:
-    covered = torch.zeros(size, dtype=torch.bool)
-    covered.view(-1)[pixel] = True
-    return covered
 
 
 @njit(nogil=True, cache=True)

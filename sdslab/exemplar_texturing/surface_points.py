@@ -235,4 +235,3 @@ def _find(
                 along -= their_right[best, c] * up[n, c]
             displacement[n, k, 0], displacement[n, k, 1] = a * per_unit, b * per_unit
             turn[n, k] = np.arctan2(along, across)
-

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
 from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
+from sdslab.exemplar_texturing.mode_stage import mode_texture
 from sdslab.exemplar_texturing.pyramid import (
     LEVELS,
     PLAIN_SDS,
@@ -40,7 +41,8 @@ from sdslab.study.experiment import Experiment, Finished, Given, Piece, Result, 
 
 SHOWN_SIZE = 256  # of the pictures on the contact sheet
 LEVELS_OF = {
-    "two_stages": LEVELS, "stage_one": STAGE_ONE, "plain_sds": PLAIN_SDS, "triplanar": LEVELS
+    "mode": STAGE_ONE, "two_stages": LEVELS, "stage_one": STAGE_ONE, "plain_sds": PLAIN_SDS,
+    "triplanar": LEVELS,
 }  # fmt: skip
 COLUMNS = {  # with their headings and digits
     "sliced_wasserstein": ("sliced Wasserstein", 3), "crop": ("a real crop's", 3),
@@ -86,8 +88,8 @@ class Method:
 
     name: str
     label: str
-    method: Literal["two_stages", "stage_one", "triplanar", "plain_sds"]
-    """All levels; without super-resolution; projected; one scale, fresh noise, random t."""
+    method: Literal["mode", "two_stages", "stage_one", "triplanar", "plain_sds"]
+    """Stage II as the mode, by SR-SDS, or none; projected; one scale, fresh noise, random t."""
     orient: Literal["up", "free", "flow"] = "up"
     """Where the photo's up points."""
 
@@ -182,6 +184,8 @@ class ExemplarMeshes(Experiment):
                     pass
                 reached = pyramid.finish(reached, problem)
             maps = reached.maps
+            if method.method == "mode":
+                maps = mode_texture(pyramid, dilate_seams(maps, covered.to(torch.bool)))
         maps = dilate_seams(maps, covered.to(torch.bool))
         seconds = {
             "seconds": time.perf_counter() - wall,

@@ -78,6 +78,9 @@ class Exemplar:
     orient: Literal["up", "free", "flow"] = "up"
     """Whether the photo's up follows the object's, any direction will do, or the direction that
     bends least over the whole form."""
+    stage_two: Literal["mode", "sr-sds"] = "mode"
+    """mode shows the photo's own pixels where stage I has what is most like them; sr-sds sharpens
+    stage I's result fourfold by super-resolution."""
     material: Literal["auto", "albedo-only"] = "auto"
     """Estimate roughness and bumps from the albedo where no map is given, or leave them constant.
     The albedo itself is matched without light."""

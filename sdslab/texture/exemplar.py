@@ -1,7 +1,8 @@
 """``--exemplar``: a mesh textured like photographs, with no weights and no GPU.
 
-Stage I lays the photographs' patches out on the surface, from coarse to fine; stage II sharpens the
-result fourfold by super-resolution. ``--guidance none`` keeps what the texture starts from.
+Stage I lays the photographs' patches out on the surface, from coarse to fine. Stage II shows the
+photographs' own pixels where stage I has what is most like them, or sharpens its result fourfold by
+super-resolution. ``--guidance none`` keeps what the texture starts from.
 """
 
 import dataclasses
@@ -14,14 +15,23 @@ from torch import Tensor
 
 from sdslab.exemplar_texturing.exemplars import ExemplarSet, load_exemplars
 from sdslab.exemplar_texturing.measurement import TextureMeasurement, measure_texture
-from sdslab.exemplar_texturing.pyramid import ExemplarConfig, ExemplarPyramid, Reached
+from sdslab.exemplar_texturing.mode_stage import PASSES, mode_texture
+from sdslab.exemplar_texturing.pyramid import (
+    LEVELS,
+    STAGE_ONE,
+    ExemplarConfig,
+    ExemplarPyramid,
+    Reached,
+)
 from sdslab.exemplar_texturing.triplanar import estimate_material, triplanar
 from sdslab.meshes.material import MAPS, NORMAL, ROUGHNESS, dilate_seams
 from sdslab.rendering.texels import texels_per_unit
-from sdslab.shell.progress_lines import ProgressLines
+from sdslab.shell.progress_lines import ProgressLines, tell
 from sdslab.texture.outputs import TextureResult, seen_words, write_photographs
 from sdslab.texture.stage import Outcome, Stage, run_stage
 from sdslab.texture.workspace import Workspace
+
+MODE = "stage2"  # the name of the stage, in checkpoints and files
 
 
 def texture_like_exemplars(workspace: Workspace, progress: ProgressLines) -> TextureResult:
@@ -37,8 +47,13 @@ def texture_like_exemplars(workspace: Workspace, progress: ProgressLines) -> Tex
         roughness=options.exemplar_roughness,
         masks=options.exemplar_mask,
     )
+    by_mode = options.stage_two == "mode"
     pyramid = ExemplarPyramid.of(
-        workspace.renderer, workspace.covered, exemplars, _config(workspace, exemplars)
+        workspace.renderer,
+        workspace.covered,
+        exemplars,
+        _config(workspace, exemplars),
+        STAGE_ONE if by_mode else LEVELS,
     )
     maps = _initial(workspace, pyramid)
     if workspace.guidance != "none":
@@ -47,6 +62,8 @@ def texture_like_exemplars(workspace: Workspace, progress: ProgressLines) -> Tex
             level.name: {**dataclasses.asdict(level), "steps": pyramid.steps_of(level)}
             for level in pyramid.levels
         }
+        if by_mode:
+            workspace.record["config"]["stages"][MODE] = {"passes": sum(PASSES)}
     workspace.begin()
     write_photographs(workspace.out, exemplars)
     if workspace.guidance == "none":
@@ -65,18 +82,48 @@ def texture_like_exemplars(workspace: Workspace, progress: ProgressLines) -> Tex
         reached, seen = pyramid.finish(reached, problem), problem.seen
         if outcomes[-1].interrupt is not None:
             break
-    assert seen is not None  # there is always a level left, as a checkpoint is of one
     seconds = sum(outcome.seconds for outcome in outcomes)
-    steps = sum(outcome.steps for outcome in outcomes)
-    line, share = seen_words(seen.texels().cpu(), workspace.covered)
-    return _textured(
-        workspace,
+    results: dict[str, Any] = {"steps": sum(outcome.steps for outcome in outcomes)}
+    results["optimization_seconds"] = round(seconds, 2)
+    line = f"{results['steps']} steps in {seconds:.1f} s"
+    if seen is not None:  # or the run went on from the last checkpoint, after all levels
+        words, results["seen_share"] = seen_words(seen.texels().cpu(), workspace.covered)
+        line += f"; {words}"
+    lines, interrupt = [line], outcomes[-1].interrupt if outcomes else None
+    maps = reached.maps
+    if by_mode and interrupt is None:
+        if outcomes:
+            carried = {"maps": maps.clone(), "stage_one": reached.stage_one.clone()}
+            workspace.checkpoints.save(carried, {"stage": MODE})
+        started = time.perf_counter()
+        try:
+            maps = _by_mode(workspace, pyramid, maps, progress)
+        except KeyboardInterrupt as error:
+            interrupt = error
+            tell("interrupted in stage II; stage I's result is saved: writing what there is")
+        else:
+            results["mode_seconds"] = round(time.perf_counter() - started, 2)
+            lines.append(f"stage II: the photo's own pixels in {results['mode_seconds']:.1f} s")
+    return _textured(workspace, pyramid, maps, results, tuple(lines), interrupt)
+
+
+def _by_mode(
+    workspace: Workspace, pyramid: ExemplarPyramid, maps: Tensor, progress: ProgressLines
+) -> Tensor:
+    """Stage II as the posterior's mode, with a bar, and shown on the live page at its end."""
+    total, live = sum(PASSES), workspace.live
+    task = progress.add_task(MODE, total=total)
+    if live is not None:
+        live.begin(MODE, 0, total, lambda: maps)
+    result = mode_texture(
         pyramid,
-        reached.maps,
-        {"steps": steps, "optimization_seconds": round(seconds, 2), "seen_share": share},
-        (f"{steps} steps in {seconds:.1f} s; {line}",),
-        outcomes[-1].interrupt,
+        dilate_seams(maps, workspace.covered),
+        lambda done: progress.update(task, completed=done, note="neighbours agree"),
     )
+    progress.remove_task(task)
+    if live is not None:
+        live.begin(MODE, total, total, lambda: result)
+    return result
 
 
 def _config(workspace: Workspace, exemplars: ExemplarSet) -> ExemplarConfig:
@@ -116,7 +163,9 @@ def _reached(workspace: Workspace, pyramid: ExemplarPyramid, initial: Tensor) ->
     resumed = workspace.resumed
     if resumed is None:
         return Reached(0, initial, initial)
-    level = [level.name for level in pyramid.levels].index(resumed.state["stage"])
+    names = [level.name for level in pyramid.levels]
+    stage = resumed.state["stage"]
+    level = len(names) if stage == MODE and MODE not in names else names.index(stage)
     return Reached(level, resumed.tensors["maps"], resumed.tensors["stage_one"])
 
 
