@@ -13,7 +13,7 @@ from sdslab.meshes.mesh import Mesh
 
 Array = np.ndarray[Any, Any]
 
-SPACING = 0.83  # of a pixel, between points: darts thrown until none fits are one a pixel then
+SPACING = 0.75  # of a pixel, between points: darts thrown until none fits are one a pixel then
 DARTS = 8  # thrown for each point that is wanted
 FACING = 0.3  # least cosine between the normals of neighbours: a sheet's other side is none
 REACH = 1.0  # pixels between the place where a neighbour is looked for and the neighbour
