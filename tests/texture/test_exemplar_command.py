@@ -77,9 +77,12 @@ def mean_colour(out: Path) -> torch.Tensor:
     return pixels.view(64, 64, 3)[covered].mean(0)
 
 
-def test_a_photo_textures_a_mesh_and_its_estimates_are_told(tmp_path: Path, capsys):
+@pytest.mark.parametrize(("stage_two", "steps"), [("mode", 4), ("sr-sds", 6)])
+def test_a_photo_textures_a_mesh_and_its_estimates_are_told(
+    stage_two: str, steps: int, tmp_path: Path, capsys
+):
     out = tmp_path / "run"
-    run(arguments(out, "gravel"))
+    run(arguments(out, "gravel", stage_two=stage_two))
     for file in ("mesh.glb", "contact_sheet.png", "obj", "maps/normal.png"):
         assert (out / file).exists(), file
     results = json.loads((out / "run.json").read_text())["metrics"]
@@ -89,7 +92,8 @@ def test_a_photo_textures_a_mesh_and_its_estimates_are_told(tmp_path: Path, caps
         "normal": "estimated from the albedo",
         "metallic": "constant",
     }
-    assert results["steps"] == 6  # three levels: the coarsest would show no texture
+    assert results["steps"] == steps  # of two each; the coarsest level would show no texture
+    assert ("mode_seconds" in results) == (stage_two == "mode")
     assert results["scores"].keys() == {
         "sliced_wasserstein", "crop", "contrast", "gradient_energy", "seam_jump",
     }  # fmt: skip

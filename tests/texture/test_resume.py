@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdslab.denoisers.pipelines import PipelineSource
 from sdslab.runs.record import run_record
-from sdslab.texture import resolved_arguments, workspace
+from sdslab.texture import exemplar, resolved_arguments, workspace
 from sdslab.texture.arguments import Arguments
 from tests.conftest import random_image
 from tests.texture_runs import SMALL, after_steps, assert_same_maps, interrupt, saved_steps, texture
@@ -66,7 +66,25 @@ def test_a_recovery_ends_bit_for_bit_alike(arguments: tuple[str, ...], monkeypat
 
 
 def test_both_stages_of_an_exemplar_end_bit_for_bit_alike(monkeypatch):
-    ends_alike(monkeypatch, (2, 4, 2), *EXEMPLAR)
+    ends_alike(monkeypatch, (2, 4, 2), *EXEMPLAR, "--stage-two=sr-sds")
+
+
+def test_an_exemplar_s_mode_is_made_anew_from_stage_one_after_ctrl_c(monkeypatch, capsys):
+    from sdslab.exemplar_texturing.mode_stage import mode_texture
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert texture(monkeypatch, *EXEMPLAR, "--out=whole") == 0
+    monkeypatch.setattr(exemplar, "mode_texture", interrupted)
+    assert texture(monkeypatch, *EXEMPLAR, "--out=stopped") == 130
+    assert "interrupted in stage II; stage I's result is saved" in capsys.readouterr().err
+    assert Path("stopped/mesh.glb").read_bytes().startswith(b"glTF")
+    monkeypatch.setattr(exemplar, "mode_texture", mode_texture)
+    assert texture(monkeypatch, "--resume=stopped") == 0
+    assert_same_maps(Path("whole"), Path("stopped"))
+    results = json.loads(Path("stopped/run.json").read_text())["metrics"]
+    assert "mode_seconds" in results
 
 
 def test_both_stages_of_a_prompt_end_bit_for_bit_alike(models: tuple[str, ...], monkeypatch):
@@ -266,8 +284,8 @@ def test_an_exemplar_s_record_has_its_levels_and_no_model(monkeypatch):
     assert record["config"]["subject"]["exemplar"] == ["gravel"]
     assert record["config"]["optimization"]["views"] == 2
     stages = record["config"]["stages"]
+    assert stages.pop("stage2") == {"passes": 14}
     assert {stage["steps"] for stage in stages.values()} == {1}
-    assert "stage2" in stages
     assert not {"model", "distillation"} & record["config"].keys()
 
 
