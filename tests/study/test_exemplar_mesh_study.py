@@ -26,8 +26,8 @@ steps = 2
 
 [[methods]]
 name = "all"
-label = "stages I and II"
-method = "two_stages"
+label = "stage I, then the mode"
+method = "mode"
 
 [[methods]]
 name = "projected"
@@ -49,7 +49,7 @@ def test_the_shipped_study_loads(preset: str | None):
     assert study_kind(path) == "exemplar_mesh"
     study = load_study(path, preset)
     assert [method.name for method in study.methods] == [
-        "two_stages", "stage_one", "triplanar", "plain_sds",
+        "mode", "two_stages", "stage_one", "triplanar", "plain_sds",
     ]  # fmt: skip
     assert len(study.settings.seeds) == (3 if preset is None else 1)
 

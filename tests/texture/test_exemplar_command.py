@@ -216,8 +216,8 @@ def test_a_start_from_the_projected_photo_stays_nearer_to_it_than_one_from_grey(
             return torch.tensor(list(image.convert("RGB").get_flattened_data())).float()
 
     run(arguments(tmp_path / "projected", "gravel", guidance="none"))
-    run(arguments(tmp_path / "from it", "gravel", init="triplanar"))
-    run(arguments(tmp_path / "from grey", "gravel"))
+    run(arguments(tmp_path / "from it", "gravel", init="triplanar", stage_two="sr-sds"))
+    run(arguments(tmp_path / "from grey", "gravel", stage_two="sr-sds"))
     aim = albedo(tmp_path / "projected")
     distances = [(albedo(tmp_path / n) - aim).square().mean() for n in ("from it", "from grey")]
     assert distances[0] < distances[1]
