@@ -35,9 +35,11 @@ def square(side: int = SIDE, *, quarter_turns: int = 0) -> SurfacePoints:
     """A point a pixel, row by row, seen from +z; their frames turned counter-clockwise."""
     row, column = (values.reshape(-1) for values in np.mgrid[:side, :side])
     position = np.stack((column, -row, np.zeros_like(row)), 1).astype(np.float32)
-    normal = np.tile(np.float32([0, 0, 1]), (len(position), 1))
+    normal = np.tile(np.array([0, 0, 1], dtype=np.float32), (len(position), 1))
     angle = quarter_turns * math.pi / 2
-    up = np.tile(np.float32([-math.sin(angle), math.cos(angle), 0]), (len(position), 1))
+    up = np.tile(
+        np.array([-math.sin(angle), math.cos(angle), 0], dtype=np.float32), (len(position), 1)
+    )
     return SurfacePoints(position, normal, up, position[:, :2], np.zeros(len(position), np.int64))
 
 
@@ -140,7 +142,7 @@ def test_photographs_of_different_widths_are_told_apart():
     red, blue = torch.full((3, 24, 40), -0.5), torch.full((3, 24, 24), -0.5)
     red[0], blue[2] = 0.8, 0.8
     photographs, near = Photographs.of([(red, None), (blue, None)]), around(square(16))
-    colours = np.tile(np.float32([-0.5, -0.5, 0.8]), (256, 1))
+    colours = np.tile(np.array([-0.5, -0.5, 0.8], dtype=np.float32), (256, 1))
     colours[:128] = [0.8, -0.5, -0.5]
     sources = nearest_patches(colours, near, photographs, turned=False)
     ended = settle(sources, colours, near, photographs, 2, turned=False)
