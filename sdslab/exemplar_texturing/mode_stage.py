@@ -82,7 +82,7 @@ def mode_texture(
     mesh, exemplars = pyramid.renderer.mesh, pyramid.exemplars
     area = float(mesh.face_vectors.norm(dim=1).sum()) / 2
     fine = min(pyramid.pixels_per_unit / FINE, math.sqrt(MOST_POINTS / max(area, 1e-9)))
-    field = pyramid.field or TangentField.of(mesh, "flow", CpuBackend())
+    field = pyramid.field or TangentField.of(mesh, "up", CpuBackend())  # any will do
     turned, laid, done = pyramid.field is None, None, 0
     for per_unit, passes in zip((fine * FINE / COARSE, fine), PASSES, strict=True):
         points = SurfacePoints.spread(mesh, field.vertices, per_unit)
