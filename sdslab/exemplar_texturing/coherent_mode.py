@@ -80,6 +80,16 @@ class Photographs:
         scale = shown.std(0) / np.maximum(colours.std(0), 1e-6)
         return (shown.mean(0) + (colours - colours.mean(0)) * scale).astype(np.float32)
 
+    def at(self, place: Array, photo: Array) -> Array:
+        """[n, c] of the pixels at places [n, 2] of photographs [n], bilinear."""
+        result = np.empty((len(place), self.pixels.shape[3]), dtype=np.float32)
+        calls = [
+            (self.pixels, self.widths, place, photo, result, part.start, part.stop)
+            for part in split(len(place), 4 * worker_count())
+        ]
+        run_all(_look_up, calls)
+        return result
+
     @property
     def variance(self) -> float:
         """Mean variance of a channel, of what may be copied."""
@@ -106,10 +116,7 @@ class Sources:
 
     def colours(self, photographs: Photographs) -> Array:
         """[n, c] of the photographs' pixels there, bilinear."""
-        result = np.empty((len(self.place), photographs.pixels.shape[3]), dtype=np.float32)
-        _in_parts(_look_up, len(result), photographs.pixels, photographs.widths,
-                  self.place, self.photo, result)  # fmt: skip
-        return result
+        return photographs.at(self.place, self.photo)
 
 
 def nearest_patches(
@@ -141,12 +148,10 @@ def nearest_patches(
         cosine, sine = np.cos(angle), np.sin(angle)
         rotation = np.array([[cosine, sine], [-sine, cosine]], dtype=np.float32)
         around_it = places.numpy()[:, None] + offsets @ rotation
-        flat = Sources(
-            around_it.reshape(-1, 2).astype(np.float32),
-            np.zeros(0, np.float32),
-            np.repeat(photo.numpy().astype(np.int32), len(offsets)),
+        shown = photographs.at(
+            around_it.reshape(-1, 2).astype(np.float32), np.repeat(photo.numpy(), len(offsets))
         )
-        patches.append(torch.from_numpy(flat.colours(photographs)).view(len(places), -1))
+        patches.append(torch.from_numpy(shown).view(len(places), -1))
     keys = torch.cat(patches)
     mean = keys.mean(0)
     components = min(COMPONENTS, *keys.shape)
@@ -248,11 +253,6 @@ def agreement(sources: Sources, near: Neighbours) -> float:
     same = sources.photo[index] == sources.photo[:, None]
     agree = (np.abs(gap).max(-1) < 0.5) & same
     return float(agree[index >= 0].mean())
-
-
-def _in_parts(kernel: Callable[..., Any], count: int, *arguments: Any) -> None:
-    parts = split(count, 4 * worker_count())
-    run_all(kernel, [(*arguments, part.start, part.stop) for part in parts])
 
 
 @njit(nogil=True, cache=True)
