@@ -1,6 +1,7 @@
 """How like a photograph a textured mesh is, seen from near by, and whether its seams show."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,13 +12,21 @@ from sdslab.exemplar_texturing.exemplars import ExemplarSet
 from sdslab.meshes.material import ALBEDO
 from sdslab.meshes.mesh import Mesh
 from sdslab.meshes.surface_frame import weld
-from sdslab.pictures.metrics import PATCH, contrast, gradient_energy, sliced_wasserstein
+from sdslab.pictures.metrics import (
+    PATCH,
+    contrast,
+    gabor_distance,
+    gradient_energy,
+    sliced_wasserstein,
+)
 from sdslab.rendering.cpu_backend import CpuBackend
 from sdslab.rendering.renderer import Renderer
 from sdslab.rendering.scene import SurfaceViews
 
 VIEWS = 24
 RESOLUTION = 96
+Distance = Callable[..., float]
+DISTANCES: tuple[Distance, ...] = (sliced_wasserstein, gabor_distance)
 SCALES = (1, 2, 4)  # how many times coarser than the finest pictures
 STEEPEST = 0.85  # n·v of pixels that count
 HELD_OUT_SEED = 2**50  # of views that no level has drawn
@@ -36,6 +45,9 @@ class TextureMeasurement:
         sliced_wasserstein: mean over ``SCALES`` of the distance between patches of straight views
             and of the photograph, in pixel values of [0, 1].
         crop: the same between the photograph's middle and the whole: what can be had at best.
+        gabor: mean over ``SCALES`` of `gabor_distance`; NaN where no straight place is as large as
+            a filter.
+        gabor_crop: the same between the photograph's middle and the whole.
         contrast: standard deviation over the photograph's, at the finest scale; NaN where that has
             none.
         gradient_energy: over the photograph's, at the finest scale; NaN where that has none.
@@ -45,6 +57,8 @@ class TextureMeasurement:
 
     sliced_wasserstein: float
     crop: float
+    gabor: float
+    gabor_crop: float
     contrast: float
     gradient_energy: float
     seam_jump: float
@@ -70,8 +84,8 @@ def measure_texture(
         texels_per_unit: of the atlas.
         exemplar: which one.
     """
-    distances: list[float] = []
-    crops: list[float] = []
+    # By distance, (ours, a crop's) at each scale.
+    distances: dict[Distance, list[tuple[float, float]]] = {d: [] for d in DISTANCES}
     sharpness = (math.nan, math.nan)
     for coarseness in SCALES:
         density = pixels_per_unit / coarseness
@@ -79,10 +93,12 @@ def measure_texture(
         channels, copied = exemplars.exemplars[exemplar].at_height(height, 1)
         photo, copied = (channels[None, ALBEDO] + 1) / 2, None if copied is None else copied[None]
         pictures, mask = straight_views(renderer, maps, density, RESOLUTION)
-        distance = sliced_wasserstein(pictures, photo, mask_a=mask, mask_b=copied)
-        if not math.isnan(distance):  # else the object has no straight place as large as a patch
-            distances.append(distance)
-            crops.append(_distance_of_middle(photo, copied))
+        middle, copied_middle = _middle(photo), None if copied is None else _middle(copied)
+        for distance, pairs in distances.items():
+            ours = distance(pictures, photo, mask_a=mask, mask_b=copied)
+            if not math.isnan(ours):  # else no straight place is as large as it needs
+                crop = distance(middle, photo, mask_a=copied_middle, mask_b=copied)
+                pairs.append((ours, crop))
         if coarseness == 1:
             sharpness = (
                 _ratio(contrast(pictures, mask=mask), contrast(photo, mask=copied), FLAT),
@@ -92,20 +108,17 @@ def measure_texture(
                     FLAT**2,
                 ),
             )
-    return TextureMeasurement(
-        _mean(distances),
-        _mean(crops),
-        *sharpness,
-        seam_jump(renderer.mesh, maps, texels_per_unit),
+    patches, gabor = (
+        [_mean([pair[k] for pair in pairs]) for k in (0, 1)] for pairs in distances.values()
     )
+    jump = seam_jump(renderer.mesh, maps, texels_per_unit)
+    return TextureMeasurement(patches[0], patches[1], gabor[0], gabor[1], *sharpness, jump)
 
 
-def _distance_of_middle(photo: Tensor, copied: Tensor | None) -> float:
-    """Between a photograph's middle, two thirds of each side, and the whole."""
-    top, left = (min(side // 6, (side - PATCH) // 2) for side in photo.shape[-2:])
-    middle = (..., slice(top, photo.shape[-2] - top), slice(left, photo.shape[-1] - left))
-    inner = None if copied is None else copied[middle]
-    return sliced_wasserstein(photo[middle], photo, mask_a=inner, mask_b=copied)
+def _middle(picture: Tensor) -> Tensor:
+    """A picture's middle, two thirds of each side."""
+    top, left = (min(side // 6, (side - PATCH) // 2) for side in picture.shape[-2:])
+    return picture[..., top : picture.shape[-2] - top, left : picture.shape[-1] - left]
 
 
 def _mean(values: list[float]) -> float:

@@ -120,6 +120,17 @@ NAMES: dict[str, tuple[str, Shown, str]] = {
         _three_digits,
         "The same between the photograph's middle and the whole of it: about the best to hope for",
     ),
+    "scores.gabor": (
+        "Gabor distance to the photograph",
+        _three_digits,
+        "Of the strengths of details of each size and direction, and of which ones come together: "
+        "0 is alike, noise or blur has .1 and more",
+    ),
+    "scores.gabor_crop": (
+        "Gabor distance within the photograph",
+        _three_digits,
+        "The same between the photograph's middle and the whole of it",
+    ),
     "scores.contrast": (
         "Contrast",
         _percent,

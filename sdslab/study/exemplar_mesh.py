@@ -46,6 +46,7 @@ LEVELS_OF = {
 }  # fmt: skip
 COLUMNS = {  # with their headings and digits
     "sliced_wasserstein": ("sliced Wasserstein", 3), "crop": ("a real crop's", 3),
+    "gabor": ("Gabor", 3), "gabor_crop": ("a real crop's Gabor", 3),
     "contrast": ("contrast", 2), "gradient_energy": ("gradient energy", 2),
     "seam_jump": ("seam jump", 2), "core_seconds": ("core seconds", 1),
 }  # fmt: skip

@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 
+from sdslab.pictures.image_io import load_picture
 from sdslab.pictures.metrics import (
     completeness,
     contrast,
     fidelity,
+    gabor_distance,
     gradient_energy,
     patch_rows,
     sliced_wasserstein,
@@ -97,3 +99,32 @@ def test_an_empty_mask_measures_nothing(noise):
 def test_a_picture_smaller_than_a_patch_is_refused():
     with pytest.raises(ValueError, match="at least 7"):
         sliced_wasserstein(torch.zeros(1, 3, 5, 9), torch.zeros(1, 3, 9, 9))
+
+
+@pytest.mark.parametrize("photo", ["gravel", "brick", "grass"])
+def test_gabor_distance_ranks_a_real_piece_before_noise_and_blur(photo: str):
+    whole = load_picture(photo, 256).channels[None]
+    piece, other = whole[..., :128], whole[..., 128:]
+    spectrum = torch.fft.rfft2(piece)
+    random = torch.randn(piece.shape[-2:], generator=torch.Generator().manual_seed(0))
+    phase = torch.fft.rfft2(random)
+    noise = torch.fft.irfft2(spectrum * phase / phase.abs(), s=piece.shape[-2:])
+    blurred = torch.nn.functional.avg_pool2d(piece, 5, 1, 2)
+    real, of_noise, of_blur = (gabor_distance(x, other) for x in (piece, noise, blurred))
+    assert real < of_noise
+    assert real < of_blur
+    assert gabor_distance(other, other) == 0
+
+
+def test_gabor_distance_hears_no_brightness_and_counts_what_the_mask_shows():
+    picture = load_picture("gravel", 128).channels[None]
+    assert gabor_distance(picture + 0.2, picture) < 1e-5
+    mask = torch.ones_like(picture[:, :1], dtype=torch.bool)
+    mask[..., 64:] = False
+    spoiled = picture.clone()
+    spoiled[..., 64:] = torch.rand(picture[..., 64:].shape)
+    clean = gabor_distance(picture[..., :64], picture)
+    assert gabor_distance(spoiled, picture, mask_a=mask) == pytest.approx(clean)
+    assert gabor_distance(spoiled, picture) > 2 * clean
+    assert math.isnan(gabor_distance(picture[..., :24], picture))
+    assert math.isnan(gabor_distance(picture, picture, mask_a=torch.zeros_like(mask)))

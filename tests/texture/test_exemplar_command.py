@@ -95,7 +95,8 @@ def test_a_photo_textures_a_mesh_and_its_estimates_are_told(
     assert results["steps"] == steps  # of two each; the coarsest level would show no texture
     assert ("mode_seconds" in results) == (stage_two == "mode")
     assert results["scores"].keys() == {
-        "sliced_wasserstein", "crop", "contrast", "gradient_energy", "seam_jump",
+        "sliced_wasserstein", "crop", "gabor", "gabor_crop", "contrast",
+        "gradient_energy", "seam_jump",
     }  # fmt: skip
     assert 0 < results["scores"]["sliced_wasserstein"] < 0.3
     with Image.open(out / "inputs" / "photograph-1.png") as photo:
