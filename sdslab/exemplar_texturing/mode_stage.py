@@ -41,6 +41,7 @@ MOST_POINTS = 150_000  # of the fine level; a texture with more texels looks the
 LEAST_HEIGHT = 8  # pixels of a photograph
 PASSES = (10, 4)  # of the coarse and of the fine level
 BLEND = 0.35  # pixels, of the Gaussian that points that disagree on a texel are blended by
+SHARPENING = 0.8  # of photographs shown at the texels' own density
 LEAST_WEIGHT = 0.02  # of a point that is heard
 
 
@@ -186,9 +187,11 @@ def _shown(pyramid: ExemplarPyramid, maps: Tensor, field: TangentField, laid: _L
     close, near = _nearest(places, laid), laid.near
     covered = torch.zeros(size, dtype=torch.bool)
     covered.view(-1)[texels.pixel] = True
-    # No finer than texels are, nor than the photographs.
-    height = min(exemplars.height, pyramid.config.scale * texels_per_unit(mesh, covered))
-    sharp, sources = _photographs(pyramid, height), laid.sources
+    height, sources = pyramid.config.scale * texels_per_unit(mesh, covered), laid.sources
+    if height < exemplars.height:  # whoever looks texels up blends them
+        sharp = _photographs(pyramid, height).sharpened(SHARPENING)
+    else:
+        sharp = _photographs(pyramid, exemplars.height)
     place = _rescaled(sources.place, sources.photo, laid.photographs, sharp)
     factor = sharp.pixels.shape[1] / laid.photographs.pixels.shape[1]
     bumpy = NORMAL.start in exemplars.guided

@@ -151,6 +151,15 @@ def test_photographs_of_different_widths_are_told_apart():
     np.testing.assert_allclose(ended.colours(photographs)[160:], colours[160:], atol=1e-6)
 
 
+def test_sharpening_leaves_ramps_and_raises_what_alternates():
+    ramp = torch.arange(16.0).expand(1, 16, 16) / 32
+    flat = Photographs.of([(ramp, None)]).sharpened(0.8).pixels[0, :, 1:-1, 0]
+    np.testing.assert_allclose(flat, ramp[0, :, 1:-1], atol=1e-6)
+    board = 0.5 * (-1.0) ** (torch.arange(16)[:, None] + torch.arange(16))
+    sharp = Photographs.of([(board[None], None)]).sharpened(0.8).pixels[0, 1:-1, 1:-1, 0]
+    np.testing.assert_allclose(sharp, board[1:-1, 1:-1] * (1 + 0.8 * 8 / 9), atol=1e-6)
+
+
 def pyramid_of(exemplars: ExemplarSet, mesh: str = "sphere", **options) -> ExemplarPyramid:
     config = ExemplarConfig(**{"texture_size": 128, "scale": 2.0, **options})
     renderer = Renderer(load_mesh(mesh), CpuBackend())
