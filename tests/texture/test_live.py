@@ -314,8 +314,9 @@ def until(page: Act, pattern: str) -> re.Match[str]:
 def test_a_person_works_the_page_at_every_stage(started, browser, tmp_path: Path):
     """With maps of the sizes that a run has by default: 128² to 1024²."""
     run, url = started(
-        "apple", "--exemplar=gravel", "--exemplar-scale=3", "--steps=4", "--picture-size=64"
-    )
+        "apple", "--exemplar=gravel", "--exemplar-scale=3", "--stage-two=sr-sds", "--steps=4",
+        "--picture-size=64",
+    )  # fmt: skip
     page = browser(url)
     for stage in STAGES:
         found = until(page, rf"{stage} · step ([1-9]) of 4.*\s+paused")
