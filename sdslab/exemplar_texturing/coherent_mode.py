@@ -153,9 +153,7 @@ def nearest_patches(
     offsets = np.concatenate((np.zeros((1, 2), np.float32), window()))
     patches = []
     for angle in angles:
-        cosine, sine = np.cos(angle), np.sin(angle)
-        rotation = np.array([[cosine, sine], [-sine, cosine]], dtype=np.float32)
-        around_it = places.numpy()[:, None] + offsets @ rotation
+        around_it = places.numpy()[:, None] + rotated(offsets, np.float32(angle))
         shown = photographs.at(
             around_it.reshape(-1, 2).astype(np.float32), np.repeat(photo.numpy(), len(offsets))
         )
@@ -248,15 +246,17 @@ def settle(
     return sources
 
 
+def rotated(steps: Array, angle: Array) -> Array:
+    """Steps [..., 2] of a frame (right, down) as those in the photograph, R(θ) δ."""
+    cosine, sine, (x, y) = np.cos(angle), np.sin(angle), np.moveaxis(steps, -1, 0)
+    return np.stack((cosine * x - sine * y, sine * x + cosine * y), -1)
+
+
 def agreement(sources: Sources, near: Neighbours) -> float:
     """Share of neighbouring points whose sources lie as far apart as they do, to half a pixel."""
     index = near.index[:, :NEXT]
     step = near.displacement[:, :NEXT]
-    cosine, sine = np.cos(sources.angle)[:, None], np.sin(sources.angle)[:, None]
-    turned = np.stack(
-        (cosine * step[..., 0] - sine * step[..., 1], sine * step[..., 0] + cosine * step[..., 1]),
-        -1,
-    )
+    turned = rotated(step, sources.angle[:, None])
     gap = sources.place[index] - sources.place[:, None] - turned
     same = sources.photo[index] == sources.photo[:, None]
     agree = (np.abs(gap).max(-1) < 0.5) & same
@@ -307,7 +307,7 @@ def _improve(
                 if (
                     k == photo[n]
                     and abs(x - place[n, 0]) + abs(y - place[n, 1]) < SAME
-                    and abs(np.sin(tilt - angle[n])) < SAME / 4
+                    and np.hypot(np.sin(tilt - angle[n]), 1 - np.cos(tilt - angle[n])) < SAME / 4
                 ):
                     continue
             cosine, sine = np.cos(tilt), np.sin(tilt)

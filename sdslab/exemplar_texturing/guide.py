@@ -16,6 +16,7 @@ from sdslab.denoisers.patch_bank import low_pass
 from sdslab.denoisers.wrappers import ClassifierFreeGuidance
 from sdslab.distillation.sds import sds_gradient
 from sdslab.distillation.sr_sds import sr_sds_gradient
+from sdslab.exemplar_texturing.surface_points import VOXEL_HASH
 from sdslab.kernels import NoiseKey, SDSResult, philox_normal, philox_uniform
 from sdslab.kernels.philox import ANCHORED_NOISE_STREAM, NOISE_LEVEL_STREAM
 from sdslab.meshes.material import NORMAL, dilate_seams
@@ -175,8 +176,6 @@ class GuidedPicture:
 
 TABLE_SIZE = 2**16
 WEIGHTING = WEIGHTINGS["x0_unit"]
-# Large primes that spread neighbouring voxels over the table (Teschner et al. 2003).
-VOXEL_HASH = (73856093, 19349663, 83492791)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from sdslab.exemplar_texturing.coherent_mode import (
     Photographs,
     Sources,
     nearest_patches,
+    rotated,
     settle,
     window,
 )
@@ -138,10 +139,7 @@ def _inherited(
     angle = laid.sources.angle[index]
     if turned:
         angle = angle - close.turn[:, 0]
-    cosine, sine = np.cos(angle), np.sin(angle)
-    moved = np.stack(
-        (cosine * step[:, 0] - sine * step[:, 1], sine * step[:, 0] + cosine * step[:, 1]), 1
-    )
+    moved = rotated(step, angle)
     photo = laid.sources.photo[index]
     place = _rescaled(laid.sources.place[index] - moved, photo, laid.photographs, photographs)
     return Sources(place, angle.astype(np.float32), photo)

@@ -18,6 +18,9 @@ DARTS = 8  # thrown for each point that is wanted
 FACING = 0.3  # least cosine between the normals of neighbours: a sheet's other side is none
 REACH = 1.0  # pixels between the place where a neighbour is looked for and the neighbour
 
+# Large primes that spread neighbouring cells over a table (Teschner et al. 2003).
+VOXEL_HASH = (73856093, 19349663, 83492791)
+
 
 @dataclass(frozen=True, eq=False)
 class SurfacePoints:
@@ -157,8 +160,7 @@ def _slots(cells: Array, size: int) -> Array:
 
 @njit(nogil=True, cache=True)
 def _hash(x, y, z):
-    # Large primes that spread neighbouring cells over the table (Teschner et al. 2003).
-    return (x * 73856093) ^ (y * 19349663) ^ (z * 83492791)
+    return (x * VOXEL_HASH[0]) ^ (y * VOXEL_HASH[1]) ^ (z * VOXEL_HASH[2])
 
 
 @njit(nogil=True, cache=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ ARCHITECTURES = {
     "original": Architecture(128, 4, 32, "uniform", "bilinear"),
 }
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @final
 class DeepImagePrior(Parameterization):
@@ -63,7 +65,7 @@ class DeepImagePrior(Parameterization):
         Maps in (0, 1): the last layer is a sigmoid.
 
     Raises:
-        UserError: unknown network, or a size that is not divisible.
+        UserError: unknown network or precision, or a size that is not divisible.
 
     Source: Ulyanov et al. 2018 (arXiv 1711.10925); Youwang et al. 2024 (arXiv 2312.11360).
     """
@@ -74,12 +76,14 @@ class DeepImagePrior(Parameterization):
         seed: int,
         network: str = "paint-it",
         width: int | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         require_shape("shape (b, c, h, w)", shape, 4)
         require_integer("seed", seed)
         architecture = resolve_architecture(network, width)
+        if precision not in PRECISIONS:
+            raise UserError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
         batch, channels, height, breadth = shape
         check_size(height, breadth, architecture)
         with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
@@ -98,12 +102,12 @@ class DeepImagePrior(Parameterization):
                 noise = 0.1 * torch.rand(size)
         self.register_buffer("noise", noise)
         self.noise: Tensor
-        self._half = precision == "bfloat16"
+        self._in_bfloat16 = precision == "bfloat16"
         # Otherwise each convolution on a CPU puts the channels of a pixel side by side first.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self) -> Maps:
-        with torch.autocast(self.noise.device.type, torch.bfloat16, enabled=self._half):
+        with torch.autocast(self.noise.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             features = self.network[:-2](self.noise)
         return self.network[-2:](features.to(self.noise.dtype))
 

@@ -136,3 +136,5 @@ def test_bfloat16_rounds_each_convolution_and_keeps_output_and_gradients_in_floa
     assert pictures[1].dtype == gradients[1].dtype == torch.float32
     assert 1e-5 < float((pictures[1] - pictures[0]).abs().max()) < 0.1
     assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
+    with pytest.raises(UserError, match="precision must be float32 or bfloat16, got 'fp16'"):
+        DeepImagePrior((1, 3, 64, 64), 0, precision="fp16")
