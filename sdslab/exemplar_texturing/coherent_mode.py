@@ -153,7 +153,7 @@ def nearest_patches(
     offsets = np.concatenate((np.zeros((1, 2), np.float32), window()))
     patches = []
     for angle in angles:
-        around_it = places.numpy()[:, None] + rotated(offsets, np.float32(angle))
+        around_it = places.numpy()[:, None] + rotated(offsets, np.array(angle, dtype=np.float32))
         shown = photographs.at(
             around_it.reshape(-1, 2).astype(np.float32), np.repeat(photo.numpy(), len(offsets))
         )
