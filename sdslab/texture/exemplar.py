@@ -115,12 +115,14 @@ def _by_mode(
     task = progress.add_task(MODE, total=total)
     if live is not None:
         live.begin(MODE, 0, total, lambda: maps)
-    result = mode_texture(
-        pyramid,
-        dilate_seams(maps, workspace.covered),
-        lambda done: progress.update(task, completed=done, note="neighbours agree"),
-    )
-    progress.remove_task(task)
+    try:
+        result = mode_texture(
+            pyramid,
+            dilate_seams(maps, workspace.covered),
+            lambda done: progress.update(task, completed=done, note="neighbours agree"),
+        )
+    finally:
+        progress.remove_task(task)
     if live is not None:
         live.begin(MODE, total, total, lambda: result)
     return result
